@@ -1,0 +1,33 @@
+"""Multilingual DistilWhisper (arXiv 2311.01070): language experts for Whisper, to run and to read.
+
+The names below are the ones a user types; they are imported on first use, so that
+``import distilwhisper_lib`` costs nothing until a model is needed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DistilWhisperConfig": "model",
+    "DistilWhisperForConditionalGeneration": "model",
+    "RunConfig": "config",
+    "UserError": "errors",
+    "resolve": "config",
+    "train": "training",
+    "transcribe": "evaluation",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

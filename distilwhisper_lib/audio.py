@@ -1,0 +1,234 @@
+"""Audio files in, 16 kHz mono float32 out: the one place where a recording is decoded.
+
+Whatever libsndfile reads is accepted (WAV, FLAC, MP3, Ogg Vorbis, Ogg Opus, ...). Size, length,
+channels and sample rate are checked from the header before anything is decoded, and decoding
+goes block by block, so a hostile or mistaken file costs an error and not the memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+from .errors import UserError
+
+SAMPLE_RATE = 16_000  # Whisper's
+MAX_BYTES = 2**30
+MAX_SECONDS = 3 * 3600
+MAX_CHANNELS = 16
+MIN_RATE, MAX_RATE = 4_000, 384_000
+
+# Segment ends come rounded, and codecs pad: this far outside the file is still inside.
+SLACK_SECONDS = 0.02
+# Decoded containers kept for the next segment: 512 MiB are 2.3 hours.
+CACHE_BYTES = 512 * 2**20
+_BLOCK_FRAMES = 2**20
+# Formats and codings in which seeking gives the very samples that decoding from the start gives.
+_EXACT_SEEK = {("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")}
+
+
+class Header(NamedTuple):
+    """What a file says of itself: `frames` samples in each of `channels` at `rate` Hz."""
+
+    frames: int
+    rate: int
+    channels: int
+    exact_seek: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.rate
+
+
+def read_audio(
+    path: str | Path, start: float | None = None, end: float | None = None
+) -> np.ndarray:
+    """The samples of a file, or of its segment from `start` to `end` in seconds.
+
+    Returns float32 of shape (samples,), mono (the mean of the channels) at 16 kHz, in [-1, 1] for
+    integer formats; the caller owns the array. None or NaN for `start` or `end` means the file's.
+
+    A segment is cut from the decoded whole, which a small cache keeps: seeking in Opus, Vorbis
+    and MP3 does not give the samples that decoding from the beginning gives (libsndfile 1.2.2,
+    Opus: two seeks in three differ by up to 1 % of full scale). Only 16 kHz PCM is read in place.
+
+    Raises `UserError` naming the file when it is missing, empty, unreadable or above the caps,
+    and when the segment is not inside it.
+    """
+    path, start, end = Path(path), _bound(start), _bound(end)
+    if start is None and end is None:
+        return _decode(path, _header(path))
+    if (samples := _CACHE.get(path)) is None:
+        header = _header(path)
+        if header.rate == SAMPLE_RATE and header.exact_seek:
+            first, last = _segment(path, start, end, header.frames)
+            return _decode(path, header, first, last)
+        # Before the decoding, which takes longer than finding the segment outside the file.
+        _segment(path, start, end, round(header.seconds * SAMPLE_RATE))
+        samples = _CACHE.put(path, _decode(path, header))
+    first, last = _segment(path, start, end, len(samples))
+    return samples[first:last].copy()
+
+
+def audio_seconds(path: str | Path) -> float:
+    """The length of a file in seconds, from its header; errors as `read_audio`."""
+    return _header(Path(path)).seconds
+
+
+def check_segment(path: str | Path, start: float | None, end: float | None, seconds: float) -> None:
+    """Raise `UserError` unless [start, end) lies within a file of this length in seconds."""
+    _segment(Path(path), _bound(start), _bound(end), round(seconds * SAMPLE_RATE))
+
+
+def _header(path: Path) -> Header:
+    """libsndfile's reading of the header, after the caps."""
+    if not path.exists():
+        raise UserError(f"Audio file {path} does not exist: check its name and folder.")
+    if not path.is_file():
+        raise UserError(f"Audio file {path} is not a regular file: give the path of a recording.")
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"Audio file {path} is empty (0 bytes): copy or download it again.")
+    if size > MAX_BYTES:
+        raise UserError(f"Audio file {path} has {size} bytes, more than {MAX_BYTES}: split it.")
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.SoundFileError, OSError) as error:
+        raise _unreadable(path, error) from error
+    exact_seek = (info.format, info.subtype) in _EXACT_SEEK
+    header = Header(info.frames, info.samplerate, info.channels, exact_seek)
+    _check_caps(path, header)
+    return header
+
+
+def _check_caps(path: Path, header: Header) -> None:
+    if not MIN_RATE <= header.rate <= MAX_RATE:
+        raise UserError(
+            f"Audio file {path} has a sample rate of {header.rate} Hz, "
+            f"expected {MIN_RATE} to {MAX_RATE}: convert it to 16 kHz."
+        )
+    if not 1 <= header.channels <= MAX_CHANNELS:
+        raise UserError(
+            f"Audio file {path} has {header.channels} channels, expected 1 to {MAX_CHANNELS}: "
+            "mix it down to one."
+        )
+    if header.frames <= 0:
+        raise UserError(f"Audio file {path} holds no samples: leave it out or record it again.")
+    if header.seconds > MAX_SECONDS:
+        raise UserError(
+            f"Audio file {path} is {header.seconds:.0f} s long, more than {MAX_SECONDS}: split it."
+        )
+
+
+def _decode(path: Path, header: Header, first: int = 0, last: int | None = None) -> np.ndarray:
+    """Frames `first` to `last` as float32 (samples,), mixed down and resampled block by block."""
+    count = (header.frames if last is None else last) - first
+    try:
+        blocks = list(_mono_blocks(path, first, count))
+    except (soundfile.SoundFileError, OSError) as error:
+        raise _unreadable(path, error) from error
+    # Lossy headers count roughly; a tenth missing is a broken copy.
+    if (decoded := sum(map(len, blocks))) < 0.9 * count:
+        raise UserError(
+            f"Audio file {path} is cut short: {decoded} of {count} frames could be decoded; "
+            "copy or download it again."
+        )
+    samples = _resample(blocks, header.rate)
+    if not np.isfinite(samples).all():
+        raise UserError(f"Audio file {path} holds NaN or infinite samples: export it again.")
+    return samples
+
+
+def _mono_blocks(path: Path, first: int, count: int) -> Iterator[np.ndarray]:
+    """Up to `count` frames from `first` on, as float32 (frames,): the mean of the channels.
+
+    Not SoundFile.blocks: soundfile 0.14 fills up with leftover memory where a file ends early.
+    """
+    with soundfile.SoundFile(str(path)) as file:
+        if first:
+            file.seek(first)
+        while count > 0:
+            block = file.read(min(count, _BLOCK_FRAMES), dtype="float32", always_2d=True)
+            if not len(block):
+                return
+            yield block.mean(axis=1)  # (frames, channels) -> (frames,)
+            count -= len(block)
+
+
+def _resample(blocks: list[np.ndarray], rate: int) -> np.ndarray:
+    if rate == SAMPLE_RATE:
+        return np.concatenate(blocks)
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+    ends = [False] * (len(blocks) - 1) + [True]
+    pairs = zip(blocks, ends, strict=True)
+    return np.concatenate([stream.resample_chunk(block, last=end) for block, end in pairs])
+
+
+def _segment(path: Path, start: float | None, end: float | None, length: int) -> tuple[int, int]:
+    """First and last sample of a segment, in a file of `length` samples at 16 kHz."""
+    seconds = length / SAMPLE_RATE
+    first = 0.0 if start is None else start
+    last = seconds if end is None else end
+    if not 0 <= first < last <= seconds + SLACK_SECONDS or first >= seconds:
+        raise UserError(
+            f"Segment {first:g} to {last:g} s is not inside audio file {path}, which is "
+            f"{seconds:.3f} s long: correct start and end."
+        )
+    return round(first * SAMPLE_RATE), min(round(last * SAMPLE_RATE), length)
+
+
+def _bound(seconds: float | None) -> float | None:
+    """None for NaN, which is how a table says "the whole file"."""
+    return None if seconds is None or math.isnan(seconds) else float(seconds)
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"Audio file {path} cannot be read ({str(error).rsplit(': ', 1)[-1].rstrip('.')}): "
+        "convert it to WAV, FLAC, MP3 or Ogg."
+    )
+
+
+class _DecodedFiles:
+    """The most recently used decoded files, up to `CACHE_BYTES`; a changed file is a new one."""
+
+    def __init__(self) -> None:
+        self._arrays: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self._lock = Lock()
+
+    @staticmethod
+    def _key(path: Path) -> tuple:
+        status = os.stat(path)
+        return str(path), status.st_mtime_ns, status.st_size
+
+    def get(self, path: Path) -> np.ndarray | None:
+        try:
+            key = self._key(path)
+        except OSError:  # the reading that follows says what is wrong
+            return None
+        with self._lock:
+            if key in self._arrays:
+                self._arrays.move_to_end(key)
+            return self._arrays.get(key)
+
+    def put(self, path: Path, samples: np.ndarray) -> np.ndarray:
+        with self._lock:
+            self._arrays[self._key(path)] = samples
+            while len(self._arrays) > 1 and self._total() > CACHE_BYTES:
+                self._arrays.popitem(last=False)
+        return samples
+
+    def _total(self) -> int:
+        return sum(samples.nbytes for samples in self._arrays.values())
+
+
+_CACHE = _DecodedFiles()

@@ -1,0 +1,345 @@
+"""One frozen configuration per run: the only place where a hyper-parameter is written.
+
+Defaults are the paper's (arXiv 2311.01070, section 3 and the settings of its public code); a
+preset changes what a smaller or larger study needs, a method what the paper does differently for
+that method, and ``overrides`` what a user wants otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import html
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import UserError
+from .languages import find_language
+
+METHODS = ("teacher", "zero_shot", "full", "lora", "clsr", "kl", "js")
+TRAINED = ("full", "lora", "clsr", "kl", "js")
+WITH_EXPERTS = ("clsr", "kl", "js")
+DISTILLED = ("kl", "js")
+
+# Which notebook runs a method.
+NOTEBOOK_OF = {
+    "teacher": "01_data_prep",
+    "zero_shot": "01_data_prep",
+    "full": "02_full_finetuning",
+    "lora": "03_lora_baseline",
+    "clsr": "04_clsr_only",
+    "js": "05_js_distillation",
+    "kl": "06_kl_distillation",
+}
+
+PACKAGE = Path(__file__).parent
+EMBEDDED = "embedded/"
+
+
+def _setting(default: Any, hashed: bool = True) -> Any:
+    """A field; ``hashed=False`` keeps paths and hardware out of the run id."""
+    return field(default=default, metadata={"hashed": hashed})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's numbers, and (unhashed) where and on what it runs."""
+
+    preset: str
+    method: str
+    language: str  # Whisper code
+    seed: int
+
+    # Which of the two conventions of losses and labels: see losses.py.
+    conventions: Literal["corrected", "authors"] = _setting("corrected")
+
+    # Models: a hub name, a local folder, or "embedded/..." (inside this package).
+    student: str = _setting("openai/whisper-small")  # paper, section 3.1
+    student_revision: str = _setting("main")
+    teacher: str = _setting("openai/whisper-large-v2")  # paper, section 3.1
+    teacher_revision: str = _setting("main")
+
+    # Data: corpus names as corpora.load_corpus knows them; sizes None = all.
+    in_domain: str = _setting("common_voice")
+    out_of_domain: str = _setting("fleurs")
+    data_dir: str = _setting("data", hashed=False)
+    train_size: int | None = _setting(None)
+    validation_size: int | None = _setting(1000)
+    test_size: int | None = _setting(None)
+    max_seconds: float = _setting(30.0)  # Whisper's window; longer clips are left out
+
+    # Optimisation (public code's recipes; AdamW).
+    epochs: int = _setting(10)
+    max_steps: int = _setting(-1)  # above 0: stop there instead, for smoke runs
+    learning_rate: float = _setting(1e-4)
+    batch_size: int = _setting(16)  # per optimiser step: 8 x 2 accumulation in the public code
+    micro_batch: int = _setting(8, hashed=False)  # rows on the device at once
+    warmup_fraction: float = _setting(0.1)
+    adam_beta1: float = _setting(0.9)
+    adam_beta2: float = _setting(0.98)
+    weight_decay: float = _setting(0.0)
+    clip_norm: float = _setting(1.0)
+    label_smoothing: float = _setting(0.1)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("fp32")
+    activation_checkpointing: bool = _setting(False, hashed=False)
+    workers: int = _setting(0, hashed=False)  # processes that read audio
+
+    # Experts and gates (paper, section 2).
+    gate_dim: int = _setting(64)
+    gate_noise: float = _setting(5.0)  # alpha at the end of training, Eq. 2
+    gate_dropout: float = _setting(0.1)
+    expert_dropout: float = _setting(0.3)
+    skip: float = _setting(0.2)  # chance per layer and pass to leave the expert out
+    budget: float = _setting(0.5)  # b of the gate loss, Eq. 4
+    gate_weight: float = _setting(1.0)
+
+    # Distillation (paper, Eq. 5: CE + gate + 2 KD).
+    task_weight: float = _setting(1.0)
+    distil_weight: float = _setting(2.0)
+    temperature: float = _setting(1.0)
+
+    # LoRA baseline, on fc1 and fc2 of every layer.
+    lora_rank: int = _setting(64)
+    lora_alpha: int = _setting(64)
+    lora_dropout: float = _setting(0.05)
+
+    # Decoding and model selection.
+    max_new_tokens: int = _setting(225)
+    eval_batch_size: int = _setting(16, hashed=False)
+    selection_normalizer: Literal["whisper", "marks"] = _setting("whisper")
+
+    @property
+    def run_id(self) -> str:
+        """``<method>-<language>-s<seed>-<8 hex>``; the hex digits cover every hashed field."""
+        hashed = {f.name: getattr(self, f.name) for f in _fields() if _is_hashed(f)}
+        digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.method.replace('_', '-')}-{self.language}-s{self.seed}-{digest}"
+
+    @property
+    def revision_of_model(self) -> str:
+        """The revision of student_or_teacher."""
+        return self.teacher_revision if self.method == "teacher" else self.student_revision
+
+    def overrides(self) -> dict[str, Any]:
+        """The settings in which this run differs from its preset and method."""
+        usual = resolve(self.method, self.preset, self.language, self.seed)
+        return {k: v for k, v in self.to_dict().items() if v != getattr(usual, k)}
+
+    @property
+    def demo(self) -> bool:
+        """Demo runs are kept apart from every other result."""
+        return self.preset == "demo"
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the run works: checkpoints, hypotheses, what it trained. Never committed."""
+        return Path("outputs") / self.run_id
+
+    @property
+    def results_dir(self) -> Path:
+        """Where its record and gate file are published."""
+        return Path("results/demo") if self.demo else Path("results")
+
+    @property
+    def student_or_teacher(self) -> str:
+        """The model that this run transcribes with, before any training."""
+        return self.teacher if self.method == "teacher" else self.student
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def _repr_html_(self) -> str:
+        changed = {f.name for f in _fields() if getattr(self, f.name) != f.default}
+        cells = [
+            f"<td>{'<b>' if k in changed else ''}{k}</td><td>{html.escape(str(v))}</td>"
+            for k, v in self.to_dict().items()
+        ]
+        half = -(-len(cells) // 2)
+        pairs = zip(cells[:half], cells[half:] + [""] * (2 * half - len(cells)), strict=True)
+        rows = "".join(f"<tr>{left}{right}</tr>" for left, right in pairs)
+        return (
+            f"<p><code>{self.run_id}</code> (bold: differs from the paper's setting)</p>"
+            f"<table>{rows}</table>"
+        )
+
+
+# What a method changes for every preset.
+METHOD_SETTINGS: dict[str, dict[str, Any]] = {
+    "lora": {"label_smoothing": 0.0, "precision": "fp16"},  # public LoRA recipe
+    "full": {"label_smoothing": 0.0},  # the paper has no such row; a plain fine-tuning
+}
+
+# conventions="authors" keeps the ratio of Eq. 5 at the public code's smaller scale.
+AUTHORS_DISTILLATION = {"task_weight": 0.5 / 1.41**2, "distil_weight": 0.5}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """``common`` holds for every method, ``methods`` for one."""
+
+    about: str
+    common: dict[str, Any]
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+PRESETS: dict[str, Preset] = {
+    # The embedded miniature pair on synthetic speech: offline, 2 CPU cores, about half a minute
+    # a run. Learning rates were chosen on its validation split.
+    "demo": Preset(
+        "embedded miniature pair and speech; offline; CPU; minutes",
+        {
+            "student": "embedded/student",
+            "teacher": "embedded/teacher",
+            "in_domain": "folder/speech",
+            "out_of_domain": "folder/speech_ood",
+            "data_dir": "embedded",
+            "validation_size": 100,
+            "max_seconds": 3.0,
+            "batch_size": 32,
+            "micro_batch": 32,
+            "label_smoothing": 0.0,
+            "learning_rate": 3e-3,
+            "lora_rank": 16,
+            "lora_alpha": 16,
+            "max_new_tokens": 60,
+            "eval_batch_size": 50,
+        },
+        {"full": {"learning_rate": 5e-4}, "lora": {"precision": "fp32"}},
+    ),
+    # Own recordings (data/speech, data/speech_ood) with the paper's models and settings: one GPU
+    # of 16 GB or more.
+    "own": Preset(
+        "your recordings in data/speech and data/speech_ood; the paper's models and settings",
+        {"in_domain": "folder/speech", "out_of_domain": "folder/speech_ood"},
+    ),
+}
+
+
+def resolve(
+    method: str,
+    preset: str = "demo",
+    language: str = "ca",
+    seed: int = 77,
+    overrides: dict[str, Any] | str | None = None,
+) -> RunConfig:
+    """Turn a notebook's four parameters and its method into a checked, frozen RunConfig.
+
+    ``overrides`` is a dict or, as papermill hands it over from the command line, a JSON string.
+    Raises UserError for an unknown method, preset, language or setting, and for a wrong type.
+    """
+    method = _one_of("method", method, METHODS)
+    chosen = PRESETS[_one_of("preset", preset, tuple(PRESETS))]
+    overrides = parse_overrides(overrides)
+    identity = {
+        "preset": preset,
+        "method": method,
+        "language": find_language(language).code,
+        "seed": _coerce("seed", seed, int),
+    }
+    settings = (
+        METHOD_SETTINGS.get(method, {}) | chosen.common | chosen.methods.get(method, {}) | overrides
+    )
+    if settings.get("conventions") == "authors" and method in DISTILLED:
+        settings = AUTHORS_DISTILLATION | settings
+    known = typing.get_type_hints(RunConfig)
+    allowed = [name for name in known if name not in identity]
+    for name in settings:
+        if name not in allowed:
+            raise UserError(
+                f"unknown setting {name!r} in overrides: expected one of {', '.join(allowed)}"
+            )
+    values = {name: _coerce(name, value, known[name]) for name, value in settings.items()}
+    return _check(RunConfig(**identity, **values))
+
+
+def locate(name: str) -> str:
+    """A model name or a path as given, with "embedded" resolved into this package's demo folder."""
+    if name == EMBEDDED.rstrip("/") or name.startswith(EMBEDDED):
+        return str(PACKAGE / "demo" / name.removeprefix(EMBEDDED.rstrip("/")).lstrip("/"))
+    return name
+
+
+def _fields() -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(RunConfig)
+
+
+def _is_hashed(f: dataclasses.Field) -> bool:
+    return f.metadata.get("hashed", True) and f.name != "preset"
+
+
+def _one_of(what: str, value: Any, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise UserError(f"unknown {what} {value!r}: expected one of {', '.join(known)}")
+    return value
+
+
+def parse_overrides(overrides: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A dict or a JSON string, as a command line has it, as a dict; names are not checked."""
+    if isinstance(overrides, str):
+        try:
+            overrides = json.loads(overrides or "{}")
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"overrides {overrides!r} is not JSON ({error.msg}): write it like "
+                '{"max_steps": 2}'
+            ) from None
+    if overrides is None:
+        return {}
+    if not isinstance(overrides, dict):
+        raise UserError(f"overrides {overrides!r}: expected a dict such as {{'max_steps': 2}}")
+    return overrides
+
+
+def _coerce(name: str, value: Any, wanted: Any) -> Any:
+    """Give ``value`` the type a field declares, or say what was expected.
+
+    Command lines and YAML turn 1e-4 into a string and ``no`` into False, so numbers are read
+    from strings and a bool is never taken for a number or a name.
+    """
+    if typing.get_origin(wanted) is Literal:
+        return _one_of(name, value, typing.get_args(wanted))
+    options = typing.get_args(wanted) or (wanted,)
+    if value is None and type(None) in options:
+        return None
+    kind = options[0]
+    if isinstance(value, bool) is (kind is bool):
+        if isinstance(value, kind):
+            return value
+        if kind in (int, float) and isinstance(value, (int, float, str)):
+            try:
+                number = float(value)
+            except ValueError:
+                number = None
+            if number is not None and (kind is float or number.is_integer()):
+                return kind(number)
+    raise UserError(
+        f"setting {name}={value!r} has the wrong type {type(value).__name__}: "
+        f"expected {' or '.join('None' if o is type(None) else o.__name__ for o in options)}"
+    )
+
+
+_POSITIVE = ("batch_size", "micro_batch", "epochs", "gate_dim", "lora_rank", "max_new_tokens",
+             "eval_batch_size", "learning_rate", "temperature", "max_seconds", "train_size",
+             "validation_size", "test_size")  # fmt: skip
+_FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_dropout", "skip",
+              "budget", "lora_dropout")  # fmt: skip
+
+
+def _check(config: RunConfig) -> RunConfig:
+    for name in _POSITIVE:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UserError(f"setting {name}={value!r} is out of range: expected above 0")
+    for name in _FRACTIONS:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise UserError(f"setting {name}={value!r} is out of range: expected from 0 to 1")
+    if config.batch_size % config.micro_batch and config.batch_size > config.micro_batch:
+        raise UserError(
+            f"batch_size={config.batch_size} is no multiple of micro_batch={config.micro_batch}: "
+            "choose a micro_batch that divides it"
+        )
+    return config

@@ -1,0 +1,384 @@
+"""Whisper with language experts, on top of transformers' own Whisper.
+
+The base keeps its stock weight names (``fc1`` and ``fc2`` *are* the shared branch) and the experts
+live beside them under ``clsr``, so any stock checkpoint loads as it is, a model without experts
+is stock Whisper bit for bit, and a saved base loads as stock Whisper again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForSpeechSeq2Seq,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.models.whisper.modeling_whisper import (
+    WhisperDecoderLayer,
+    WhisperEncoderLayer,
+    shift_tokens_right,
+)
+
+from . import experts
+from .clsr import CLSR, GATE_MODES, SHARED, Expert, GateTrace
+from .errors import UserError
+from .languages import find_language
+
+
+class DistilWhisperConfig(WhisperConfig):
+    """A Whisper configuration plus the experts that are resident and how they train."""
+
+    model_type = "distilwhisper"
+    # Whisper code -> id of its language token; the order is the order of expert ids.
+    expert_tokens: dict | None = None
+    gate_dim: int = 64
+    gate_dropout: float | int = 0.1
+    expert_dropout: float | int = 0.3
+    skip: float | int = 0.2
+
+    @property
+    def expert_languages(self) -> list[str]:
+        return list(self.expert_tokens or {})
+
+
+class _RoutedFFN:
+    """The feed-forward block of a layer: stock FFN and experts, blended by CLSR."""
+
+    def _add_clsr(self, config: DistilWhisperConfig) -> None:
+        self.config = config
+        self.clsr = CLSR({code: self.new_expert() for code in config.expert_languages})
+
+    def new_expert(self, device: str | torch.device | None = None) -> Expert:
+        """An expert of this layer's dimensions, its weights still to be set."""
+        c = self.config
+        with torch.device(device or torch.get_default_device()):
+            return Expert(
+                c.d_model, self.fc1.out_features, c.gate_dim, c.gate_dropout, c.expert_dropout
+            )
+
+    def _shared(self, x: Tensor) -> Tensor:
+        hidden = F.dropout(
+            self.activation_fn(self.fc1(x)), self.activation_dropout, training=self.training
+        )
+        return F.dropout(self.fc2(hidden), self.dropout, training=self.training)
+
+    def _ffn(self, x: Tensor, route: dict[str, Any]) -> Tensor:
+        """Residual, layer norm and the blend: (B, T, D) -> (B, T, D)."""
+        trace = route.pop("gate_trace", None)
+        y, gates = self.clsr(
+            self.final_layer_norm(x),
+            self._shared,
+            self.activation_fn,
+            self.activation_dropout,
+            expert_ids=route.get("expert_ids"),
+            mode=route.get("gate_mode", "learned"),
+            noise=route.get("gate_noise", 0.0),
+            skip=self.config.skip,
+        )
+        if trace is not None:
+            trace.append(gates)
+        return x + y
+
+
+# What a forward pass tells its layers about routing; the rest of **kwargs goes to attention.
+_ROUTE = ("expert_ids", "gate_mode", "gate_noise", "gate_trace")
+
+
+def _split_route(kwargs: dict[str, Any], side: str) -> dict[str, Any]:
+    route = {name: kwargs.pop(name) for name in _ROUTE if name in kwargs}
+    if route.get("gate_trace") is not None:
+        route["gate_trace"] = getattr(route["gate_trace"], side)
+    return route
+
+
+class RoutedEncoderLayer(_RoutedFFN, WhisperEncoderLayer):
+    """Whisper's encoder layer with a routed FFN."""
+
+    def __init__(self, config: DistilWhisperConfig) -> None:
+        super().__init__(config)
+        self._add_clsr(config)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        route = _split_route(kwargs, "encoder")
+        x = self.self_attn_layer_norm(hidden_states)
+        x, _ = self.self_attn(hidden_states=x, attention_mask=attention_mask, **kwargs)
+        hidden_states = hidden_states + F.dropout(x, self.dropout, training=self.training)
+        hidden_states = self._ffn(hidden_states, route)
+        if hidden_states.dtype == torch.float16:  # as stock Whisper: keep float16 finite
+            limit = torch.finfo(torch.float16).max - 1000
+            hidden_states = hidden_states.clamp(-limit, limit)
+        return hidden_states
+
+
+class RoutedDecoderLayer(_RoutedFFN, WhisperDecoderLayer):
+    """Whisper's decoder layer with a routed FFN."""
+
+    def __init__(self, config: DistilWhisperConfig, layer_idx: int | None = None) -> None:
+        super().__init__(config, layer_idx)
+        self._add_clsr(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = True,
+        **kwargs: Any,
+    ) -> Tensor:
+        route = _split_route(kwargs, "decoder")
+        x = self.self_attn_layer_norm(hidden_states)
+        x, _ = self.self_attn(
+            x, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
+        )
+        hidden_states = hidden_states + F.dropout(x, self.dropout, training=self.training)
+        if encoder_hidden_states is not None:
+            x = self.encoder_attn_layer_norm(hidden_states)
+            x, _ = self.encoder_attn(
+                x,
+                key_value_states=encoder_hidden_states,
+                attention_mask=encoder_attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+            hidden_states = hidden_states + F.dropout(x, self.dropout, training=self.training)
+        return self._ffn(hidden_states, route)
+
+
+@dataclass
+class DistilWhisperOutput(Seq2SeqLMOutput):
+    """transformers' output plus the gates of this pass (with ``output_gates=True``)."""
+
+    gates: GateTrace | None = None
+
+
+class _ExpertsFromPrompt(GenerationMixin):
+    """Reads each row's language from its decoder prompt.
+
+    Whisper's ``generate`` calls ``super().generate`` once per 30 s segment with just the rows that
+    are still running; standing there, in the method resolution order, makes mixed-language
+    batches, beams, long recordings and temperature fallback route rightly by public names alone.
+    """
+
+    def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        prompt = kwargs.get("decoder_input_ids")
+        if kwargs.get("expert_ids") is None and prompt is not None:
+            kwargs["expert_ids"] = self.expert_ids_of_prompt(prompt)
+        return super().generate(inputs, *args, **kwargs)
+
+
+class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _ExpertsFromPrompt):
+    """Whisper whose layers route tokens between the shared FFN and one expert per language.
+
+    Several languages can be resident and one batch can mix them. Rows whose language has no
+    expert, and ``task="translate"``, use the shared branch.
+    """
+
+    config_class = DistilWhisperConfig
+    config: DistilWhisperConfig
+    # forward() takes **kwargs but ignores num_items_in_batch: without this line the Trainer
+    # would not divide the loss by the accumulation steps.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["RoutedEncoderLayer", "RoutedDecoderLayer"]
+
+    def __init__(self, config: DistilWhisperConfig) -> None:
+        super().__init__(config)
+        encoder, decoder = self.model.encoder, self.model.decoder
+        encoder.layers = nn.ModuleList(
+            RoutedEncoderLayer(config) for _ in range(config.encoder_layers)
+        )
+        decoder.layers = nn.ModuleList(
+            RoutedDecoderLayer(config, i) for i in range(config.decoder_layers)
+        )
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Load a stock Whisper or a saved DistilWhisper, from a folder or a hub name.
+
+        Fields of DistilWhisperConfig can be given by name, as with any transformers model.
+        """
+        if "config" not in kwargs:
+            known = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+            hub = {k: v for k, v in kwargs.items() if k in known}
+            fields, _ = DistilWhisperConfig.get_config_dict(name, **hub)
+            if fields.get("model_type") == "whisper":
+                fields.pop("model_type")
+                own = [name for name in kwargs if hasattr(DistilWhisperConfig, name)]
+                fields |= {name: kwargs.pop(name) for name in own}
+                kwargs["config"] = DistilWhisperConfig.from_dict(fields)
+        return super().from_pretrained(name, *args, **kwargs)
+
+    # Experts -----------------------------------------------------------------------------
+
+    @property
+    def languages(self) -> list[str]:
+        """Whisper codes of the resident experts."""
+        return self.config.expert_languages
+
+    def routed_layers(self) -> list[RoutedEncoderLayer | RoutedDecoderLayer]:
+        """Every layer that routes, the encoder's first."""
+        return [*self.model.encoder.layers, *self.model.decoder.layers]
+
+    def add_expert(self, language: str) -> str:
+        """Give ``language`` (name or code) an expert in every layer; returns its code.
+
+        Each expert starts as a copy of the layer's FFN (section 2.2), each gate as N(0, init_std)
+        with bias 0. Raises UserError when it is there already or the tokenizer has no such
+        language.
+        """
+        code = find_language(language).code
+        if code in self.languages:
+            raise UserError(f"language {code!r} has an expert already: remove_expert() it first")
+        token = self._language_token(code)
+        for layer in self.routed_layers():
+            expert = layer.new_expert(layer.fc1.weight.device)
+            for linear in (expert.gate.inner, expert.gate.outer):
+                nn.init.normal_(linear.weight, std=self.config.init_std)
+            nn.init.zeros_(expert.gate.inner.bias)
+            expert.fc1.load_state_dict(layer.fc1.state_dict())
+            expert.fc2.load_state_dict(layer.fc2.state_dict())
+            expert.train(self.training)
+            layer.clsr[code] = expert.to(layer.fc1.weight)
+        self.config.expert_tokens = {**(self.config.expert_tokens or {}), code: token}
+        return code
+
+    def remove_expert(self, language: str) -> None:
+        """Take a language's experts and gates out of every layer."""
+        code = self._resident(language)
+        for layer in self.routed_layers():
+            del layer.clsr[code]
+        remaining = {k: v for k, v in self.config.expert_tokens.items() if k != code}
+        self.config.expert_tokens = remaining or None
+
+    def load_experts(self, language: str, source: str | Path | None = None) -> None:
+        """Load one language's expert file from ``source`` (a file or folder).
+
+        Without a source it is looked for where this model came from. A failed load leaves the
+        model as it was.
+        """
+        code = find_language(language).code
+        tensors = experts.read_expert(source or self.name_or_path, code)
+        experts.check_expert(self, code, tensors)
+        if code not in self.languages:
+            self.add_expert(code)
+        self.load_state_dict(experts.to_model_names(tensors, code), strict=False)
+
+    def save_experts(self, language: str, folder: str | Path, **metadata: str) -> Path:
+        """Write one language's experts to ``folder/expert.<name>.safetensors``."""
+        code = self._resident(language)
+        about = {"base": self.name_or_path, **metadata}
+        return experts.write_expert(experts.expert_state(self, code), code, folder, about)
+
+    def freeze_all_but_expert(self, language: str) -> None:
+        """Let only one language's experts and gates train."""
+        code = self._resident(language)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(f".clsr.{code}." in name)
+
+    def set_language_task(self, language: str | None = None, task: str = "transcribe") -> None:
+        """What ``generate`` does when it is given neither ``language`` nor ``task``."""
+        self.generation_config.language = language and find_language(language).name
+        self.generation_config.task = task
+
+    def _resident(self, language: str) -> str:
+        code = find_language(language).code
+        if code not in self.languages:
+            raise UserError(
+                f"language {code!r} has no expert here (resident: {', '.join(self.languages)}): "
+                "add_expert() or load_experts() it first"
+            )
+        return code
+
+    def _language_token(self, code: str) -> int:
+        tokens = getattr(self.generation_config, "lang_to_id", None) or {}
+        if f"<|{code}|>" not in tokens:
+            raise UserError(
+                f"language {code!r} is not in this model's generation_config.lang_to_id: "
+                "use a multilingual Whisper that knows it"
+            )
+        return tokens[f"<|{code}|>"]
+
+    # Routing -----------------------------------------------------------------------------
+
+    def expert_ids_of(self, language_ids: Tensor) -> Tensor:
+        """Language token ids (B,) -> index of each row's expert, or SHARED (B,).
+
+        On the CPU, where the layers look at them: on a GPU each look would wait for the device.
+        """
+        index = {token: i for i, token in enumerate((self.config.expert_tokens or {}).values())}
+        return torch.tensor([index.get(token, SHARED) for token in language_ids.tolist()])
+
+    def expert_ids_of_prompt(self, prompt: Tensor) -> Tensor:
+        """Decoder prompts (B, T), "... start language task ...", -> (B,) as expert_ids_of()."""
+        start = (prompt == self.config.decoder_start_token_id).int().argmax(1)
+
+        def token_after_start(offset: int) -> Tensor:
+            position = (start + offset).clamp(max=prompt.shape[1] - 1)
+            return prompt.gather(1, position[:, None]).squeeze(1)
+
+        ids = self.expert_ids_of(token_after_start(1))
+        tasks = getattr(self.generation_config, "task_to_id", None) or {}
+        # An expert learns to transcribe: translation goes through the shared branch.
+        translates = token_after_start(2).cpu() == tasks.get("translate", SHARED)
+        return ids.masked_fill(translates, SHARED)
+
+    def forward(
+        self,
+        input_features: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        language_ids: Tensor | None = None,
+        expert_ids: Tensor | None = None,
+        gate_mode: str = "learned",
+        gate_noise: float = 0.0,
+        output_gates: bool = False,
+        **kwargs: Any,
+    ) -> DistilWhisperOutput:
+        """Whisper's forward, routed.
+
+        ``language_ids``: language token of each row (B,); read from the decoder prompt when left
+        out. ``expert_ids``: the same as indices, see expert_ids_of(). ``gate_mode``: "learned",
+        "open" (expert everywhere) or "closed" (shared everywhere). ``gate_noise``: alpha of Eq. 2,
+        in training. ``output_gates``: return a GateTrace.
+        """
+        if gate_mode not in GATE_MODES:
+            raise UserError(
+                f"gate_mode {gate_mode!r} is unknown: expected one of {', '.join(GATE_MODES)}"
+            )
+        if decoder_input_ids is None and labels is not None:
+            decoder_input_ids = shift_tokens_right(
+                labels, self.config.pad_token_id, self.config.decoder_start_token_id
+            )
+        if expert_ids is None and language_ids is not None:
+            expert_ids = self.expert_ids_of(language_ids)
+        if expert_ids is None and decoder_input_ids is not None:
+            expert_ids = self.expert_ids_of_prompt(decoder_input_ids)
+        trace = GateTrace() if output_gates else None
+        out = super().forward(
+            input_features=input_features,
+            decoder_input_ids=decoder_input_ids,
+            labels=labels,
+            expert_ids=expert_ids,
+            gate_mode=gate_mode,
+            gate_noise=gate_noise,
+            gate_trace=trace,
+            **kwargs,
+        )
+        return DistilWhisperOutput(**out, gates=trace)
+
+
+AutoConfig.register("distilwhisper", DistilWhisperConfig)
+AutoModelForSpeechSeq2Seq.register(DistilWhisperConfig, DistilWhisperForConditionalGeneration)

@@ -1,0 +1,486 @@
+"""Figures made from records, tables and gate files only, in one style.
+
+Colours are Okabe and Ito's, which people with any colour vision can tell apart; every figure also
+uses marker, hatch or line style, so that it can be read in a grey print.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from .errors import UserError
+from .files import write_atomic
+from .languages import LANGUAGES
+from .records import DOMAINS
+from .results import AVERAGE, LABELS
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY, LIGHT = "#6E6E6E", "#E4E4E4"
+
+# System -> fill and hatch. Both zero-shot rows are grey: they are no result of training.
+_SYSTEMS = dict(
+    zip(
+        LABELS.values(),
+        [(BLACK, ""), (GREY, ""), (ORANGE, ""), (YELLOW, "//"), (SKY, ""), (GREEN, "\\\\"),
+         (VERMILION, "")],
+        strict=True,
+    )
+)  # fmt: skip
+_DOMAIN_STYLES = {
+    "in_domain": {"color": BLUE, "linestyle": "-", "marker": "o"},
+    "out_of_domain": {"color": VERMILION, "linestyle": "--", "marker": "s"},
+}
+_LOSSES = {
+    "loss": ("total", BLACK, "-"),
+    "loss_ce": ("cross entropy", BLUE, "--"),
+    "loss_distil": ("distillation", VERMILION, "-."),
+    "loss_gate": ("gate budget", GREEN, ":"),
+}
+# Tried in this order for every character, so that labels in any script can be read.
+_FONTS = (
+    "DejaVu Sans",
+    *("Noto Sans", "Noto Sans Thai", "Noto Sans Tamil", "Noto Sans Devanagari"),
+    *("Noto Sans Arabic", "Noto Sans CJK JP", "Lohit Tamil", "Tahoma", "Arial Unicode MS"),
+)
+_STYLE = {
+    "axes.edgecolor": "#444444",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 110,
+    "figure.titlesize": 11,
+    "font.size": 9,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.6,
+    "legend.fontsize": 8.5,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "savefig.dpi": 200,
+    "svg.fonttype": "path",  # looks the same where the fonts are missing
+    "svg.hashsalt": "distilwhisper",  # the same figure gives the same file
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    fonts = [name for name in _FONTS if name in installed] or ["sans-serif"]
+    with mpl.rc_context(_STYLE | {"font.family": fonts}):
+        yield
+
+
+def _panels(rows: int, columns: int, width: float, height: float, **options: Any):
+    """(figure, axes[rows][columns]); closed for pyplot, so that a notebook shows it only once."""
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options
+    )
+    plt.close(figure)
+    return figure, axes
+
+
+def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
+    """Write ``path``.png (200 dpi) and ``path``.svg; returns both. Same figure, same bytes."""
+    path, written = Path(path), []
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        buffer = io.BytesIO()
+        with _style():
+            figure.savefig(buffer, format=kind, metadata=metadata)
+        written.append(write_atomic(path.with_name(f"{path.name}.{kind}"), buffer.getvalue()))
+    return written[0], written[1]
+
+
+def _language_name(code: str) -> str:
+    return LANGUAGES[code].name.capitalize() if code in LANGUAGES else code
+
+
+# ------------------------------------------------------------------------------------ training
+
+
+def training_curves(record: Mapping[str, Any]) -> Figure:
+    """Loss parts, mean gate, learning rate and validation error of one run over its steps.
+
+    Panels without data are left out. UserError when the record holds no training.
+    """
+    training = record["training"]
+    if not training or not training["log"]:
+        raise UserError(
+            f"run {record['run_id']} has no training log: expected the record of a trained method "
+            "(full, lora, clsr, kl or js)"
+        )
+    log = pd.DataFrame(training["log"]).set_index("step").sort_index()
+    validation = pd.DataFrame(training["validation"])
+    draw = [lambda axis: _draw_losses(axis, log)]
+    if _has(log, "gate_mean"):
+        draw.append(lambda axis: _draw_gate(axis, log, record["config"].get("budget")))
+    if _has(log, "learning_rate"):
+        draw.append(lambda axis: _draw_rate(axis, log))
+    if len(validation):
+        draw.append(lambda axis: _draw_validation(axis, validation, training["best_step"]))
+    with _style():
+        figure, axes = _panels(1, len(draw), 3.1, 2.8)
+        for axis, panel in zip(axes[0], draw, strict=True):
+            panel(axis)
+            axis.set_xlabel("optimiser step")
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        figure.suptitle(_run_title(record["config"]), x=0.01, ha="left")
+    return figure
+
+
+def _has(log: pd.DataFrame, name: str) -> bool:
+    return name in log and log[name].notna().any()
+
+
+def _run_title(config: Mapping[str, Any]) -> str:
+    label = LABELS[config["method"]].removeprefix("+ ")
+    return f"{_language_name(config['language'])}, {label}, seed {config['seed']}"
+
+
+def _draw_losses(axis: Axes, log: pd.DataFrame) -> None:
+    lowest = math.inf
+    for name, (label, colour, line) in _LOSSES.items():
+        if _has(log, name):
+            values = log[name].dropna()
+            lowest = min(lowest, values.min())
+            axis.plot(values.index, values, color=colour, linestyle=line, label=label)
+    axis.set(title="Training loss", ylabel="loss (nats)")
+    axis.set_ylim(bottom=min(0.0, lowest))
+    if axis.lines:
+        axis.legend()
+
+
+def _draw_gate(axis: Axes, log: pd.DataFrame, budget: float | None) -> None:
+    values = log["gate_mean"].dropna()
+    axis.plot(values.index, values, color=GREEN, label="mean gate")
+    if budget is not None:
+        axis.axhline(budget, color=GREY, linestyle=":", label=f"budget {budget:g}")
+    axis.set(title="Mean gate", ylabel="0 = shared, 1 = expert", ylim=(-0.03, 1.03))
+    axis.legend()
+
+
+def _draw_rate(axis: Axes, log: pd.DataFrame) -> None:
+    values = log["learning_rate"].dropna()
+    power = math.floor(math.log10(values.max())) if values.max() > 0 else 0
+    axis.plot(values.index, values / 10.0**power, color=PURPLE)
+    axis.set(title="Learning rate", ylabel=f"learning rate ($\\times 10^{{{power}}}$)")
+    axis.set_ylim(bottom=0)
+
+
+def _draw_validation(axis: Axes, validation: pd.DataFrame, best: int | None) -> None:
+    for name, colour, style in (("wer", BLUE, "o-"), ("cer", ORANGE, "s--")):
+        if _has(validation, name):
+            axis.plot(
+                validation["step"], 100 * validation[name], style, color=colour, label=name.upper()
+            )
+    if best is not None:
+        axis.axvline(best, color=GREY, linestyle=":", label=f"kept: step {best}")
+    axis.set(title="Validation error", ylabel="error rate (%)")
+    axis.set_ylim(bottom=0)
+    axis.legend()
+
+
+# ------------------------------------------------------------------------------------- results
+
+
+def results_bars(table: pd.DataFrame) -> Figure:
+    """Error rates by language and system, one panel per domain, from ``results.results_table``.
+
+    Systems without any run are left out; whiskers are standard deviations over seeds.
+    """
+    table = _with_attrs(table.dropna(how="all"), table)
+    domains = [domain for domain in DOMAINS if domain in table.columns.get_level_values(0)]
+    if table.empty or not domains:
+        raise UserError(
+            "the results table holds no number: expected at least one run: run a notebook of 01 "
+            "to 06 first"
+        )
+    groups = max(len(table[domain].columns) for domain in domains)
+    bars = groups * len(table)
+    across = len(domains) if bars <= 12 else 1  # beside each other while they fit a page
+    width = min(10.0, max(3.4, 0.28 * bars + 0.9))
+    with _style():
+        figure, axes = _panels(len(domains) // across, across, width, 3.0, sharey=True)
+        for axis, domain in zip(axes.flat, domains, strict=True):
+            _draw_bars(axis, table, domain, numbers=bars <= 30)
+        for row in axes:
+            row[0].set_ylabel(f"{table.attrs.get('metric', 'error rate').upper()} (%)")
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return figure
+
+
+def _with_attrs(table: pd.DataFrame, source: pd.DataFrame) -> pd.DataFrame:
+    table.attrs = dict(source.attrs)
+    return table
+
+
+def _draw_bars(axis: Axes, table: pd.DataFrame, domain: str, numbers: bool) -> None:
+    names = list(table[domain].columns)
+    names = names[:1] if len(names) == 2 else names  # the average of one language says nothing
+    thickness = 0.84 / len(table)
+    spread = table.attrs.get("sd", {})
+    for index, system in enumerate(table.index):
+        places = np.arange(len(names)) + (index - (len(table) - 1) / 2) * thickness
+        values = table.loc[system, domain][names].to_numpy(dtype=float)
+        errors = np.array([spread.get(system, {}).get((domain, n), math.nan) for n in names])
+        colour, hatch = _system_style(system, index)
+        bars = axis.bar(
+            places, values, 0.92 * thickness, color=colour, hatch=hatch, label=system,
+            edgecolor="#333333", linewidth=0.4,
+        )  # fmt: skip
+        seen = np.isfinite(errors) & np.isfinite(values)
+        if seen.any():
+            axis.errorbar(
+                places[seen], values[seen], errors[seen], fmt="none", ecolor="#333333",
+                capsize=2, linewidth=1,
+            )  # fmt: skip
+        if numbers:
+            tops = [None if math.isnan(v) else f"{v:.1f}" for v in values]
+            _number_bars(axis, bars, tops, np.where(seen, errors, 0.0))
+    axis.set_xticks(range(len(names)), [_group_name(name) for name in names])
+    axis.tick_params(axis="x", length=0)
+    axis.grid(axis="x", visible=False)
+    axis.set_title(DOMAINS[domain].capitalize())
+    axis.margins(x=0.02, y=0.12)
+    if AVERAGE in names and len(names) > 1:
+        axis.axvline(names.index(AVERAGE) - 0.5, color="#BBBBBB", linewidth=0.8)
+
+
+def _system_style(system: str, index: int) -> tuple[str, str]:
+    """The style of a system; rows of their own ("+ LoRA (max_steps=2)") are hatched by position."""
+    known = _SYSTEMS.get(system)
+    base = next((style for name, style in _SYSTEMS.items() if system.startswith(f"{name} (")), None)
+    return known or ((base or (PURPLE, ""))[0], ("xx", "..", "oo", "++")[index % 4])
+
+
+def _group_name(name: str) -> str:
+    return "Average" if name == AVERAGE else _language_name(name)
+
+
+def _number_bars(axis: Axes, bars: Any, texts: Sequence[str | None], above: np.ndarray) -> None:
+    for bar, text, lift in zip(bars, texts, above, strict=True):
+        x = bar.get_x() + bar.get_width() / 2
+        if text is None:  # an empty place must not look like an error rate of zero
+            axis.annotate("not run", (x, 0), (0, 3), textcoords="offset points", ha="center",
+                          va="bottom", rotation=90, fontsize=7, color=GREY)  # fmt: skip
+        else:
+            axis.annotate(text, (x, bar.get_height() + lift), (0, 2), ha="center", va="bottom",
+                          textcoords="offset points", fontsize=6.5)  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------- gates
+
+
+def gate_shares(gate_files: Sequence[Mapping[str, Any]]) -> Figure:
+    """Share of positions that took the expert, per layer: encoder above, decoder below.
+
+    One column per gate file, both domains in each panel, bands are the intervals of the file.
+    """
+    if not gate_files:
+        raise UserError("no gate file was given: run a notebook of 04 to 06 first")
+    columns = min(4, len(gate_files))
+    blocks = math.ceil(len(gate_files) / columns)
+    with _style():
+        figure, axes = _panels(2 * blocks, columns, 3.2 if columns < 3 else 2.5, 2.2, sharey=True)
+        for axis in axes.flat:
+            axis.set_visible(False)
+        for index, gates in enumerate(gate_files):
+            block, column = divmod(index, columns)
+            _draw_gate_panels(axes[2 * block : 2 * block + 2, column], gates)
+        for row, axis in enumerate(axes[:, 0]):
+            positions = ("audio frames", "decoder tokens")[row % 2]
+            axis.set_ylabel(f"{positions}\nthrough the expert (%)")
+        handles, labels = _first_legend(axes)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _draw_gate_panels(axes: Sequence[Axes], gates: Mapping[str, Any]) -> None:
+    for axis, part in zip(axes, ("encoder", "decoder"), strict=True):
+        for domain, style in _DOMAIN_STYLES.items():
+            if gates["domains"].get(domain):
+                _draw_shares(axis, gates["domains"][domain], part, DOMAINS[domain], style)
+        axis.set(ylim=(-3, 103), xlabel=f"{part} layer", visible=True)
+    axes[0].set_title(_gate_title(gates))
+
+
+def _gate_title(gates: Mapping[str, Any]) -> str:
+    method = str(gates.get("run_id", "")).split("-")[0]
+    label = f", {LABELS[method].removeprefix('+ ')}" if method in LABELS else ""
+    return f"{_language_name(gates['language'])}{label}"
+
+
+def _draw_shares(
+    axis: Axes, domain: Mapping[str, Any], part: str, label: str, style: Mapping[str, str]
+) -> None:
+    shares = 100 * np.ravel(np.asarray(domain[part], dtype=float))  # (layers,)
+    layers = np.arange(1, len(shares) + 1)
+    axis.plot(layers, shares, label=label, **style)
+    interval = domain.get(f"{part}_interval")
+    if interval is not None:
+        low, high = 100 * np.asarray(interval, dtype=float).T
+        axis.fill_between(layers, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    axis.set_xticks(layers if len(layers) <= 6 else layers[1::2])
+    axis.set_xlim(0.6, len(layers) + 0.4)
+
+
+def _first_legend(axes: np.ndarray) -> tuple[list, list]:
+    found: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
+
+
+def token_heatmap(gate_file: Mapping[str, Any]) -> Figure:
+    """Which route every frame (encoder) and token (decoder) of one utterance took, per layer."""
+    example = gate_file.get("example")
+    if not example:
+        raise UserError(
+            f"gate file of {gate_file.get('run_id')} has no example: expected one utterance in it: "
+            "run notebook 04, 05 or 06 again"
+        )
+    frames = np.asarray(example["frame_gates"], dtype=float)  # (encoder layers, frames)
+    tokens = np.asarray(example["token_gates"], dtype=float)  # (decoder layers, tokens)
+    width = min(14.0, max(6.4, 0.26 * tokens.shape[1] + 1.2))
+    heights = [0.16 * len(frames) + 1.0, 0.16 * len(tokens) + 1.6]
+    with _style():
+        figure, axes = plt.subplots(
+            2, 1, figsize=(width, sum(heights) + 0.7), height_ratios=heights
+        )
+        plt.close(figure)
+        _draw_routes(axes[0], frames, (0.0, float(example["seconds"])), "encoder layer")
+        axes[0].set(xlabel="time (s)", title="Encoder: audio frames")
+        _draw_routes(axes[1], tokens, (0.5, tokens.shape[1] + 0.5), "decoder layer")
+        axes[1].set(xlabel="token", title="Decoder: tokens")
+        _draw_token_names(axes[1], example["tokens"])
+        handles = [
+            Patch(facecolor=BLUE, label=f"{_language_name(gate_file['language'])} expert"),
+            Patch(facecolor=LIGHT, edgecolor=GREY, linewidth=0.5, label="shared"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        figure.suptitle(_heatmap_title(gate_file, example, width), x=0.01, ha="left")
+    return figure
+
+
+def _draw_routes(axis: Axes, gates: np.ndarray, span: tuple[float, float], ylabel: str) -> None:
+    """gates (layers, positions) of 0 and 1, the first layer at the bottom as signals flow."""
+    layers = len(gates)
+    axis.imshow(
+        gates, cmap=ListedColormap([LIGHT, BLUE]), vmin=0, vmax=1, aspect="auto", origin="lower",
+        interpolation="nearest", extent=(*span, 0.5, layers + 0.5),
+    )  # fmt: skip
+    axis.set_yticks(range(1, layers + 1) if layers <= 6 else range(2, layers + 1, 2))
+    for edge in np.arange(1.5, layers):
+        axis.axhline(edge, color="white", linewidth=1.2)
+    axis.set_ylabel(ylabel)
+    axis.grid(visible=False)
+
+
+def _draw_token_names(axis: Axes, tokens: Sequence[str]) -> None:
+    every = math.ceil(len(tokens) / 60)  # labels that would overlap are left out
+    places = range(1, len(tokens) + 1, every)
+    for edge in np.arange(1.5, len(tokens)):
+        axis.axvline(edge, color="white", linewidth=0.6)
+    axis.set_xticks(places, [_readable(tokens[p - 1], p) for p in places], rotation=60, ha="right",
+                    rotation_mode="anchor")  # fmt: skip
+    axis.tick_params(axis="x", length=0, pad=2)
+
+
+def _readable(token: str, place: int) -> str:
+    """The token with its spaces made visible; its number where no font can draw it."""
+    text = token.replace("<|", "<").replace("|>", ">").replace("Ġ", " ").replace("\n", "⏎")
+    text = text.replace(" ", "␣").replace("$", r"\$")
+    return text if text and all(_can_draw(character) for character in text) else f"#{place}"
+
+
+def _can_draw(character: str) -> bool:
+    return any(ord(character) in charmap for charmap in _charmaps())
+
+
+def _charmaps() -> list[Mapping[int, int]]:
+    found = []
+    for font in font_manager.fontManager.ttflist:
+        if font.name in _FONTS and font.style == "normal" and font.weight == 400:
+            found.append(font_manager.get_font(font.fname).get_charmap())
+    return found
+
+
+def _heatmap_title(gate_file: Mapping[str, Any], example: Mapping[str, Any], width: float) -> str:
+    text, room = str(example["text"]).replace("$", r"\$"), int(12 * width)
+    if not all(_can_draw(character) for character in text):
+        return f"{_gate_title(gate_file)}: utterance {example['id']}"
+    text = text if len(text) <= room else text[: room - 1] + "…"
+    return f"{_gate_title(gate_file)}: “{text}”"
+
+
+# -------------------------------------------------------------------------------------- corpus
+
+
+def corpus_overview(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Histogram of clip lengths, one panel per split; ``tables`` maps a split's name to its table.
+
+    Titles hold the number of clips and the hours. The vertical scales differ, as the splits do.
+    """
+    if not tables or any("seconds" not in table for table in tables.values()):
+        raise UserError(
+            f"tables {list(tables)}: expected at least one corpus table with a column 'seconds'"
+        )
+    seconds = {n: pd.to_numeric(t["seconds"]).dropna().to_numpy() for n, t in tables.items()}
+    longest = max((values.max() for values in seconds.values() if len(values)), default=1.0)
+    edges = np.linspace(0, longest, 31)
+    columns = min(4, len(tables))
+    rows = math.ceil(len(tables) / columns)
+    with _style():
+        figure, axes = _panels(rows, columns, max(2.5, 6.4 / columns), 2.4, sharex=True)
+        for axis, (name, values) in zip(axes.flat, seconds.items(), strict=False):
+            axis.hist(values, edges, color=SKY, edgecolor="white", linewidth=0.4)
+            if len(values):
+                _draw_median(axis, float(np.median(values)))
+            hours = values.sum() / 3600
+            name = DOMAINS.get(name, name.replace("_", " "))
+            axis.set_title(f"{name[:1].upper()}{name[1:]}\n{len(values):,} clips, {hours:.2f} h")
+            axis.set_xlabel("clip length (s)")
+            axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        for axis in axes.flat[len(tables) :]:
+            axis.set_visible(False)
+        for row in axes:
+            row[0].set_ylabel("clips")
+    return figure
+
+
+def _draw_median(axis: Axes, median: float) -> None:
+    axis.margins(y=0.22)  # room for the words above the bars
+    axis.axvline(median, color=VERMILION, linestyle="--", linewidth=1.2)
+    right = median < sum(axis.get_xlim()) / 2
+    axis.annotate(
+        f"median {median:.1f} s", (median, 1), (4 if right else -4, -2), va="top",
+        ha="left" if right else "right", xycoords=("data", "axes fraction"),
+        textcoords="offset points", color=VERMILION, fontsize=8,
+    )  # fmt: skip

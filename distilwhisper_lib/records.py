@@ -1,0 +1,237 @@
+"""The run record: one JSON file per run, checked on every write and every read.
+
+Everything that is shown or published (tables, figures, the README's block) is made from records.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import METHODS
+from .errors import UserError
+from .files import write_atomic
+
+SCHEMA_VERSION = 1
+DOMAINS = {"in_domain": "in domain", "out_of_domain": "out of domain"}
+NORMALIZERS = ("marks", "whisper")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Maybe:
+    """The kind, or null."""
+
+    kind: Any
+
+
+@dataclass(frozen=True)
+class _EachOf:
+    """An object with free names whose values all have this kind."""
+
+    kind: Any
+
+
+_ERRORS = {"substitutions": int, "deletions": int, "insertions": int, "hits": int}
+_SCORES = {
+    "wer": {"wer": float, **_ERRORS},
+    "cer": {"cer": float, **_ERRORS},
+    "utterances": int,
+    "empty_references": int,
+}
+_DATA = _Maybe({"corpus": str, "clips": int, "hours": float, "sha256": str})
+_MODEL = {"name": str, "sha256": _Maybe(str)}
+_TRAINING = {
+    "steps": int,
+    "epochs": float,
+    "seconds": float,
+    "trainable_parameters": int,
+    "artifact_bytes": _Maybe(int),
+    "peak_memory_bytes": _Maybe(int),
+    "best_step": _Maybe(int),
+    "weights_sha256": _Maybe(str),
+    "log": [{"step": int}],
+    "validation": [{"step": int, "wer": _Maybe(float), "cer": _Maybe(float)}],
+}
+_EVALUATION = {
+    "domain": tuple(DOMAINS),
+    "corpus": str,
+    "language": str,
+    "clips": int,
+    "audio_seconds": float,
+    "seconds": _Maybe(float),
+    "rtf": _Maybe(float),
+    "capped": int,
+    "hypotheses_sha256": str,
+    "scores": {name: _SCORES for name in NORMALIZERS},
+    "gates": _Maybe({"encoder": [float], "decoder": [float]}),
+}
+# The kinds: a type (float takes whole numbers too), a tuple of allowed values, {name: kind} with
+# these names required and others allowed, [kind], _Maybe(kind), _EachOf(kind).
+SCHEMA: dict[str, Any] = {
+    "schema": int,
+    "run_id": str,
+    "preset": str,
+    "demo": bool,
+    "config": {"method": METHODS, "language": str, "seed": int, "conventions": str},
+    "provenance": {
+        "commit": _Maybe(str),
+        "dirty": _Maybe(bool),
+        "created": str,
+        "versions": _EachOf(_Maybe(str)),
+        "hardware": {"device": str, "cpu": str, "cores": int, "memory_gib": _Maybe(float)},
+        "command": _Maybe(str),
+    },
+    "models": {"student": _MODEL, "teacher": _Maybe(_MODEL)},
+    "data": {"train": _DATA, "validation": _DATA, "in_domain": _DATA, "out_of_domain": _DATA},
+    "training": _Maybe(_TRAINING),
+    "evaluations": [_EVALUATION],
+}
+
+_KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def validate_record(record: Any, source: str | Path = "record") -> None:
+    """Raise UserError naming ``source`` and the field when ``record`` is not a run record."""
+    if not isinstance(record, dict):
+        raise UserError(f"{source}: holds {_shown(record)}, expected a run record (a JSON object)")
+    version = record.get("schema")
+    if isinstance(version, int) and not isinstance(version, bool) and version != SCHEMA_VERSION:
+        age = "newer" if version > SCHEMA_VERSION else "older"
+        raise UserError(
+            f"{source}: field 'schema' is {version}, {age} than the {SCHEMA_VERSION} that this "
+            f"version reads: {'update the kit' if age == 'newer' else 'run the notebook again'}"
+        )
+    _check(record, SCHEMA, "", str(source))
+    if not _RUN_ID.fullmatch(record["run_id"]):
+        raise UserError(
+            f"{source}: field 'run_id' is {record['run_id']!r}, expected letters, digits and "
+            "'_.-' only, because it names the file: take it from RunConfig.run_id"
+        )
+
+
+def _check(value: Any, kind: Any, field: str, source: str) -> None:
+    """Compare ``value`` with ``kind``, going down into objects and lists."""
+    if isinstance(kind, _Maybe):
+        if value is not None:
+            _check(value, kind.kind, field, source)
+    elif isinstance(kind, dict):
+        _expect(isinstance(value, dict), value, "an object", field, source)
+        for name, inner in kind.items():
+            path = f"{field}.{name}" if field else name
+            if name not in value:
+                raise UserError(
+                    f"{source}: field {path!r} is missing, expected {_kind_name(inner)}: run the "
+                    "notebook again, or take the file from version control"
+                )
+            _check(value[name], inner, path, source)
+    elif isinstance(kind, _EachOf):
+        _expect(isinstance(value, dict), value, "an object", field, source)
+        for name, item in value.items():
+            _check(item, kind.kind, f"{field}.{name}", source)
+    elif isinstance(kind, list):
+        _expect(isinstance(value, list), value, "a list", field, source)
+        for index, item in enumerate(value):
+            _check(item, kind[0], f"{field}[{index}]", source)
+    elif isinstance(kind, tuple):
+        known = isinstance(value, str) and value in kind
+        _expect(known, value, _kind_name(kind), field, source)
+    else:
+        _expect(_is_a(value, kind), value, _kind_name(kind), field, source)
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or kind is bool:  # True is an int for Python, not for a record
+        return isinstance(value, bool) and kind is bool
+    if kind is float:  # NaN and infinity are not JSON
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def _expect(holds: bool, value: Any, expected: str, field: str, source: str) -> None:
+    if not holds:
+        raise UserError(
+            f"{source}: field {field!r} is {_shown(value)}, expected {expected}: run the notebook "
+            "again, or take the file from version control"
+        )
+
+
+def _kind_name(kind: Any) -> str:
+    if isinstance(kind, _Maybe):
+        return f"{_kind_name(kind.kind)} or null"
+    if isinstance(kind, tuple):
+        return f"one of {', '.join(kind)}"
+    if isinstance(kind, list):
+        return "a list"
+    return _KIND_NAMES.get(kind, "an object") if isinstance(kind, type) else "an object"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def record_text(record: Record) -> str:
+    """The record as the JSON text that is committed: sorted, indented, one final line feed."""
+    return json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_record(record: Record, folder: str | Path) -> Path:
+    """Check ``record`` and write it to ``<folder>/runs/<run_id>.json``; returns that path."""
+    name = record.get("run_id") if isinstance(record, dict) else None
+    validate_record(record, f"record {name}" if name else "record")
+    try:
+        text = record_text(record)
+    except (TypeError, ValueError) as error:  # a tensor or NaN in one of the free-form parts
+        raise UserError(
+            f"record {name}: cannot be written as JSON ({error}): turn arrays into lists and "
+            "leave out values that are not finite"
+        ) from None
+    return write_atomic(Path(folder) / "runs" / f"{name}.json", text)
+
+
+def read_record(path: str | Path) -> Record:
+    """Read and check one record; UserError names the file and what is wrong with it."""
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such record: run the notebook that writes it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: line {error.lineno} is not JSON ({error.msg}): run the notebook again, or "
+            "take the file from version control"
+        ) from None
+    validate_record(record, path)
+    return record
+
+
+def load_records(folder: str | Path) -> list[Record]:
+    """The records of ``<folder>/runs``, sorted by file name; empty when there are none.
+
+    "results" holds the full runs and "results/demo" the demo's: neither sees the other's, and
+    UserError names a record that lies in the wrong one.
+    """
+    paths = sorted((Path(folder) / "runs").glob("*.json"))
+    records = [read_record(path) for path in paths]
+    for path, record in zip(paths, records, strict=True):
+        if record["run_id"] != path.stem:
+            raise UserError(
+                f"{path}: field 'run_id' is {record['run_id']!r}, expected {path.stem!r} as the "
+                "file is called: rename the file"
+            )
+        if record["demo"] is not records[0]["demo"]:
+            raise UserError(
+                f"{path}: field 'demo' is {record['demo']} but {records[0]['demo']} in "
+                f"{paths[0].name}: demo records belong into results/demo/runs, full ones into "
+                "results/runs"
+            )
+    return records

@@ -1,0 +1,157 @@
+"""One run from its trained model to its published record."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from .config import NOTEBOOK_OF, WITH_EXPERTS, RunConfig
+from .data import RunData
+from .evaluation import read_hypotheses, timing_path, transcribe
+from .files import sha256_file, write_atomic
+from .gates import SCHEMA as GATE_SCHEMA
+from .gates import gate_path, inspect_clip, summarise
+from .provenance import provenance
+from .records import SCHEMA_VERSION, read_record, write_record
+from .scoring import score
+from .training import Trained
+
+DOMAINS = ("in_domain", "out_of_domain")
+RECORD = "record.json"
+
+
+def evaluate(config: RunConfig, trained: Trained, data: RunData) -> list[dict[str, Any]]:
+    """Transcribe and score both test sets: the record's "evaluations".
+
+    Hypotheses go to ``<output_dir>/<domain>-test.jsonl``. What is finished is not decoded again,
+    and keeps the timing of the call that decoded it.
+    """
+    return [_evaluate_domain(config, trained, data, domain) for domain in DOMAINS]
+
+
+def record_run(
+    config: RunConfig, data: RunData, trained: Trained, evaluations: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Write the run's record (and its gate file) to its results folder, and return it.
+
+    A record that stands already for the same weights, data and hypotheses is kept as it is.
+    """
+    record = {
+        "schema": SCHEMA_VERSION,
+        "run_id": config.run_id,
+        "preset": config.preset,
+        "demo": config.demo,
+        "config": config.to_dict(),
+        "provenance": provenance(command=command(config)),
+        "models": trained.models,
+        "data": data.describe(),
+        "training": trained.summary,
+        "evaluations": evaluations,
+    }
+    finished = config.output_dir / RECORD
+    if finished.exists():
+        earlier = read_record(finished)
+        if _findings(earlier) == _findings(record):
+            return earlier
+    if config.method in WITH_EXPERTS:
+        gates = json.dumps(_gate_file(config, trained, data), ensure_ascii=False)
+        write_atomic(gate_path(config), gates)
+    path = write_record(record, config.results_dir)
+    write_atomic(finished, path.read_bytes())  # last: it says that all of the run is there
+    return record
+
+
+def scores_table(evaluations: list[dict[str, Any]]) -> pd.DataFrame:
+    """Error rates in per cent, one row an evaluation, one column a metric and normaliser."""
+    rows = []
+    for evaluation in evaluations:
+        shown = ("method", "domain", "language", "clips")
+        row = {name: evaluation[name] for name in shown if name in evaluation}
+        for normalizer, scores in evaluation["scores"].items():
+            for metric in ("wer", "cer"):
+                name = f"{metric.upper()} ({normalizer})"
+                row[name] = round(100 * scores[metric][metric], 1)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def written(config: RunConfig) -> pd.DataFrame:
+    """What a run left, and how large it is."""
+    published = [config.results_dir / "runs" / f"{config.run_id}.json", gate_path(config)]
+    figures = sorted((config.results_dir / "figures").glob(f"*{config.run_id}.*"))
+    files = sorted(p for p in config.output_dir.rglob("*") if p.is_file())
+    found = [path for path in [*published, *figures, *files] if path.exists()]
+    rows = [{"file": str(path), "KiB": round(path.stat().st_size / 1024, 1)} for path in found]
+    return pd.DataFrame(rows)
+
+
+def command(config: RunConfig) -> str:
+    """The command that repeats the run."""
+    overrides = json.dumps(config.overrides()) if config.overrides() else ""
+    return (
+        f"python -m distilwhisper_lib.batch run {NOTEBOOK_OF[config.method]} --preset "
+        f"{config.preset} --languages {config.language} --seeds {config.seed}"
+        + (f" --overrides '{overrides}'" if overrides else "")
+    )
+
+
+def _evaluate_domain(
+    config: RunConfig, trained: Trained, data: RunData, domain: str
+) -> dict[str, Any]:
+    table = getattr(data, domain)
+    path = config.output_dir / f"{domain}-test.jsonl"
+    rows = transcribe(
+        trained.model,
+        trained.processor,
+        table,
+        path,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.eval_batch_size,
+    )
+    timing = json.loads(timing_path(path).read_text())
+    return {
+        "domain": domain,
+        "corpus": data.corpora[domain],
+        "language": config.language,
+        "clips": len(rows),
+        "audio_seconds": round(sum(row["seconds"] for row in rows), 2),
+        "seconds": timing["seconds"],
+        "rtf": round(timing["seconds"] / timing["audio_seconds"], 4),
+        "capped": sum(row["capped"] for row in rows),
+        "hypotheses_sha256": sha256_file(path),
+        "scores": score(rows, config.language),
+        "gates": _gate_means(rows),
+    }
+
+
+def _gate_means(rows: list[dict[str, Any]]) -> dict[str, list[float]] | None:
+    if rows[0]["gates"] is None:
+        return None
+    summary = summarise(rows)
+    return {side: summary[side] for side in ("encoder", "decoder")}
+
+
+def _gate_file(config: RunConfig, trained: Trained, data: RunData) -> dict[str, Any]:
+    return {
+        "schema": GATE_SCHEMA,
+        "run_id": config.run_id,
+        "language": config.language,
+        "domains": {
+            domain: summarise(read_hypotheses(config.output_dir / f"{domain}-test.jsonl"))
+            for domain in DOMAINS
+        },
+        "example": inspect_clip(
+            trained.model,
+            trained.processor,
+            data.in_domain.iloc[0].to_dict(),
+            config.max_new_tokens,
+        ),
+    }
+
+
+def _findings(record: dict[str, Any]) -> dict[str, Any]:
+    """What of a record must be equal for two records to tell of the same run."""
+    keys = ("run_id", "models", "data", "training", "evaluations")
+    return {key: record[key] for key in keys}

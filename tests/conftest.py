@@ -1,0 +1,94 @@
+"""Fixtures: no network, one thread, tiny random models with the embedded tokenizer."""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg"}
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from transformers import GenerationConfig, WhisperProcessor
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+from transformers.utils import logging
+
+from distilwhisper_lib.config import locate
+from distilwhisper_lib.model import DistilWhisperConfig, DistilWhisperForConditionalGeneration
+
+logging.disable_progress_bar()
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def processor() -> WhisperProcessor:
+    return WhisperProcessor.from_pretrained(locate("embedded/student"))
+
+
+@pytest.fixture(scope="session")
+def token(processor):
+    """Special token -> id."""
+    return processor.tokenizer.convert_tokens_to_ids
+
+
+@pytest.fixture
+def tiny_model(processor, token):
+    """Factory of small random Whispers whose outputs differ from token to token."""
+
+    def make(*languages: str, seed: int = 0, **settings) -> DistilWhisperForConditionalGeneration:
+        torch.manual_seed(seed)
+        end, start = token("<|endoftext|>"), token("<|startoftranscript|>")
+        config = DistilWhisperConfig(
+            vocab_size=len(processor.tokenizer),
+            d_model=32, encoder_layers=2, decoder_layers=2,
+            encoder_attention_heads=2, decoder_attention_heads=2,
+            encoder_ffn_dim=64, decoder_ffn_dim=64, max_source_positions=150,
+            max_target_positions=64, pad_token_id=end, bos_token_id=end, eos_token_id=end,
+            decoder_start_token_id=start, begin_suppress_tokens=None, gate_dim=8, **settings,
+        )  # fmt: skip
+        model = DistilWhisperForConditionalGeneration(config).eval()
+        model.generation_config = GenerationConfig(
+            decoder_start_token_id=start, pad_token_id=end, eos_token_id=end, bos_token_id=end,
+            is_multilingual=True, max_length=64, return_timestamps=False,
+            lang_to_id={f"<|{code}|>": token(f"<|{code}|>") for code in LANGUAGES},
+            task_to_id={task: token(f"<|{task}|>") for task in ("transcribe", "translate")},
+            no_timestamps_token_id=token("<|notimestamps|>"),
+            prev_sot_token_id=token("<|startofprev|>"),
+            suppress_tokens=[i for i in range(start, len(processor.tokenizer))],
+        )  # fmt: skip
+        for language in languages:
+            model.add_expert(language)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1 and "embed_positions" not in name:
+                    parameter.mul_(6)
+                if ".clsr." in name:  # experts that differ from the FFN they were copied from
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def speech_folder(tmp_path):
+    """Factory of a small own-recordings folder of noises, with metadata.csv."""
+
+    def make(name="speech", language="ca", splits=("train", "validation", "test"), clips=4):
+        folder = tmp_path / name
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        rows = []
+        for split in splits:
+            for i in range(clips):
+                file = f"{split}{i}.wav"
+                seconds = 0.5 + 0.25 * i
+                noise = rng.normal(0, 0.1, int(16_000 * seconds))
+                soundfile.write(folder / file, noise, 16_000)
+                rows.append((file, f"{split} frase {'abcdefgh'[i]}", language, split, f"s{i % 2}"))
+        columns = ["file_name", "text", "language", "split", "speaker"]
+        pd.DataFrame(rows, columns=columns).to_csv(folder / "metadata.csv", index=False)
+        return folder
+
+    return make

@@ -1,0 +1,108 @@
+"""One place for every setting, strict about names, types and ranges."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from distilwhisper_lib import UserError, resolve
+from distilwhisper_lib.config import METHODS, PRESETS, RunConfig, locate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "magic"}, "unknown method 'magic': expected one of teacher, zero_shot"),
+        ({"preset": "huge"}, "unknown preset 'huge': expected one of demo, own"),
+        ({"language": "klingon"}, "'klingon'"),
+        ({"language": False}, "False"),  # YAML's "no"
+        ({"seed": "x"}, "seed='x' has the wrong type str: expected int"),
+        ({"seed": True}, "seed=True has the wrong type bool"),
+        ({"overrides": {"epoch": 3}}, "unknown setting 'epoch' in overrides: .*epochs"),
+        ({"overrides": {"language": "cs"}}, "unknown setting 'language' in overrides"),
+        ({"overrides": {"epochs": 2.5}}, "epochs=2.5 has the wrong type float: expected int"),
+        ({"overrides": {"epochs": True}}, "epochs=True has the wrong type bool"),
+        ({"overrides": {"student": False}}, "student=False has the wrong type bool: expected str"),
+        ({"overrides": {"learning_rate": "fast"}}, "learning_rate='fast' has the wrong type"),
+        ({"overrides": {"budget": 1.5}}, "budget=1.5 is out of range: expected from 0 to 1"),
+        ({"overrides": {"epochs": 0}}, "epochs=0 is out of range: expected above 0"),
+        ({"overrides": {"batch_size": 10, "micro_batch": 4}}, "no multiple of micro_batch=4"),
+        ({"overrides": {"conventions": "mine"}}, "unknown conventions 'mine'"),
+        ({"overrides": "{epochs: 3}"}, "is not JSON"),
+        ({"overrides": [1]}, "expected a dict"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(arguments, message):
+    with pytest.raises(UserError, match=message):
+        resolve(**({"method": "clsr"} | arguments))
+
+
+def test_strings_from_a_command_line_become_what_the_field_wants():
+    text = '{"learning_rate": "1e-4", "epochs": "3", "train_size": null}'
+    config = resolve("clsr", "demo", "Catalan", "5", text)
+    assert config == resolve(
+        "clsr", "demo", "ca", 5, {"learning_rate": 1e-4, "epochs": 3, "train_size": None}
+    )
+    assert (config.language, config.seed, config.learning_rate) == ("ca", 5, 1e-4)
+
+
+def test_the_run_id_covers_what_decides_numbers_and_nothing_else():
+    config = resolve("clsr", "demo", "ca", 77)
+    assert config.run_id.startswith("clsr-ca-s77-")
+    same = {"data_dir": "/elsewhere", "eval_batch_size": 7, "workers": 3, "micro_batch": 16}
+    assert resolve("clsr", "demo", "ca", 77, same).run_id == config.run_id
+    for other in ({"budget": 0.4}, {"train_size": 10}, {"student": "x"}, {"precision": "bf16"}):
+        assert resolve("clsr", "demo", "ca", 77, other).run_id != config.run_id
+    assert resolve("zero_shot", "demo", "ca", 77).run_id.startswith("zero-shot-ca-s77-")
+
+
+def test_a_config_is_frozen_and_goes_through_json():
+    config = resolve("js")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+    assert RunConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_overrides_are_told_from_the_preset():
+    assert resolve("js").overrides() == {}
+    assert resolve("js", overrides={"epochs": 3}).overrides() == {"epochs": 3}
+
+
+def test_authors_conventions_change_the_scale_and_keep_the_ratio():
+    paper, authors = (resolve("js", overrides={"conventions": c}) for c in ("corrected", "authors"))
+    assert (paper.task_weight, paper.distil_weight) == (1.0, 2.0)
+    assert authors.distil_weight / authors.task_weight == pytest.approx(1.41**2)
+    assert resolve("clsr", overrides={"conventions": "authors"}).task_weight == 1.0
+
+
+def test_defaults_are_the_papers_settings():
+    """PAPER settings, section 3 and the public code; presets may shrink them, defaults may not."""
+    default = {f.name: f.default for f in dataclasses.fields(RunConfig)}
+    expected = {
+        "student": "openai/whisper-small", "teacher": "openai/whisper-large-v2", "epochs": 10,
+        "learning_rate": 1e-4, "batch_size": 16, "micro_batch": 8, "warmup_fraction": 0.1,
+        "adam_beta1": 0.9, "adam_beta2": 0.98, "weight_decay": 0.0, "clip_norm": 1.0,
+        "label_smoothing": 0.1, "gate_dim": 64, "gate_noise": 5.0, "gate_dropout": 0.1,
+        "expert_dropout": 0.3, "skip": 0.2, "budget": 0.5, "distil_weight": 2.0,
+        "temperature": 1.0, "lora_rank": 64, "lora_alpha": 64, "lora_dropout": 0.05,
+        "max_new_tokens": 225, "validation_size": 1000,
+    }  # fmt: skip
+    assert {name: default[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_preset_resolves_for_every_method(preset, method):
+    config = resolve(method, preset, "ca", 1)
+    assert config.run_id in config._repr_html_()
+    assert config.demo is (preset == "demo")
+    assert config.results_dir.name == ("demo" if config.demo else "results")
+
+
+def test_embedded_names_are_found_in_the_package():
+    assert locate("embedded/student").endswith("demo/student")
+    assert locate("embedded").endswith("demo")
+    assert locate("openai/whisper-small") == "openai/whisper-small"
+    assert locate("/data/embedded/x") == "/data/embedded/x"

@@ -1,0 +1,286 @@
+"""A folder of recordings becomes a checked table; every mistake in it is named with its line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from distilwhisper_lib import corpora
+from distilwhisper_lib.corpora import COLUMNS, corpus_hash, load_corpus, read_folder
+from distilwhisper_lib.errors import UserError
+
+
+def row(name: str, text: str = "bon dia", **others: object) -> dict[str, object]:
+    return {"file_name": name, "text": text, "language": "ca", "split": "train", **others}
+
+
+def write_wav(path: Path, seconds: float = 1.0, level: float = 0.1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.full(int(seconds * 16_000), level), 16_000)
+
+
+def write_csv(folder: Path, rows: list[dict]) -> Path:
+    """metadata.csv with the columns of the first row, and the files that the rows name."""
+    folder.mkdir(exist_ok=True)
+    for fields in rows:
+        if not (folder / str(fields.get("file_name"))).exists():
+            write_wav(folder / str(fields.get("file_name")))
+    with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+def write_text(folder: Path, text: str | bytes, name: str = "metadata.csv") -> Path:
+    write_wav(folder / "a.wav")
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+def test_columns_and_defaults(tmp_path):
+    write_wav(tmp_path / "own" / "clips" / "b.wav", seconds=2.5)
+    table = read_folder(
+        write_csv(tmp_path / "own", [row("a.wav"), row("clips/b.wav")]), "ca", "train"
+    )
+    assert list(table.columns) == COLUMNS
+    assert table["id"].tolist() == ["a", "b"]
+    assert table["audio"].tolist() == [str(tmp_path / "own" / n) for n in ("a.wav", "clips/b.wav")]
+    assert table["seconds"].tolist() == [1.0, 2.5]
+    assert table["start"].isna().all() and table["end"].isna().all()
+    assert table["speaker"].tolist() == ["", ""]
+    assert set(table["language"]) == {"ca"} and set(table["split"]) == {"train"}
+
+
+def test_only_the_language_and_split_asked_for(tmp_path):
+    rows = [
+        row("a.wav"),
+        row("b.wav", language="Valencian"),
+        row("c.wav", language="czech"),
+        row("d.wav", split="test"),
+    ]
+    folder = write_csv(tmp_path / "own", rows)
+    assert read_folder(folder, "Catalan", "train")["id"].tolist() == ["a", "b"]
+    assert read_folder(folder, "cs", "train")["id"].tolist() == ["c"]
+    assert read_folder(str(folder), "ca", "test")["id"].tolist() == ["d"]
+    with pytest.raises(
+        UserError, match=r"'gl' and split 'train': it holds ca test \(1\), ca train"
+    ):
+        read_folder(folder, "gl", "train")
+
+
+@pytest.mark.parametrize("text", ["null", "NA", "nan", "None", "1.50", "007", "TRUE", 'diu "hola"'])
+def test_csv_text_stays_text(tmp_path, text):
+    rows = [row("a.wav", text, id="NA", speaker="null"), row("b.wav", "x, y\nz", id="2")]
+    table = read_folder(write_csv(tmp_path / "own", rows), "ca", "train")
+    assert table["text"].tolist() == [text, "x, y\nz"]
+    assert table["id"].tolist() == ["NA", "2"]
+    assert table["speaker"].tolist() == ["null", ""]
+
+
+def test_csv_with_a_byte_order_mark_and_blank_lines(tmp_path):
+    text = "\ufefffile_name,transcription,language,split\r\n\r\na.wav,bon dia,ca,train\r\n"
+    table = read_folder(write_text(tmp_path, text), "ca", "train")
+    assert table["text"].tolist() == ["bon dia"]
+
+
+def test_jsonl_gives_the_same_table(tmp_path):
+    rows = [
+        row("a.wav", "null", id="1", start=0.0, end=0.5, up_votes=3, down_votes=0),
+        row("a.wav", "així", id="2", start=0.5, end=1.0, up_votes=2, down_votes=1),
+    ]
+    from_csv = read_folder(write_csv(tmp_path / "own", rows), "ca", "train")
+    (tmp_path / "own" / "metadata.csv").unlink()
+    rows[0]["speaker"] = None
+    lines = "".join(json.dumps(fields) + "\n" for fields in rows)
+    from_jsonl = read_folder(write_text(tmp_path / "own", lines, "metadata.jsonl"), "ca", "train")
+    pd.testing.assert_frame_equal(from_csv, from_jsonl)
+    assert from_csv["up_votes"].tolist() == [3, 2] and from_csv["down_votes"].tolist() == [0, 1]
+
+
+def test_segments_and_their_seconds(tmp_path):
+    write_wav(tmp_path / "own" / "long.wav", seconds=10)
+    segments = [(0, 1.5, ""), (1.5, "", ""), ("", 2, ""), (3, 4, 0.9)]
+    rows = [
+        row("long.wav", id=f"s{i}", start=start, end=end, seconds=seconds)
+        for i, (start, end, seconds) in enumerate(segments)
+    ]
+    table = read_folder(write_csv(tmp_path / "own", rows), "ca", "train")
+    assert table["seconds"].tolist() == [1.5, 8.5, 2.0, 0.9]
+    assert table["start"].tolist()[:2] == [0, 1.5] and math.isnan(table["start"][2])
+    assert table["end"].tolist()[2:] == [2, 4] and math.isnan(table["end"][1])
+
+
+def test_given_seconds_spare_the_headers(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "audio_seconds", lambda path: pytest.fail("header read"))
+    table = read_folder(write_csv(tmp_path / "own", [row("a.wav", seconds=7.25)]), "ca", "train")
+    assert table["seconds"].tolist() == [7.25]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"text": "  "}, "the text is empty"),
+        ({"language": "klingon"}, "Unknown language 'klingon'"),
+        ({"id": "a"}, "the id 'a' stands on line 2 already"),
+        ({"id": "x\ny"}, r"the id 'x\\ny' must be one line"),
+        ({"id": "# x"}, "the id '# x' must be one line"),
+        ({"start": "0", "end": "9"}, "Segment 0 to 9 s is not inside"),
+        ({"start": "half"}, "start is 'half'; write seconds"),
+        ({"end": "inf"}, "end is 'inf'; write seconds"),
+        ({"seconds": "0"}, "seconds is 0; it must be above 0"),
+        ({"seconds": "nan"}, "seconds is 'nan'; write seconds"),
+        ({"up_votes": "-1"}, "up_votes is '-1'; write a whole number"),
+        ({"file_name": ""}, "file_name is ''"),
+        ({"file_name": "b\0.wav"}, r"file_name is 'b\\x00.wav'"),
+        ({"file_name": "gone.wav"}, r"gone\.wav does not exist"),
+        ({"file_name": "../out.wav"}, r"'\.\./out\.wav' leaves the folder"),
+        ({"file_name": "link.wav"}, r"'link\.wav' leaves the folder"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_line(tmp_path, bad, message):
+    write_wav(tmp_path / "out.wav")
+    write_wav(tmp_path / "own" / "b.wav")
+    (tmp_path / "own" / "link.wav").symlink_to(tmp_path / "out.wav")
+    extra = dict.fromkeys(("start", "end", "seconds", "up_votes"), "")
+    good = row("a.wav", id="a", **extra)
+    folder = write_csv(tmp_path / "own", [good])
+    with (folder / "metadata.csv").open("a", encoding="utf-8", newline="") as file:
+        csv.DictWriter(file, fieldnames=list(good)).writerow(row("b.wav", id="b", **extra) | bad)
+    with pytest.raises(UserError, match=rf"metadata\.csv, line \d: .*{message}"):
+        read_folder(folder, "ca", "train")
+
+
+def test_an_absolute_path_leaves_the_folder(tmp_path):
+    write_wav(tmp_path / "out.wav")
+    folder = write_csv(tmp_path / "own", [row("a.wav"), row(str(tmp_path / "out.wav"))])
+    with pytest.raises(UserError, match="leaves the folder"):
+        read_folder(folder, "ca", "train")
+
+
+def test_segments_without_ids_are_asked_for_them(tmp_path):
+    rows = [row("a.wav", start=0, end=0.5), row("a.wav", start=0.5, end=1)]
+    with pytest.raises(UserError, match="the id 'a' stands on line 2 already; give every row its"):
+        read_folder(write_csv(tmp_path / "own", rows), "ca", "train")
+
+
+def test_unreadable_and_empty_audio(tmp_path):
+    folder = write_csv(tmp_path / "own", [row("a.wav")])
+    for content, message in ((b"\x01\x02" * 99, "cannot be read"), (b"", r"is empty \(0 bytes\)")):
+        (folder / "a.wav").write_bytes(content)
+        with pytest.raises(UserError, match=rf"a\.wav {message}"):
+            read_folder(folder, "ca", "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no rows"),
+        ("file_name,text,language,split\n", "holds no rows"),
+        ("file_name,text\na.wav,hola\n", "no language, split; the needed columns are"),
+        ("path,sentence\na.wav,hola\n", "no file_name, text, language, split"),
+        ("file_name,text,text,split\na.wav,x,y,train\n", "the column 'text' twice"),
+        ("file_name,text,transcription,language,split\na.wav,x,y,ca,train\n", "both columns"),
+        ("file_name,text,language,split\na.wav,hola, món,ca,train\n", "line 2: 5 fields"),
+        ("file_name,text,language,split\na.wav,hola\n", "line 2: 2 fields, expected 4"),
+        ('file_name,text,language,split\na.wav,"di" x,ca,train\n', "line 2: not CSV"),
+        ("file_name,text,language,split\na.wav,caf\xe9,ca,train\n".encode("latin-1"), "not UTF-8"),
+    ],
+)  # fmt: skip
+def test_bad_csv(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_folder(write_text(tmp_path, text), "ca", "train")
+    assert "metadata.csv" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"file_name": "a.wav"\n', "line 1: not JSON"),
+        ('["a.wav"]\n', "line 1: expected one JSON object"),
+        ('\n{"file_name": "a.wav", "text": ["x"]}\n', r"line 2: text is \['x'\]"),
+        ('{"file_name": "a.wav", "text": null, "language": "ca", "split": "train"}', "is empty"),
+    ],
+)
+def test_bad_jsonl(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        read_folder(write_text(tmp_path, text, "metadata.jsonl"), "ca", "train")
+
+
+def test_missing_folder_and_missing_or_double_metadata(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere does not exist"):
+        read_folder(tmp_path / "nowhere", "ca", "train")
+    with pytest.raises(UserError, match=r"neither metadata\.csv nor metadata\.jsonl"):
+        read_folder(tmp_path, "ca", "train")
+    (tmp_path / "metadata.csv").touch()
+    (tmp_path / "metadata.jsonl").touch()
+    with pytest.raises(UserError, match=r"both metadata\.csv and metadata\.jsonl"):
+        read_folder(tmp_path, "ca", "train")
+
+
+def test_load_corpus_goes_by_name(tmp_path, monkeypatch):
+    folder = write_csv(tmp_path / "speech", [row("a.wav")])
+    loaded = load_corpus("folder/speech", "ca", "train", tmp_path)
+    pd.testing.assert_frame_equal(loaded, read_folder(folder, "ca", "train"))
+    monkeypatch.setattr(corpora, "locate", lambda name: {"embedded": str(tmp_path)}[name])
+    pd.testing.assert_frame_equal(load_corpus("folder/speech", "ca", "train", "embedded"), loaded)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("librispeech", "Unknown corpus 'librispeech': the kinds are folder"),
+        ("folder", "names no folder"),
+        ("folder/", "names no folder"),
+        ("folder/../speech", r"'\.\./speech' leaves"),
+        ("folder//etc", "'/etc' leaves"),
+        ("folder/none", "none does not exist"),
+    ],
+)
+def test_load_corpus_refuses(tmp_path, name, message):
+    with pytest.raises(UserError, match=message):
+        load_corpus(name, "ca", "train", tmp_path)
+
+
+def test_load_corpus_refuses_an_unknown_language(tmp_path):
+    write_csv(tmp_path / "speech", [row("a.wav")])
+    with pytest.raises(UserError, match="Unknown language 'xx'"):
+        load_corpus("folder/speech", "xx", "train", tmp_path)
+
+
+def test_corpus_hash_knows_ids_texts_audio_and_segments_but_not_order_or_place(tmp_path):
+    rows = [row("a.wav", id="1", start=0, end=0.5), row("b.wav", "adéu", id="2", start="", end="")]
+    folder = write_csv(tmp_path / "own", rows)
+    table = read_folder(folder, "ca", "train")
+    value = corpus_hash(table)
+    assert len(value) == 64 and value == corpus_hash(table[::-1])
+    shutil.copytree(folder, tmp_path / "copy")
+    assert corpus_hash(read_folder(tmp_path / "copy", "ca", "train")) == value
+    others = [
+        table.assign(id=["1", "3"]),
+        table.assign(text=["bon dia", "adeu"]),
+        table.assign(end=[0.6, math.nan]),
+    ]
+    write_wav(folder / "b.wav", level=0.2)
+    hashes = {value, corpus_hash(table), *map(corpus_hash, others)}
+    assert len(hashes) == 5
+
+
+def test_corpus_hash_reads_each_file_once(tmp_path, monkeypatch):
+    rows = [row("a.wav", id=str(i), start=i / 10, end=i / 10 + 0.1) for i in range(5)]
+    table = read_folder(write_csv(tmp_path / "own", rows), "ca", "train")
+    before = corpora._digest.cache_info().misses
+    corpus_hash(table)
+    corpus_hash(table)
+    assert corpora._digest.cache_info().misses == before + 1
+    (tmp_path / "own" / "a.wav").unlink()
+    with pytest.raises(UserError, match=r"a\.wav does not exist"):
+        corpus_hash(table)

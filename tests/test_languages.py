@@ -1,0 +1,54 @@
+"""Languages are found under every name their models and corpora use."""
+
+from __future__ import annotations
+
+import pytest
+from transformers.models.whisper.tokenization_whisper import LANGUAGES as WHISPER
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.languages import _ALIASES, LANGUAGES, find_language
+
+PAPER = "ca cs gl hu pl ta th uk bg fi hi id ro sk sl vi ar".split()
+
+
+def test_the_paper_s_languages_and_the_two_of_the_demo_are_there():
+    assert list(LANGUAGES) == [*PAPER, "en", "nl"]
+    assert all(code == language.code for code, language in LANGUAGES.items())
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_codes_and_names_are_whisper_s_own(code):
+    assert LANGUAGES[code].name == WHISPER[code]
+    assert LANGUAGES[code].fleurs.split("_")[0] == code
+
+
+def test_aliases_are_whisper_s_own():
+    whisper_aliases = {
+        alias: code
+        for alias, code in TO_LANGUAGE_CODE.items()
+        if code in LANGUAGES and alias != WHISPER[code]
+    }
+    assert whisper_aliases == _ALIASES
+
+
+@pytest.mark.parametrize(
+    "given", ["ca", "CA", "catalan", "Catalan", " CATALAN ", "Valencian", "ca_es", "CA_ES"]
+)
+def test_any_case_name_code_alias_and_fleurs_code(given):
+    assert find_language(given) is LANGUAGES["ca"]
+
+
+def test_unspaced_languages_are_headlined_by_characters():
+    assert find_language("thai").headline == "cer"
+    assert [code for code, language in LANGUAGES.items() if not language.spaced] == ["th"]
+    assert find_language("tamil").headline == "wer"
+
+
+@pytest.mark.parametrize("given", ["klingon", "", "c", None, 7, ["ca"]])
+def test_unknown_language_lists_the_known_ones(given):
+    with pytest.raises(
+        UserError, match=r"Unknown language .*ca \(catalan\), cs \(czech\)"
+    ) as error:
+        find_language(given)
+    assert repr(given) in str(error.value)

@@ -1,0 +1,281 @@
+"""Figures: what they show is compared with what they were given."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import warnings
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from make_records import make_record
+from matplotlib.colors import to_rgb
+
+from distilwhisper_lib import plots, results
+from distilwhisper_lib.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_warning_and_no_open_figure():
+    """A missing glyph or a squeezed layout is a warning; an open figure is shown twice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    assert plt.get_fignums() == []
+
+
+def texts(figure) -> list[str]:
+    return [t.get_text() for t in figure.findobj(matplotlib.text.Text) if t.get_text()]
+
+
+def draw(figure):
+    figure.canvas.draw()
+    return figure
+
+
+def trained_record(**columns):
+    record = make_record("js", "ca")
+    log = [{"step": s, "loss": 3.0 / s, "loss_ce": 2.0 / s} for s in (1, 2, 4)]
+    for name, values in columns.items():
+        for line, value in zip(log, values, strict=True):
+            line[name] = value
+    record["training"]["log"] = log
+    return record
+
+
+def gate_file(language="ca", layers=3, tokens=("El", "Ġco", "txe", "<|endoftext|>")):
+    shares = [round(0.1 * (i + 1), 3) for i in range(layers)]
+    domain = {
+        "encoder": shares,
+        "encoder_interval": [[s - 0.05, s + 0.05] for s in shares],
+        "decoder": shares[::-1],
+        "decoder_interval": [[s - 0.05, s + 0.05] for s in shares[::-1]],
+        "clips": 200,
+    }
+    return {
+        "schema": 1,
+        "run_id": f"js-{language}-s77-01234567",
+        "language": language,
+        "domains": {"in_domain": domain, "out_of_domain": copy.deepcopy(domain)},
+        "example": {
+            "id": "utt-1",
+            "text": "El cotxe",
+            "tokens": list(tokens),
+            "token_gates": [[(i + j) % 2 for j in range(len(tokens))] for i in range(layers)],
+            "seconds": 1.2,
+            "frame_gates": [[(i + j) % 2 for j in range(60)] for i in range(layers)],
+        },
+    }
+
+
+# ---------------------------------------------------------------------------------- training
+
+
+def test_training_curves_draw_what_was_logged():
+    record = trained_record(gate_mean=[0.7, None, 0.5], learning_rate=[1e-3, 2e-3, 0.0])
+    figure = draw(plots.training_curves(record))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == [
+        *("Training loss", "Mean gate", "Learning rate", "Validation error")
+    ]
+    losses, gate, rate, validation = figure.axes
+    lines = {line.get_label(): line for line in losses.lines}
+    assert set(lines) == {"total", "cross entropy"}
+    np.testing.assert_allclose(lines["total"].get_xydata(), [[1, 3], [2, 1.5], [4, 0.75]])
+    np.testing.assert_allclose(gate.lines[0].get_xydata(), [[1, 0.7], [4, 0.5]])
+    assert gate.lines[1].get_label() == "budget 0.5"
+    np.testing.assert_allclose(rate.lines[0].get_ydata(), [1, 2, 0])
+    assert "10^{-3}" in rate.get_ylabel()
+    np.testing.assert_allclose(validation.lines[0].get_xydata(), [[250, 30]])
+    assert validation.get_ylabel() == "error rate (%)"
+    assert all(axis.get_xlabel() == "optimiser step" for axis in figure.axes)
+    assert "Catalan, CLSR + JS, seed 77" in texts(figure)
+
+
+def test_training_panels_without_data_are_left_out():
+    record = trained_record()
+    record["training"]["validation"] = []
+    assert len(plots.training_curves(record).axes) == 1
+
+
+def test_training_curves_need_a_training():
+    record = make_record("zero_shot")
+    record["training"] = None
+    with pytest.raises(UserError, match=f"run {record['run_id']} has no training log"):
+        plots.training_curves(record)
+
+
+# ----------------------------------------------------------------------------------- results
+
+
+def bars(axis) -> dict[str, list[float]]:
+    return {
+        box.get_label(): [patch.get_height() for patch in box]
+        for box in axis.containers
+        if isinstance(box, matplotlib.container.BarContainer)
+    }
+
+
+def test_results_bars_show_the_table():
+    records = [make_record("teacher", c, wer=0.1, ood=0.2) for c in ("ca", "cs")]
+    records += [make_record("js", "ca", s, wer=w) for s, w in ((1, 0.2), (2, 0.4))]
+    figure = draw(plots.results_bars(results.results_table(records)))
+    inside, outside = figure.axes
+    assert inside.get_ylabel() == "WER (%)"
+    assert [label.get_text() for label in inside.get_xticklabels()] == [
+        *("Catalan", "Czech", "Average")
+    ]
+    shown = bars(inside)
+    assert list(shown) == ["Teacher zero-shot", "+ CLSR + JS"]
+    np.testing.assert_allclose(shown["Teacher zero-shot"], [10, 10, 10])
+    np.testing.assert_allclose(shown["+ CLSR + JS"], [30, np.nan, np.nan])
+    np.testing.assert_allclose(bars(outside)["Teacher zero-shot"], [20, 20, 20])
+    assert texts(figure).count("not run") == 4  # Czech and the average, in both domains
+    assert "30.0" in texts(figure)
+    whiskers = [s for c in inside.collections for s in c.get_segments()]
+    spread = 100 * np.std([0.2, 0.4], ddof=1)
+    np.testing.assert_allclose([s[:, 1] for s in whiskers], [[30 - spread, 30 + spread]])
+
+
+def test_results_bars_take_all_systems_and_their_variants():
+    records = [make_record(method, "ca") for method in results.LABELS]
+    records.append(make_record("lora", "ca", max_steps=2, wer=0.9))
+    figure = draw(plots.results_bars(results.results_table(records)))
+    looks = {
+        box.get_label(): (box[0].get_facecolor(), box[0].get_hatch())
+        for box in figure.axes[0].containers
+        if isinstance(box, matplotlib.container.BarContainer)
+    }
+    assert len(looks) == 8 and len(set(looks.values())) == 8
+    assert looks["+ LoRA"][0] == looks["+ LoRA (max_steps=2)"][0]
+
+
+def test_no_two_systems_look_alike_in_grey_and_to_any_eye():
+    """Neighbouring bars differ in lightness by a tenth or in hatch, without any colour vision."""
+    looks = list(plots._SYSTEMS.values())
+    light = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour, _ in looks]
+    for (a, (_, hatch_a)), (b, (_, hatch_b)) in itertools.pairwise(zip(light, looks, strict=True)):
+        assert abs(a - b) > 0.1 or hatch_a != hatch_b
+
+
+def test_results_bars_need_a_number():
+    with pytest.raises(UserError, match="the results table holds no number"):
+        plots.results_bars(results.results_table([]))
+
+
+# ------------------------------------------------------------------------------------- gates
+
+
+def test_gate_shares_show_every_language_part_and_domain():
+    files = [gate_file("ca"), gate_file("cs")]
+    figure = draw(plots.gate_shares(files))
+    axes = np.array(figure.axes).reshape(2, 2)
+    assert [axis.get_title(loc="left") for axis in axes[0]] == [
+        *("Catalan, CLSR + JS", "Czech, CLSR + JS")
+    ]
+    for axis in axes.flat:
+        assert [line.get_label() for line in axis.lines] == ["in domain", "out of domain"]
+        assert len(axis.collections) == 2  # the intervals
+    np.testing.assert_allclose(axes[0][1].lines[0].get_xydata(), [[1, 10], [2, 20], [3, 30]])
+    np.testing.assert_allclose(axes[1][1].lines[0].get_ydata(), [30, 20, 10])
+    band = axes[0][0].collections[0].get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([band.min(), band.max()], [5, 35])
+    assert axes[0][0].get_ylabel() == "audio frames\nthrough the expert (%)"
+
+
+def test_gate_shares_wrap_many_languages_and_miss_domains():
+    files = [gate_file(code, layers=12) for code in ("ca", "cs", "gl", "hu", "pl", "ta")]
+    del files[0]["domains"]["out_of_domain"]
+    figure = draw(plots.gate_shares(files))
+    visible = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(visible) == 12
+    assert figure.get_size_inches()[0] <= 10.5
+    assert len(visible[0].lines) == 1
+    with pytest.raises(UserError, match="no gate file was given"):
+        plots.gate_shares([])
+
+
+def test_token_heatmap_shows_every_gate():
+    gates = gate_file()
+    figure = draw(plots.token_heatmap(gates))
+    frames, tokens = figure.axes
+    np.testing.assert_array_equal(frames.images[0].get_array(), gates["example"]["frame_gates"])
+    np.testing.assert_array_equal(tokens.images[0].get_array(), gates["example"]["token_gates"])
+    assert frames.images[0].get_extent() == [0.0, 1.2, 0.5, 3.5]
+    assert frames.images[0].origin == "lower"  # layer 1 at the bottom, as its ticks say
+    labels = [label.get_text() for label in tokens.get_xticklabels()]
+    assert labels == ["El", "␣co", "txe", "<endoftext>"]
+    assert {"Catalan expert", "shared", "time (s)"} <= set(texts(figure))
+
+
+def test_tokens_that_no_font_can_draw_get_their_number(monkeypatch):
+    latin = [{code: code for code in range(0x20, 0x250)}]
+    monkeypatch.setattr(plots, "_charmaps", lambda: latin)
+    gates = gate_file("th", tokens=("สวัส", "a", "$x$", ""))
+    gates["example"]["text"] = "สวัส"
+    figure = draw(plots.token_heatmap(gates))
+    labels = [label.get_text() for label in figure.axes[1].get_xticklabels()]
+    assert labels == ["#1", "a", r"\$x\$", "#4"]
+    assert "Thai, CLSR + JS: utterance utt-1" in texts(figure)
+
+
+def test_a_long_utterance_keeps_readable_labels():
+    gates = gate_file(layers=12, tokens=["ab"] * 225)
+    figure = draw(plots.token_heatmap(gates))
+    assert len(figure.axes[1].get_xticks()) <= 60
+    assert figure.get_size_inches()[0] <= 14
+
+
+def test_token_heatmap_needs_an_example():
+    gates = gate_file() | {"example": None}
+    with pytest.raises(UserError, match="gate file of js-ca-s77-01234567 has no example"):
+        plots.token_heatmap(gates)
+
+
+# ------------------------------------------------------------------------------------ corpus
+
+
+def test_corpus_overview_counts_every_clip():
+    tables = {
+        "train": pd.DataFrame({"seconds": np.linspace(1, 3, 720)}),
+        "out_of_domain": pd.DataFrame({"seconds": [3600.0]}),
+        "empty": pd.DataFrame({"seconds": []}),
+    }
+    figure = draw(plots.corpus_overview(tables))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == [
+        "Train\n720 clips, 0.40 h",
+        "Out of domain\n1 clips, 1.00 h",
+        "Empty\n0 clips, 0.00 h",
+    ]
+    assert [sum(p.get_height() for p in axis.patches) for axis in figure.axes] == [720, 1, 0]
+    assert "median 2.0 s" in texts(figure)
+    assert figure.axes[0].get_xlabel() == "clip length (s)"
+
+
+def test_corpus_overview_wraps_and_checks():
+    tables = {str(i): pd.DataFrame({"seconds": [1.0, 2.0]}) for i in range(6)}
+    figure = draw(plots.corpus_overview(tables))
+    assert sum(axis.get_visible() for axis in figure.axes) == 6
+    for wrong in ({}, {"train": pd.DataFrame({"text": ["a"]})}):
+        with pytest.raises(UserError, match="expected at least one corpus table"):
+            plots.corpus_overview(wrong)
+
+
+# -------------------------------------------------------------------------------------- save
+
+
+def test_save_writes_both_files_with_the_same_bytes_each_time(tmp_path):
+    first = plots.save(plots.gate_shares([gate_file()]), tmp_path / "figures" / "gates.v1")
+    assert [path.name for path in first] == ["gates.v1.png", "gates.v1.svg"]
+    assert first[0].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in first[1].read_bytes()
+    old = [path.read_bytes() for path in first]
+    second = plots.save(plots.gate_shares([gate_file()]), tmp_path / "figures" / "gates.v1")
+    assert [path.read_bytes() for path in second] == old
+    assert sorted(os.listdir(tmp_path / "figures")) == ["gates.v1.png", "gates.v1.svg"]

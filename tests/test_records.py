@@ -1,0 +1,111 @@
+"""Run records: checked on every write and every read."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+from make_records import make_record
+
+from distilwhisper_lib import records
+from distilwhisper_lib.errors import UserError
+
+
+def test_record_round_trip_is_stable(tmp_path):
+    record = make_record()
+    path = records.write_record(record, tmp_path)
+    assert path == tmp_path / "runs" / f"{record['run_id']}.json"
+    assert records.read_record(path) == record
+    assert path.read_text() == records.record_text(records.read_record(path))
+
+
+@pytest.mark.parametrize("field", sorted(records.SCHEMA))
+def test_every_missing_field_is_named(field):
+    record = make_record()
+    del record[field]
+    with pytest.raises(UserError, match=rf"^runs/x\.json: field '{field}' is missing, expected"):
+        records.validate_record(record, "runs/x.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("demo",), 1, "field 'demo' is 1, expected true or false"),
+        (("config", "seed"), "77", "field 'config.seed' is '77', expected a whole number"),
+        (("config", "seed"), True, "field 'config.seed' is True"),
+        (("config", "method"), "js5", "'config.method' is 'js5', expected one of teacher, zero_sh"),
+        (("provenance", "versions", "torch"), 2.1, "field 'provenance.versions.torch' is 2.1"),
+        (("training", "steps"), 2.5, "field 'training.steps' is 2.5, expected a whole number"),
+        (("training", "log", 0, "step"), None, r"field 'training.log\[0\].step' is None"),
+        (("data", "train"), [], r"field 'data.train' is \[\], expected an object"),
+        (("evaluations",), {}, "field 'evaluations' is {}, expected a list"),
+        (
+            ("evaluations", 1, "scores", "marks", "wer", "wer"),
+            math.nan,
+            r"field 'evaluations\[1\].scores.marks.wer.wer' is nan, expected a number",
+        ),
+        (("evaluations", 0, "domain"), ["in"], r"'evaluations\[0\].domain' is \['in'\], expected"),
+        (("run_id",), "../x", "field 'run_id' is '../x', expected letters"),
+    ],
+)
+def test_wrong_types_are_named(path, value, message):
+    record = make_record()
+    target = record
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    with pytest.raises(UserError, match=f"^file.json: .*{message}"):
+        records.validate_record(record, "file.json")
+
+
+def test_other_schemas_are_refused_before_anything_else():
+    for version, advice in ((2, "newer than the 1 .* update the kit"), (0, "older than")):
+        with pytest.raises(UserError, match=f"field 'schema' is {version}, {advice}"):
+            records.validate_record({"schema": version}, "file.json")
+
+
+def test_a_bad_record_writes_nothing(tmp_path):
+    record = make_record()
+    del record["models"]["student"]["name"]
+    with pytest.raises(UserError, match=f"record {record['run_id']}: .*'models.student.name'"):
+        records.write_record(record, tmp_path)
+    record = make_record()
+    record["config"]["learning_rate"] = math.inf  # a free-form part, which the schema lets through
+    with pytest.raises(UserError, match="cannot be written as JSON"):
+        records.write_record(record, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_unreadable_records_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.json: no such record"):
+        records.read_record(tmp_path / "gone.json")
+    path = tmp_path / "bad.json"
+    path.write_text('{\n"schema": 1,,}')
+    with pytest.raises(UserError, match=r"bad\.json: line 2 is not JSON"):
+        records.read_record(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"bad\.json: cannot be read as UTF-8"):
+        records.read_record(path)
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"bad\.json: holds \[\], expected a run record"):
+        records.read_record(path)
+
+
+def test_demo_and_full_records_never_mix(tmp_path):
+    demo, full = make_record(), make_record(preset="cv3k")
+    records.write_record(demo, tmp_path / "results" / "demo")
+    records.write_record(full, tmp_path / "results")
+    assert records.load_records(tmp_path / "results") == [full]
+    assert records.load_records(tmp_path / "results" / "demo") == [demo]
+    assert records.load_records(tmp_path / "nothing") == []
+    records.write_record(demo, tmp_path / "results")
+    with pytest.raises(UserError, match="field 'demo' is True but False in cv3k"):
+        records.load_records(tmp_path / "results")
+
+
+def test_a_renamed_record_is_refused(tmp_path):
+    path = records.write_record(make_record(), tmp_path)
+    path.rename(path.with_name("other.json"))
+    with pytest.raises(UserError, match=r"other\.json: field 'run_id'"):
+        records.load_records(tmp_path)

@@ -1,0 +1,131 @@
+"""From a trained model to a record, and the checks before anything is written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from distilwhisper_lib import UserError, resolve
+from distilwhisper_lib.data import load_data, write_data_report
+from distilwhisper_lib.gates import gate_path, read_gates
+from distilwhisper_lib.runs import evaluate, record_run, scores_table, written
+from distilwhisper_lib.subsets import read_subset
+from distilwhisper_lib.training import train
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch, tiny_model, processor, speech_folder):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("student", 0), ("teacher", 1)):
+        tiny_model(seed=seed).save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    speech_folder("speech", clips=4)
+    speech_folder("ood", splits=("test",))
+
+    def make(method, **overrides):
+        settings = dict(
+            student="student", teacher="teacher", in_domain="folder/speech",
+            out_of_domain="folder/ood", data_dir=str(tmp_path), max_steps=2, batch_size=2,
+            micro_batch=2, max_new_tokens=6, eval_batch_size=4, gate_dim=8,
+        )  # fmt: skip
+        return resolve(method, "demo", "ca", 7, settings | overrides)
+
+    return make
+
+
+def complete(config):
+    data = load_data(config)
+    trained = train(config, data)
+    return record_run(config, data, trained, evaluate(config, trained, data))
+
+
+@pytest.mark.parametrize("method", ["teacher", "zero_shot", "lora", "js"])
+def test_a_run_leaves_a_record_and_a_gate_file(method, study):
+    config = study(method)
+    record = complete(config)
+    path = config.results_dir / "runs" / f"{config.run_id}.json"
+    assert json.loads(path.read_text()) == record
+    assert [e["domain"] for e in record["evaluations"]] == ["in_domain", "out_of_domain"]
+    assert record["demo"] is True
+    assert (record["training"] is None) is (method in ("teacher", "zero_shot"))
+    assert (record["models"]["teacher"] is not None) is (method == "js")
+    assert str(config.output_dir.absolute()) not in path.read_text()
+    assert gate_path(config).exists() is (method == "js")
+    if method == "js":
+        gates = read_gates(gate_path(config))
+        means = record["evaluations"][0]["gates"]
+        assert gates["domains"]["in_domain"]["encoder"] == means["encoder"]
+        assert len(gates["example"]["token_gates"]) == 2
+    table = scores_table(record["evaluations"])
+    assert list(table["domain"]) == ["in_domain", "out_of_domain"]
+    assert written(config)["file"].str.contains("runs/").any()
+
+
+def test_running_again_keeps_the_record_and_decodes_nothing(study, monkeypatch):
+    config = study("clsr")
+    first = complete(config)
+    before = (config.output_dir / "record.json").stat().st_mtime_ns
+    monkeypatch.setattr("distilwhisper_lib.evaluation._transcribe_batch", None)
+    assert complete(config) == first
+    assert (config.output_dir / "record.json").stat().st_mtime_ns == before
+
+
+def test_new_weights_do_not_keep_old_hypotheses(study):
+    config = study("clsr")
+    complete(config)
+    (config.output_dir / "training.json").unlink()  # as a run that was stopped before its end
+    stale = (config.output_dir / "in_domain-test.jsonl").stat().st_mtime_ns
+    complete(config)
+    assert (config.output_dir / "in_domain-test.jsonl").stat().st_mtime_ns != stale
+
+
+def test_a_data_report_lists_what_a_run_reads(study):
+    config = study("zero_shot", train_size=3)
+    data = load_data(config)
+    paths = write_data_report(config, data)
+    assert [p.split("/")[-2] for p in paths] == ["data"] + ["subsets"] * 4
+    report = json.loads(open(paths[0]).read())
+    assert report["parts"]["train"]["clips"] == 3
+    assert read_subset(paths[1]) == list(data.train["id"])
+
+
+def test_long_clips_are_dropped_and_counted(study):
+    data = load_data(study("zero_shot", max_seconds=1.0))
+    assert data.dropped["train"] == 1
+    assert data.train["seconds"].max() <= 1.0
+    with pytest.raises(UserError, match="no train clip in 'ca' of at most 0.1 s"):
+        load_data(study("zero_shot", max_seconds=0.1))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "train1.wav").unlink(), "train1.wav does not exist"),
+        (lambda f: (f / "train1.wav").write_bytes(b"no audio at all" * 9), "cannot be read"),
+        (lambda f: (f / "train1.wav").write_bytes(b""), "empty"),
+        (lambda f: (f / "metadata.csv").write_text("file_name,words\na.wav,hi\n"), "no text, lang"),
+        (lambda f: (f / "metadata.csv").unlink(), "neither metadata.csv nor metadata.jsonl"),
+    ],
+)
+def test_bad_data_is_one_sentence_and_nothing_is_written(study, tmp_path, spoil, message):
+    spoil(tmp_path / "speech")
+    config = study("clsr")
+    with pytest.raises(UserError, match=message) as error:
+        complete(config)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "outputs").exists()
+    assert not (tmp_path / "results").exists()
+
+
+def test_leaks_between_parts_are_found_and_equal_ids_of_other_corpora_are_not(study, tmp_path):
+    config = study("zero_shot")
+    # Both corpora have the ids test0 to test3, and the same sentences.
+    assert {leak.kind for leak in load_data(config).leaks} == {"text"}
+    path = tmp_path / "ood" / "metadata.csv"
+    path.write_text(path.read_text().replace("frase", "altra"))
+    assert load_data(config).leaks == []
+    path = tmp_path / "speech" / "metadata.csv"
+    path.write_text(path.read_text().replace("test frase a", "Train: frase A!"))
+    (leak,) = load_data(config).leaks
+    assert leak == ("text", "train frase a", ("in_domain", "train"))
