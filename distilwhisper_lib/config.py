@@ -62,6 +62,9 @@ class RunConfig:
     teacher: str = _setting("openai/whisper-large-v2")  # paper, section 3.1
     teacher_revision: str = _setting("main")
 
+    # Where notebook 00 finds ready-made experts: a folder or a hub name.
+    experts: str = _setting("naver/multilingual-distilwhisper-28k", hashed=False)
+
     # Data: corpus names as corpora.load_corpus knows them; sizes None = all.
     in_domain: str = _setting("common_voice")
     out_of_domain: str = _setting("fleurs")
@@ -193,6 +196,7 @@ PRESETS: dict[str, Preset] = {
         {
             "student": "embedded/student",
             "teacher": "embedded/teacher",
+            "experts": "embedded/experts",
             "in_domain": "folder/speech",
             "out_of_domain": "folder/speech_ood",
             "data_dir": "embedded",

@@ -60,6 +60,7 @@ def write_expert(
     metadata |= {key: str(value) for key, value in about.items()}
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata=metadata)
+    os.chmod(partial, 0o644)  # safetensors makes files that only the owner can read
     os.replace(partial, path)
     return path
 

@@ -276,11 +276,20 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             self.add_expert(code)
         self.load_state_dict(experts.to_model_names(tensors, code), strict=False)
 
-    def save_experts(self, language: str, folder: str | Path, **metadata: str) -> Path:
-        """Write one language's experts to ``folder/expert.<name>.safetensors``."""
+    def save_experts(
+        self,
+        language: str,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        **metadata: str,
+    ) -> Path:
+        """Write one language's experts to ``folder/expert.<name>.safetensors``.
+
+        float16 halves the file; loading turns it back into the model's dtype.
+        """
         code = self._resident(language)
-        about = {"base": self.name_or_path, **metadata}
-        return experts.write_expert(experts.expert_state(self, code), code, folder, about)
+        tensors = {name: t.to(dtype) for name, t in experts.expert_state(self, code).items()}
+        return experts.write_expert(tensors, code, folder, {"base": self.name_or_path} | metadata)
 
     def freeze_all_but_expert(self, language: str) -> None:
         """Let only one language's experts and gates train."""

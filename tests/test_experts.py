@@ -97,3 +97,14 @@ def test_missing_truncated_and_mislabelled_files_are_named(saved, tiny_model, tm
 
 def test_writing_leaves_no_partial_file(saved, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["expert.catalan.safetensors"]
+
+
+def test_half_precision_halves_the_file_and_loads_as_float32(saved, tiny_model, tmp_path):
+    model, path = saved
+    half = model.save_experts("ca", tmp_path / "half", dtype=torch.float16)
+    assert half.stat().st_size < 0.6 * path.stat().st_size
+    other = tiny_model()
+    other.load_experts("ca", half)
+    for name, tensor in other.state_dict().items():
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(tensor, model.state_dict()[name], atol=1e-2, rtol=1e-3)
