@@ -28,7 +28,6 @@ from transformers import (
     WhisperProcessor,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from .config import DISTILLED, TRAINED, WITH_EXPERTS, RunConfig, locate
 from .data import RunData
@@ -96,13 +95,23 @@ def train(config: RunConfig, data: RunData) -> Trained:
     trainer = _trainer(model, processor, teacher, config, data)
     begin = time.perf_counter()
     checkpoints = config.output_dir / "checkpoints"
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     _save_trained(model, config)
     summary = _summary(trainer, config, time.perf_counter() - begin)
     write_atomic(finished, json.dumps(summary, indent=1))
     shutil.rmtree(checkpoints, ignore_errors=True)
     return Trained(model.eval(), processor, summary, models)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that is whole: the Trainer writes its state file last."""
+    found = {}
+    for state in folder.glob("checkpoint-*/trainer_state.json"):
+        try:
+            found[json.loads(state.read_text())["global_step"]] = str(state.parent)
+        except (ValueError, KeyError):
+            continue  # cut off while it was written
+    return found[max(found)] if found else None
 
 
 # Models ------------------------------------------------------------------------------------
