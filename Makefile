@@ -3,6 +3,7 @@
 # make env     the environment alone, in .venv
 # make lint    ruff
 # make badges REPO=owner/name    write the repository's address into notebooks and README
+# make test-colab    the suite with the oldest versions supported: those Colab shipped in August 2026
 # make clean   remove what runs left in outputs/ (records in results/ stay)
 
 PYTHON ?= python3
@@ -10,6 +11,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 LANGUAGES ?= ca cs
 SEEDS ?= 77
+JOBS ?= 2
 
 # torch from PyPI brings gigabytes of CUDA on Linux; a machine without a GPU takes the CPU build.
 # An index that cannot be reached is passed over.
@@ -18,7 +20,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env demo test lint badges clean
+.PHONY: env demo test test-colab lint badges clean
 
 env: $(READY)
 
@@ -32,11 +34,25 @@ $(READY): environment.yml pyproject.toml
 	@touch $(READY)
 
 demo: env
-	$(BIN)/python -m distilwhisper_lib.batch run --preset demo --languages $(LANGUAGES) --seeds $(SEEDS)
+	$(BIN)/python -m distilwhisper_lib.batch run --preset demo --languages $(LANGUAGES) --seeds $(SEEDS) --jobs $(JOBS)
 	@$(BIN)/python -m distilwhisper_lib.results show --demo
 
 test: env
 	$(BIN)/python -m pytest
+
+# torch stays as it is there; packages that Colab does not pin follow from these.
+COLAB := transformers==5.15.0 datasets==4.0.0 peft==0.20.0 accelerate==1.14.0 pandas==2.2.3 \
+	numpy==2.1.3 ipywidgets==7.7.1
+COLAB_FOLLOWS := tokenizers|huggingface_hub|safetensors|pyarrow|matplotlib
+
+test-colab: env
+	$(PYTHON) -m venv .venv-colab
+	printf '%s\n' $(COLAB) > .venv-colab/pins.txt
+	grep -vE "^($$(printf '%s|' $(COLAB) | sed 's/==[^|]*//g')$(COLAB_FOLLOWS))==" .venv/pins.txt >> .venv-colab/pins.txt
+	PIP_RETRIES=0 .venv-colab/bin/pip install --quiet --no-deps $(TORCH_INDEX) "$$(grep '^torch==' .venv/pins.txt)"
+	.venv-colab/bin/pip install --quiet --requirement .venv-colab/pins.txt matplotlib
+	.venv-colab/bin/pip install --quiet --no-deps --editable .
+	.venv-colab/bin/python -m pytest
 
 lint: env
 	$(BIN)/ruff check .
