@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from distilwhisper_lib import batch
+from distilwhisper_lib import batch, execution, notebooks
 from distilwhisper_lib.config import resolve
 from distilwhisper_lib.errors import UserError
 
@@ -107,7 +107,7 @@ def test_expand_sorts_by_stage_and_drops_repetitions(kit):
 @pytest.mark.parametrize("form", ["05", "05_js_distillation", "05_js_distillation.ipynb", "path"])
 def test_notebooks_are_found_by_number_name_and_path(kit, form):
     expected = kit / "notebooks" / "05_js_distillation.ipynb"
-    assert batch.find_notebook(expected if form == "path" else form, kit) == expected
+    assert notebooks.find_notebook(expected if form == "path" else form, kit) == expected
 
 
 def test_a_notebook_of_ones_own_runs_per_language_and_is_never_skipped(kit):
@@ -167,28 +167,28 @@ def test_one_bad_notebook_among_many_stops_all(kit):
 def test_parameter_cells_that_papermill_misreads_are_refused(tmp_path, source, message):
     path = make_notebook(tmp_path / "n.ipynb", parameters=source)
     with pytest.raises(UserError, match=message):
-        batch.declared_parameters(path)
+        notebooks.declared_parameters(path)
 
 
 def test_a_broken_notebook_file_is_named(tmp_path):
     (tmp_path / "n.ipynb").write_text("{")
     with pytest.raises(UserError, match=r"n\.ipynb: cannot be read as a Python notebook"):
-        batch.declared_parameters(tmp_path / "n.ipynb")
+        notebooks.declared_parameters(tmp_path / "n.ipynb")
 
 
 def test_text_values_get_the_declared_type(tmp_path):
     source = 's = "a"\ni = 1\nf = 0.5\nb = True\nd = {"x": 1}\nl = [\n  1,\n  2,\n]\nn = None'
     path = make_notebook(tmp_path / "n{0}.ipynb", parameters=source)
-    assert batch.declared_parameters(path) == {
+    assert notebooks.declared_parameters(path) == {
         **{"s": "a", "i": 1, "f": 0.5, "b": True, "d": {"x": 1}, "l": [1, 2], "n": None}
     }
     text = {"s": "1e-4", "i": "3", "f": "1e-4", "b": "false", "d": '{"y": 2}', "l": "[3]"}
-    assert batch.checked_parameters(path, text) == {
+    assert notebooks.checked_parameters(path, text) == {
         **{"s": "1e-4", "i": 3, "f": 1e-4, "b": False, "d": {"y": 2}, "l": [3]}
     }
     for name, bad in {"s": False, "i": "1.5", "f": "x", "b": "no", "d": "[1]", "l": "1"}.items():
         with pytest.raises(UserError, match=f"parameter {name}="):
-            batch.checked_parameters(path, {name: bad})
+            notebooks.checked_parameters(path, {name: bad})
 
 
 def test_parameters_may_name_the_four(kit):
@@ -208,9 +208,9 @@ def test_notebooks_that_would_overwrite_each_other_are_refused(kit):
 
 def test_root_is_found_from_below(kit, monkeypatch, tmp_path_factory):
     monkeypatch.chdir(kit / "notebooks")
-    assert batch.find_root() == kit
+    assert notebooks.find_root() == kit
     with pytest.raises(UserError, match="pass --root FOLDER"):
-        batch.find_root(tmp_path_factory.mktemp("elsewhere"))
+        notebooks.find_root(tmp_path_factory.mktemp("elsewhere"))
 
 
 # ------------------------------------------------------------------------- order, skips, failures
@@ -293,7 +293,7 @@ def test_batch_of_three_with_a_failure_two_at_a_time(kit, tmp_path_factory):
         "seed": 77,
         "overrides": {"max_steps": 2, "learning_rate": 1e-4, "student": "no"},
         "python": sys.executable,
-        "threads": str(max(1, batch.usable_cores() // 2)),
+        "threads": str(max(1, execution.usable_cores() // 2)),
     }
     assert (books / "07.txt").is_file()  # in the notebook's folder, and after a failure
     assert sorted(os.listdir(kit / "outputs" / "notebooks")) == [
@@ -313,7 +313,7 @@ def test_a_mended_notebook_replaces_its_failed_copy(kit):
     outputs.mkdir(parents=True)
     (outputs / "08_gate_activations.failed.ipynb").write_text("{}")
     (task,) = batch.expand(["08"], root=kit)
-    outcome = batch.execute_one(task)
+    outcome = execution.execute_one(task)
     assert (outcome.status, outcome.error) == ("done", "")
     assert os.listdir(outputs) == ["08_gate_activations.ipynb"]
     executed = nbformat.read(outputs / "08_gate_activations.ipynb", as_version=4)
