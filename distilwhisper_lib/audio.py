@@ -7,6 +7,7 @@ goes block by block, so a hostile or mistaken file costs an error and not the me
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections import OrderedDict
@@ -36,6 +37,9 @@ _BLOCK_FRAMES = 2**20
 _EXACT_SEEK = {("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")}
 
 
+Source = Path | bytes
+
+
 class Header(NamedTuple):
     """What a file says of itself: `frames` samples in each of `channels` at `rate` Hz."""
 
@@ -50,9 +54,11 @@ class Header(NamedTuple):
 
 
 def read_audio(
-    path: str | Path, start: float | None = None, end: float | None = None
+    source: str | Path | bytes, start: float | None = None, end: float | None = None
 ) -> np.ndarray:
     """The samples of a file, or of its segment from `start` to `end` in seconds.
+
+    `source` is a path, or the bytes of a whole file as a data set or an upload holds them.
 
     Returns float32 of shape (samples,), mono (the mean of the channels) at 16 kHz, in [-1, 1] for
     integer formats; the caller owns the array. None or NaN for `start` or `end` means the file's.
@@ -64,7 +70,12 @@ def read_audio(
     Raises `UserError` naming the file when it is missing, empty, unreadable or above the caps,
     and when the segment is not inside it.
     """
-    path, start, end = Path(path), _bound(start), _bound(end)
+    start, end = _bound(start), _bound(end)
+    if isinstance(source, bytes):
+        samples = _decode(source, _header(source))
+        first, last = _segment(source, start, end, len(samples))
+        return samples[first:last]
+    path = Path(source)
     if start is None and end is None:
         return _decode(path, _header(path))
     if (samples := _CACHE.get(path)) is None:
@@ -84,76 +95,91 @@ def audio_seconds(path: str | Path) -> float:
     return _header(Path(path)).seconds
 
 
+def decoded_seconds(source: str | Path | bytes) -> float:
+    """The length that decoding gives: slower than `audio_seconds`, and sure that all is there."""
+    source = source if isinstance(source, bytes) else Path(source)
+    header = _header(source)
+    return sum(map(len, _decode_blocks(source, 0, header.frames))) / header.rate
+
+
 def check_segment(path: str | Path, start: float | None, end: float | None, seconds: float) -> None:
     """Raise `UserError` unless [start, end) lies within a file of this length in seconds."""
     _segment(Path(path), _bound(start), _bound(end), round(seconds * SAMPLE_RATE))
 
 
-def _header(path: Path) -> Header:
+def _header(source: Source) -> Header:
     """libsndfile's reading of the header, after the caps."""
+    size = len(source) if isinstance(source, bytes) else _file_size(source)
+    if size == 0:
+        raise UserError(f"{_name(source)} is empty (0 bytes): copy or download it again.")
+    if size > MAX_BYTES:
+        raise UserError(f"{_name(source)} has {size} bytes, more than {MAX_BYTES}: split it.")
+    try:
+        info = soundfile.info(_stream(source))
+    except (soundfile.SoundFileError, OSError) as error:
+        raise _unreadable(source, error) from error
+    exact_seek = (info.format, info.subtype) in _EXACT_SEEK
+    header = Header(info.frames, info.samplerate, info.channels, exact_seek)
+    _check_caps(source, header)
+    return header
+
+
+def _file_size(path: Path) -> int:
     if not path.exists():
         raise UserError(f"Audio file {path} does not exist: check its name and folder.")
     if not path.is_file():
         raise UserError(f"Audio file {path} is not a regular file: give the path of a recording.")
-    size = path.stat().st_size
-    if size == 0:
-        raise UserError(f"Audio file {path} is empty (0 bytes): copy or download it again.")
-    if size > MAX_BYTES:
-        raise UserError(f"Audio file {path} has {size} bytes, more than {MAX_BYTES}: split it.")
-    try:
-        info = soundfile.info(str(path))
-    except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(path, error) from error
-    exact_seek = (info.format, info.subtype) in _EXACT_SEEK
-    header = Header(info.frames, info.samplerate, info.channels, exact_seek)
-    _check_caps(path, header)
-    return header
+    return path.stat().st_size
 
 
-def _check_caps(path: Path, header: Header) -> None:
+def _check_caps(source: Source, header: Header) -> None:
     if not MIN_RATE <= header.rate <= MAX_RATE:
         raise UserError(
-            f"Audio file {path} has a sample rate of {header.rate} Hz, "
+            f"{_name(source)} has a sample rate of {header.rate} Hz, "
             f"expected {MIN_RATE} to {MAX_RATE}: convert it to 16 kHz."
         )
     if not 1 <= header.channels <= MAX_CHANNELS:
         raise UserError(
-            f"Audio file {path} has {header.channels} channels, expected 1 to {MAX_CHANNELS}: "
+            f"{_name(source)} has {header.channels} channels, expected 1 to {MAX_CHANNELS}: "
             "mix it down to one."
         )
     if header.frames <= 0:
-        raise UserError(f"Audio file {path} holds no samples: leave it out or record it again.")
+        raise UserError(f"{_name(source)} holds no samples: leave it out or record it again.")
     if header.seconds > MAX_SECONDS:
         raise UserError(
-            f"Audio file {path} is {header.seconds:.0f} s long, more than {MAX_SECONDS}: split it."
+            f"{_name(source)} is {header.seconds:.0f} s long, more than {MAX_SECONDS}: split it."
         )
 
 
-def _decode(path: Path, header: Header, first: int = 0, last: int | None = None) -> np.ndarray:
+def _decode(source: Source, header: Header, first: int = 0, last: int | None = None) -> np.ndarray:
     """Frames `first` to `last` as float32 (samples,), mixed down and resampled block by block."""
     count = (header.frames if last is None else last) - first
+    return _resample(_decode_blocks(source, first, count), header.rate)
+
+
+def _decode_blocks(source: Source, first: int, count: int) -> list[np.ndarray]:
+    """`count` frames from `first` on as blocks of float32 (frames,), or an error if some lack."""
     try:
-        blocks = list(_mono_blocks(path, first, count))
+        blocks = list(_mono_blocks(source, first, count))
     except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(source, error) from error
     # Lossy headers count roughly; a tenth missing is a broken copy.
     if (decoded := sum(map(len, blocks))) < 0.9 * count:
         raise UserError(
-            f"Audio file {path} is cut short: {decoded} of {count} frames could be decoded; "
+            f"{_name(source)} is cut short: {decoded} of {count} frames could be decoded; "
             "copy or download it again."
         )
-    samples = _resample(blocks, header.rate)
-    if not np.isfinite(samples).all():
-        raise UserError(f"Audio file {path} holds NaN or infinite samples: export it again.")
-    return samples
+    if not all(np.isfinite(block).all() for block in blocks):
+        raise UserError(f"{_name(source)} holds NaN or infinite samples: export it again.")
+    return blocks
 
 
-def _mono_blocks(path: Path, first: int, count: int) -> Iterator[np.ndarray]:
+def _mono_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarray]:
     """Up to `count` frames from `first` on, as float32 (frames,): the mean of the channels.
 
     Not SoundFile.blocks: soundfile 0.14 fills up with leftover memory where a file ends early.
     """
-    with soundfile.SoundFile(str(path)) as file:
+    with soundfile.SoundFile(_stream(source)) as file:
         if first:
             file.seek(first)
         while count > 0:
@@ -173,14 +199,16 @@ def _resample(blocks: list[np.ndarray], rate: int) -> np.ndarray:
     return np.concatenate([stream.resample_chunk(block, last=end) for block, end in pairs])
 
 
-def _segment(path: Path, start: float | None, end: float | None, length: int) -> tuple[int, int]:
+def _segment(
+    source: Source, start: float | None, end: float | None, length: int
+) -> tuple[int, int]:
     """First and last sample of a segment, in a file of `length` samples at 16 kHz."""
     seconds = length / SAMPLE_RATE
     first = 0.0 if start is None else start
     last = seconds if end is None else end
     if not 0 <= first < last <= seconds + SLACK_SECONDS or first >= seconds:
         raise UserError(
-            f"Segment {first:g} to {last:g} s is not inside audio file {path}, which is "
+            f"Segment {first:g} to {last:g} s is not inside {_name(source, 'audio')}, which is "
             f"{seconds:.3f} s long: correct start and end."
         )
     return round(first * SAMPLE_RATE), min(round(last * SAMPLE_RATE), length)
@@ -191,11 +219,22 @@ def _bound(seconds: float | None) -> float | None:
     return None if seconds is None or math.isnan(seconds) else float(seconds)
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable(source: Source, error: Exception) -> UserError:
     return UserError(
-        f"Audio file {path} cannot be read ({str(error).rsplit(': ', 1)[-1].rstrip('.')}): "
+        f"{_name(source)} cannot be read ({str(error).rsplit(': ', 1)[-1].rstrip('.')}): "
         "convert it to WAV, FLAC, MP3 or Ogg."
     )
+
+
+def _name(source: Source, noun: str = "Audio") -> str:
+    """How messages call a file, or bytes that have no name."""
+    given = f"of {len(source)} bytes in memory" if isinstance(source, bytes) else source
+    return f"{noun} file {given}"
+
+
+def _stream(source: Source) -> str | io.BytesIO:
+    """What libsndfile opens; it knows the format by its content."""
+    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
 
 
 class _DecodedFiles:

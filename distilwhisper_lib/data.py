@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from .audio import audio_seconds
+from .clips import Dropped
 from .config import RunConfig
-from .corpora import corpus_hash, load_corpus
+from .corpora import corpus_hash, open_corpus
 from .errors import UserError
 from .files import write_atomic
-from .subsets import Leak, check_disjoint, select, within_window, write_subset
+from .labels import label_limit
+from .subsets import Leak, check_disjoint, read_subset, take_usable, write_subset
 
 PARTS = ("train", "validation", "in_domain", "out_of_domain")
 
@@ -27,20 +29,33 @@ class RunData:
     in_domain: pd.DataFrame  # test
     out_of_domain: pd.DataFrame  # test
     corpora: dict[str, str]  # part -> corpus name
-    dropped: dict[str, int]  # part -> clips longer than the window
+    dropped: dict[str, list[Dropped]]  # part -> clips that cannot be used, each with its reason
     leaks: list[Leak]  # sentences or ids that stand in two parts
+    about: dict[str, dict[str, str]]  # part -> name, licence, source, ... of its corpus
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """The record's "data": corpus, clips, hours and hash of each part."""
+        """The record's "data": corpus and where it is from, clips, hours and hash of each part."""
         return {
             part: {
                 "corpus": self.corpora[part],
+                "about": self.about[part],
                 "clips": len(table),
                 "hours": round(float(table["seconds"].sum()) / 3600, 4),
                 "sha256": corpus_hash(table),
             }
             for part, table in self.tables().items()
         }
+
+    def report(self) -> dict[str, Any]:
+        """`describe` and, for each part, its speakers and every clip that was left out, and why."""
+        parts = self.describe()
+        for part, table in self.tables().items():
+            parts[part] |= {
+                "speakers": int(table["speaker"].replace("", pd.NA).nunique()),
+                "dropped": [clip._asdict() for clip in self.dropped[part]],
+            }
+        leaks = [leak._asdict() | {"splits": list(leak.splits)} for leak in self.leaks]
+        return {"parts": parts, "leaks": leaks}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {part: getattr(self, part) for part in PARTS}
@@ -54,7 +69,7 @@ class RunData:
                 "minutes": round(float(table["seconds"].sum()) / 60, 1),
                 "mean seconds": round(float(table["seconds"].mean()), 2),
                 "speakers": table["speaker"].replace("", pd.NA).nunique(),
-                "too long, dropped": self.dropped[part],
+                "dropped": _count_reasons(self.dropped[part]) or "none",
             }
             for part, table in self.tables().items()
         }
@@ -62,10 +77,11 @@ class RunData:
 
 
 def load_data(config: RunConfig) -> RunData:
-    """Read, cut to the window, choose and check a run's four tables.
+    """Read a run's four tables, leave out what it cannot use, choose and check.
 
-    Raises UserError when a corpus cannot be read, a part is empty, or an audio file cannot be
-    opened.
+    Left out are clips over the window, broken recordings of corpora that have such, and, where a
+    transcript has to be learnt, those too long for the decoder. Raises UserError when a corpus or
+    a recording that must be readable is not, and when a part is empty.
     """
     wanted = {
         "train": (config.in_domain, "train", config.train_size),
@@ -74,44 +90,48 @@ def load_data(config: RunConfig) -> RunData:
         "out_of_domain": (config.out_of_domain, "test", config.test_size),
     }
     tables: dict[str, pd.DataFrame] = {}
-    dropped: dict[str, int] = {}
-    for part, (corpus, split, size) in wanted.items():
-        table = load_corpus(corpus, config.language, split, config.data_dir)
-        table, too_long = within_window(table, config.max_seconds)
+    dropped: dict[str, list[Dropped]] = {}
+    about: dict[str, dict[str, str]] = {}
+    for part, (name, split, size) in wanted.items():
+        corpus = open_corpus(name, config.language, split, config.data_dir)
+        learnt: dict[str, Any] = {}
+        if part == "train":
+            learnt = {"label_over": label_limit(config).over}
+            if config.train_subset is not None:
+                learnt["ids"], size = read_subset(config.train_subset), None
+        table, left_out = take_usable(corpus, size, config.max_seconds, **learnt)
         if table.empty:
             raise UserError(
-                f"corpus {corpus!r} has no {split} clip in {config.language!r} of at most "
-                f"{config.max_seconds:g} s: use shorter clips or raise max_seconds"
+                f"corpus {name!r} has no {split} clip in {config.language!r} of at most "
+                f"{config.max_seconds:g} s ({_count_reasons(left_out) or 'no rows'}): use shorter "
+                "clips or raise max_seconds"
             )
-        tables[part], dropped[part] = select(table, size), len(too_long)
-    for path in sorted({path for table in tables.values() for path in table["audio"]}):
-        audio_seconds(path)  # raises for a file whose header cannot be read
-    corpora = {part: corpus for part, (corpus, _, _) in wanted.items()}
+        tables[part], dropped[part], about[part] = table, left_out, corpus.about
+    corpora = {part: name for part, (name, _, _) in wanted.items()}
     # An id names a clip within its corpus only.
     named = {p: t.assign(id=f"{corpora[p]}:" + t["id"]) for p, t in tables.items()}
-    return RunData(**tables, corpora=corpora, dropped=dropped, leaks=check_disjoint(named))
+    leaks = check_disjoint(named)
+    return RunData(**tables, corpora=corpora, dropped=dropped, leaks=leaks, about=about)
 
 
-def write_data_report(config: RunConfig, data: RunData) -> list[str]:
+def _count_reasons(dropped: list[Dropped]) -> str:
+    counts = Counter(clip.reason for clip in dropped)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
+def write_data_report(
+    config: RunConfig, data: RunData, report: dict[str, Any] | None = None
+) -> list[str]:
     """Publish what the runs of this preset and language read; returns the files written.
 
-    ``data/<preset>-<language>.json``: clips, hours, speakers, dropped clips, leaks and hashes.
-    ``subsets/<preset>-<language>-<part>.txt``: the chosen clip names with their SHA-256.
+    ``data/<preset>-<language>.json``: `report`, as preflight.preflight makes it, or
+    `RunData.report`. ``subsets/<preset>-<language>-<part>.txt``: the chosen clips with the list's
+    SHA-256.
     """
     name = f"{config.preset}-{config.language}"
-    report = {
-        "preset": config.preset,
-        "language": config.language,
-        "parts": data.describe(),
-        "speakers": {
-            part: int(table["speaker"].replace("", pd.NA).nunique())
-            for part, table in data.tables().items()
-        },
-        "too_long": data.dropped,
-        "leaks": [leak._asdict() for leak in data.leaks],
-    }
-    text = json.dumps(report, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    paths = [write_atomic(config.results_dir / "data" / f"{name}.json", text)]
+    about = {"preset": config.preset, "language": config.language}
+    text = json.dumps(about | (report or data.report()), indent=1, ensure_ascii=False)
+    paths = [write_atomic(config.results_dir / "data" / f"{name}.json", text + "\n")]
     for part, table in data.tables().items():
         paths.append(write_subset(table, config.results_dir / "subsets" / f"{name}-{part}.txt"))
     return [str(path) for path in paths]

@@ -10,7 +10,13 @@ import pytest
 import soundfile
 
 from distilwhisper_lib import audio
-from distilwhisper_lib.audio import SAMPLE_RATE, audio_seconds, check_segment, read_audio
+from distilwhisper_lib.audio import (
+    SAMPLE_RATE,
+    audio_seconds,
+    check_segment,
+    decoded_seconds,
+    read_audio,
+)
 from distilwhisper_lib.errors import UserError
 
 
@@ -50,6 +56,69 @@ def test_every_format_rate_and_channel_count(tmp_path, suffix, rate, channels):
     assert peak_hertz(samples) == pytest.approx(440, abs=2)
     assert np.abs(samples[4000:12000]).max() == pytest.approx(0.4, abs=0.03)
     assert audio_seconds(path) == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "subtype"),
+    [
+        ("wav", "WAV", "PCM_16"),
+        ("flac", "FLAC", None),
+        ("mp3", "MP3", None),
+        ("ogg", "OGG", "VORBIS"),
+        ("opus", "OGG", "OPUS"),
+    ],
+)
+def test_bytes_give_the_samples_of_the_file(tmp_path, suffix, kind, subtype):
+    path = tmp_path / f"a.{suffix}"
+    stereo = np.stack([tone(2.0, 48_000)] * 2, axis=1)
+    soundfile.write(path, stereo, 48_000, format=kind, subtype=subtype)
+    samples = read_audio(path.read_bytes())
+    np.testing.assert_array_equal(samples, read_audio(path))
+    assert peak_hertz(samples) == pytest.approx(440, abs=2)
+    assert len(samples) == pytest.approx(2 * SAMPLE_RATE, rel=0.05)
+    segment = read_audio(path.read_bytes(), 0.5, 1.0)
+    np.testing.assert_array_equal(segment, samples[8_000:16_000])
+    assert decoded_seconds(path) == decoded_seconds(path.read_bytes())
+    assert decoded_seconds(path) == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_wrong_suffix_does_not_matter(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(1.0), SAMPLE_RATE)
+    (tmp_path / "a.flac").rename(tmp_path / "a.mp3")
+    np.testing.assert_allclose(read_audio(tmp_path / "a.mp3"), tone(1.0), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"file of 0 bytes in memory is empty"),
+        (b"no audio" * 9, r"file of 72 bytes in memory cannot be read \(.+\): convert"),
+    ],
+)
+def test_bytes_that_are_no_audio(data, message):
+    for read in (read_audio, decoded_seconds):
+        with pytest.raises(UserError, match=message):
+            read(data)
+
+
+def test_bytes_are_capped_too(monkeypatch, tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(1.0), SAMPLE_RATE)
+    data = (tmp_path / "a.wav").read_bytes()
+    monkeypatch.setattr(audio, "MAX_BYTES", 1000)
+    with pytest.raises(UserError, match="more than 1000"):
+        read_audio(data)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"Segment 2 to 3 s is not inside audio file of \d+ bytes"):
+        read_audio(data, 2, 3)
+
+
+def test_decoding_finds_what_the_header_hides(tmp_path):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, np.random.default_rng(5).uniform(-1, 1, 160_000), SAMPLE_RATE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert audio_seconds(path) == 10
+    with pytest.raises(UserError, match="is cut short"):
+        decoded_seconds(path)
 
 
 def test_16_khz_mono_is_read_bit_for_bit(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from distilwhisper_lib import UserError, resolve
 from distilwhisper_lib.config import METHODS, PRESETS, RunConfig, locate
+from distilwhisper_lib.languages import LANGUAGES
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,69 @@ def test_defaults_are_the_papers_settings():
         "max_new_tokens": 225, "validation_size": 1000,
     }  # fmt: skip
     assert {name: default[name] for name in expected} == expected
+
+
+# PAPER's table of settings, row by row, and what differs between its methods.
+PAPER = {
+    "student": "openai/whisper-small", "teacher": "openai/whisper-large-v2",
+    "in_domain": "common_voice", "out_of_domain": "fleurs", "test_size": None,
+    "train_subset": None, "max_seconds": 30.0,
+    "epochs": 10, "max_steps": -1, "learning_rate": 1e-4, "batch_size": 16, "micro_batch": 8,
+    "warmup_fraction": 0.1, "adam_beta1": 0.9, "adam_beta2": 0.98, "weight_decay": 0.0,
+    "clip_norm": 1.0, "gate_dim": 64, "gate_noise": 5.0, "gate_dropout": 0.1,
+    "expert_dropout": 0.3, "skip": 0.2, "budget": 0.5, "gate_weight": 1.0, "task_weight": 1.0,
+    "distil_weight": 2.0, "temperature": 1.0, "lora_rank": 64, "lora_alpha": 64,
+    "lora_dropout": 0.05, "max_new_tokens": 225, "conventions": "corrected", "seed": 77,
+}  # fmt: skip
+SIZES = {"cv3k": (3_000, 500), "cv10k": (10_000, 1_000), "cv28k": (28_000, 1_000)}
+MAIN, ADDED = "ca cs gl hu pl ta th uk".split(), "bg fi hi id ro sk sl vi ar".split()
+COVERED = {"cv3k": MAIN + ADDED, "cv10k": MAIN, "cv28k": ["ca", "ta", "th"]}
+
+
+@pytest.mark.parametrize("preset", SIZES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_paper_s_presets_are_the_paper_s_table(preset, method):
+    config = resolve(method, preset, "ca").to_dict()
+    assert {name: config[name] for name in PAPER} == PAPER
+    assert (config["train_size"], config["validation_size"]) == SIZES[preset]
+    # The LoRA baseline is the only one in half precision, and it and plain fine-tuning (which the
+    # paper has not) the only ones without label smoothing.
+    assert config["precision"] == ("fp16" if method == "lora" else "fp32")
+    assert config["label_smoothing"] == (0.0 if method in ("lora", "full") else 0.1)
+
+
+@pytest.mark.parametrize("preset", SIZES)
+def test_the_authors_scale_of_distillation(preset):
+    config = resolve("js", preset, "ca", overrides={"conventions": "authors"})
+    assert config.task_weight == pytest.approx(0.5 / 1.41**2)
+    assert config.distil_weight == 0.5
+
+
+@pytest.mark.parametrize("preset", SIZES)
+def test_the_paper_s_presets_cover_the_paper_s_languages(preset):
+    for code in COVERED[preset]:
+        assert resolve("js", preset, code).language == code
+    for code in set(LANGUAGES) - set(COVERED[preset]):
+        with pytest.raises(UserError, match=f"{preset!r} does not cover language {code!r}"):
+            resolve("js", preset, code)
+
+
+def test_a_language_that_a_preset_has_not_is_told_where_to_go():
+    with pytest.raises(UserError) as error:
+        resolve("clsr", "cv28k", "czech")
+    assert str(error.value) == (
+        "preset 'cv28k' does not cover language 'cs': the paper has it for ca, ta, th; "
+        "use preset cv3k or cv10k or own"
+    )
+    with pytest.raises(UserError, match="use preset own$"):
+        resolve("clsr", "cv3k", "nl")
+
+
+def test_a_subset_list_is_part_of_the_run_id_only_when_there_is_one():
+    plain = resolve("clsr", "demo", "ca", 77)
+    listed = resolve("clsr", "demo", "ca", 77, {"train_subset": "a.txt"})
+    assert listed.run_id != plain.run_id
+    assert plain.run_id == resolve("clsr", "demo", "ca", 77, {"train_subset": None}).run_id
 
 
 @pytest.mark.parametrize("preset", PRESETS)

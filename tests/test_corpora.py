@@ -13,8 +13,14 @@ import pandas as pd
 import pytest
 import soundfile
 
-from distilwhisper_lib import corpora
-from distilwhisper_lib.corpora import COLUMNS, corpus_hash, load_corpus, read_folder
+from distilwhisper_lib import corpora, own_folder
+from distilwhisper_lib.corpora import (
+    COLUMNS,
+    corpus_hash,
+    load_corpus,
+    open_corpus,
+    read_folder,
+)
 from distilwhisper_lib.errors import UserError
 
 
@@ -120,7 +126,7 @@ def test_segments_and_their_seconds(tmp_path):
 
 
 def test_given_seconds_spare_the_headers(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "audio_seconds", lambda path: pytest.fail("header read"))
+    monkeypatch.setattr(own_folder, "audio_seconds", lambda path: pytest.fail("header read"))
     table = read_folder(write_csv(tmp_path / "own", [row("a.wav", seconds=7.25)]), "ca", "train")
     assert table["seconds"].tolist() == [7.25]
 
@@ -164,6 +170,48 @@ def test_an_absolute_path_leaves_the_folder(tmp_path):
     folder = write_csv(tmp_path / "own", [row("a.wav"), row(str(tmp_path / "out.wav"))])
     with pytest.raises(UserError, match="leaves the folder"):
         read_folder(folder, "ca", "train")
+
+
+def test_a_recording_that_no_row_names_is_refused(tmp_path):
+    folder = write_csv(tmp_path / "own", [row("a.wav"), row("clips/b.wav")])
+    write_wav(folder / "clips" / "extra.FLAC.wav")
+    with pytest.raises(
+        UserError, match=r"metadata\.csv has no row for clips/extra\.FLAC\.wav: add"
+    ):
+        read_folder(folder, "ca", "train")
+    (folder / "c.opus").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no row for c\.opus and 1 more: add the rows or move"):
+        read_folder(folder, "ca", "train")
+
+
+def test_what_is_no_recording_of_the_corpus_may_lie_in_its_folder(tmp_path):
+    folder = write_csv(tmp_path / "own", [row("./a.wav"), row("clips//b.wav")])
+    (folder / "notes.txt").write_text("x")
+    (folder / "._a.wav").write_bytes(b"x")
+    (folder / ".cache").mkdir()
+    write_wav(folder / ".cache" / "x.wav")
+    write_csv(folder / "another", [row("c.wav")])  # a corpus of its own
+    assert read_folder(folder, "ca", "train")["id"].tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("segment", [{}, {"start": "0", "end": "0.5"}])
+def test_a_recording_that_two_rows_name_is_refused(tmp_path, segment):
+    rows = [row("a.wav", id="1", **segment), row("./a.wav", id="2", split="test", **segment)]
+    folder = write_csv(tmp_path / "own", rows)
+    with pytest.raises(UserError, match=r"line 3: '\./a\.wav' is named on line 2 already"):
+        read_folder(folder, "ca", "train")
+
+
+def test_a_folder_says_whose_it_is(tmp_path):
+    folder = write_csv(tmp_path / "speech", [row("a.wav")])
+    assert open_corpus("folder/speech", "ca", "train", tmp_path).about == {
+        "name": "folder/speech",
+        "licence": "not stated",
+        "source": "own recordings in speech",
+    }
+    (folder / "LICENSE").write_text("\n  CC BY-SA 4.0  \nmore\n")
+    assert open_corpus("folder/speech", "ca", "train", tmp_path).about["licence"] == "CC BY-SA 4.0"
+    assert open_corpus("folder/speech", "ca", "test", "embedded").about["licence"] == "MIT"
 
 
 def test_segments_without_ids_are_asked_for_them(tmp_path):
@@ -230,7 +278,7 @@ def test_load_corpus_goes_by_name(tmp_path, monkeypatch):
     folder = write_csv(tmp_path / "speech", [row("a.wav")])
     loaded = load_corpus("folder/speech", "ca", "train", tmp_path)
     pd.testing.assert_frame_equal(loaded, read_folder(folder, "ca", "train"))
-    monkeypatch.setattr(corpora, "locate", lambda name: {"embedded": str(tmp_path)}[name])
+    monkeypatch.setattr(own_folder, "locate", lambda name: {"embedded": str(tmp_path)}[name])
     pd.testing.assert_frame_equal(load_corpus("folder/speech", "ca", "train", "embedded"), loaded)
 
 

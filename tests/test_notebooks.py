@@ -164,7 +164,7 @@ def test_the_runs_leave_records_gates_tables_and_figures(batch, checkout):
         "wer-marks.csv", "wer-whisper.csv", "cer-marks.csv", "cer-whisper.csv",
     }  # fmt: skip
     figures = {p.stem.split("-")[0] for p in (demo / "figures").glob("*.png")}
-    assert figures == {"corpus", "training", "wer", "gate", "tokens"}
+    assert figures == {"corpus", "preflight", "training", "wer", "gate", "tokens"}
     for run in (checkout / "outputs").glob("*-ca-s77-*"):
         assert (run / "record.json").is_file()
         assert not (run / "checkpoints").exists()

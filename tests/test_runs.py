@@ -7,6 +7,7 @@ import json
 import pytest
 
 from distilwhisper_lib import UserError, resolve
+from distilwhisper_lib.clips import TOO_LONG
 from distilwhisper_lib.data import load_data, write_data_report
 from distilwhisper_lib.gates import gate_path, read_gates
 from distilwhisper_lib.runs import evaluate, record_run, scores_table, written
@@ -92,7 +93,7 @@ def test_a_data_report_lists_what_a_run_reads(study):
 
 def test_long_clips_are_dropped_and_counted(study):
     data = load_data(study("zero_shot", max_seconds=1.0))
-    assert data.dropped["train"] == 1
+    assert [clip.reason for clip in data.dropped["train"]] == [TOO_LONG]
     assert data.train["seconds"].max() <= 1.0
     with pytest.raises(UserError, match="no train clip in 'ca' of at most 0.1 s"):
         load_data(study("zero_shot", max_seconds=0.1))

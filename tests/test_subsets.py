@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 
 import pandas as pd
@@ -11,7 +12,10 @@ import pytest
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.subsets import (
     Leak,
+    by_id,
+    by_row_number,
     check_disjoint,
+    read_row_numbers,
     read_subset,
     select,
     within_window,
@@ -53,6 +57,50 @@ def test_within_window_keeps_the_limit_itself():
     assert dropped["id"].tolist() == ["b"]
     with pytest.raises(UserError, match="max_seconds is 0"):
         within_window(table("a", seconds=[1.0]), 0)
+
+
+def test_within_window_keeps_what_is_not_known_yet():
+    kept, dropped = within_window(table("a", "b", seconds=[math.nan, 31.0]), 30)
+    assert kept["id"].tolist() == ["a"] and dropped["id"].tolist() == ["b"]
+
+
+def test_clips_by_id_come_in_the_order_asked_for():
+    rows = table("a", "b", "c")
+    assert by_id(rows, ["c", "a"])["id"].tolist() == ["c", "a"]
+    assert by_id(rows, ["c", "a"]).index.tolist() == [0, 1]
+    with pytest.raises(UserError, match="2 of 3 clips of the subset are not .* first is 'x'"):
+        by_id(rows, ["a", "x", "y"])
+
+
+@pytest.mark.parametrize("text", ["2\n0\n", "[2, 0]", "2 0", "(2,0)\r\n"])
+def test_the_authors_row_numbers_become_clips(tmp_path, text):
+    (tmp_path / "rows.txt").write_text(text)
+    numbers = read_row_numbers(tmp_path / "rows.txt")
+    assert numbers == [2, 0]
+    old_order = ["ca_train_0/clip9.mp3", "ca_train_0/clip7.mp3", "ca_train_0/clip8.mp3"]
+    chosen = by_row_number(table("clip7", "clip8", "clip9", "clip10"), numbers, old_order)
+    assert chosen["id"].tolist() == ["clip8", "clip9"]
+
+
+def test_row_numbers_that_cannot_be_right(tmp_path):
+    path = tmp_path / "rows.txt"
+    with pytest.raises(UserError, match=r"rows\.txt does not exist"):
+        read_row_numbers(path)
+    for text, message in (
+        ("1\n-2", "holds '-2'"),
+        ("1.5", "holds '1.5'"),
+        ("clip1", "holds 'clip1'"),
+        ("3 4 3", "holds 3 twice"),
+        ("", "holds no number"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_row_numbers(path)
+    rows = table("a", "b")
+    with pytest.raises(UserError, match="Row 2 is beyond the 2 rows of the old order"):
+        by_row_number(rows, [0, 2], ["a", "b"])
+    with pytest.raises(UserError, match="1 of 1 clips of the subset are not in the corpus"):
+        by_row_number(rows, [1], ["a", "z"])
 
 
 def test_check_disjoint_finds_sentences_behind_case_and_punctuation():

@@ -1,0 +1,85 @@
+"""The preflight report as a figure: how long the labels are, and what was left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .clips import REASONS
+from .errors import UserError
+from .plots import BLACK, BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+from .plots import _panels as panels
+from .plots import _style as style
+from .records import DOMAINS
+
+_LINES = {
+    "train": (BLUE, "-"),
+    "validation": (GREEN, "-."),
+    "in_domain": (VERMILION, "--"),
+    "out_of_domain": (BLACK, ":"),
+}
+_FILLS = (BLUE, ORANGE, SKY, VERMILION, GREEN, YELLOW, PURPLE, GREY, LIGHT)
+_HATCHES = ("", "//", "", "\\\\", "", "..", "", "xx", "--")
+
+
+def preflight_overview(report: dict[str, Any]) -> Figure:
+    """Left, label lengths of each part beside the model's limit; right, clips left out by reason.
+
+    `report` is preflight.preflight's. Both panels say in words when there is nothing to draw.
+    """
+    parts = report.get("parts") or {}
+    if not parts or any("tokens" not in part for part in parts.values()):
+        raise UserError("The report has no label lengths: make it with preflight.preflight.")
+    with style():
+        figure, axes = panels(1, 2, 4.2, 2.8)
+        _draw_lengths(axes[0][0], parts)
+        _draw_dropped(axes[0][1], parts)
+    return figure
+
+
+def _draw_lengths(axis: Axes, parts: dict[str, Any]) -> None:
+    for name, part in parts.items():
+        bars, width = part["tokens"]["histogram"]["clips"], part["tokens"]["histogram"]["width"]
+        colour, line = _LINES.get(name, (GREY, "-"))
+        edges = np.arange(len(bars) + 1) * width
+        share = 100 * np.array(bars) / sum(bars)
+        axis.stairs(share, edges, color=colour, linestyle=line, label=_shown(name), linewidth=1.4)
+    limit = max(part["tokens"]["limit"] for part in parts.values())
+    axis.axvline(limit, color=GREY, linestyle="--", linewidth=1)
+    axis.annotate(
+        f"limit {limit}", (limit, 1), (-3, -2), xycoords=("data", "axes fraction"),
+        textcoords="offset points", ha="right", va="top", color=GREY, fontsize=8,
+    )  # fmt: skip
+    axis.set(xlabel="label length (tokens)", ylabel="clips (%)", title="Label lengths")
+    axis.legend(loc="center right")
+
+
+def _draw_dropped(axis: Axes, parts: dict[str, Any]) -> None:
+    names = list(parts)
+    counts = {n: Counter(clip["reason"] for clip in parts[n]["dropped"]) for n in names}
+    left = np.zeros(len(names))
+    for reason, fill, hatch in zip(REASONS, _FILLS, _HATCHES, strict=True):
+        widths = np.array([counts[name][reason] for name in names], dtype=float)
+        if widths.any():
+            axis.barh(
+                range(len(names)), widths, left=left, color=fill, hatch=hatch, height=0.6,
+                edgecolor="#444444", linewidth=0.5, label=reason,
+            )  # fmt: skip
+            left += widths
+    axis.set_yticks(range(len(names)), [_shown(name) for name in names])
+    axis.set(xlabel="clips", title="Left out", ylim=(len(names) - 0.5, -0.5))
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    if left.any():
+        axis.legend(loc="best")
+    else:
+        axis.set_xlim(0, 1)
+        axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center", va="center")
+
+
+def _shown(part: str) -> str:
+    return DOMAINS.get(part, part)

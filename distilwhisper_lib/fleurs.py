@@ -1,0 +1,241 @@
+"""FLEURS: the same sentences read aloud in 102 languages, from the parquet files of google/fleurs.
+
+A local copy is used where there is one; otherwise the files of one language and split come from
+the hub, at a fixed revision and without an account. The parquet files hold each recording as
+bytes, but a table names recordings by path: that is what hashing, caching, players and batches go
+by, for every corpus. So each split is unpacked once, to
+``<data_dir>/fleurs/<code>/audio/<revision or "local">/<split>/``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from .audio import SAMPLE_RATE, decoded_seconds
+from .clips import COLUMNS, EMPTY, NO_TEXT, SENTENCE, UNREADABLE, Corpus, Dropped
+from .config import locate
+from .errors import UserError, reason
+from .files import write_atomic
+from .inspection import require_readable
+from .languages import find_language
+
+REPOSITORY = "google/fleurs"
+# The hub's parquet files as they stood in September 2026; another is named behind "@".
+REVISION = "70bb2e84b976b7e960aa89f1c648e09c59f894dd"
+# transcription: lower case, without punctuation. raw_transcription: as it was to be read.
+TEXTS = ("transcription", "raw_transcription")
+SPLITS = ("train", "validation", "test")
+_HUB_FOLDER = "parquet-data"
+_INDEX = "clips.json"
+_BATCH = 32  # rows in memory at once; one is half a megabyte
+
+
+def open_fleurs(rest: str, language: str, split: str, data_dir: str) -> Corpus:
+    """One split; `rest` is ``[<text field>][@<revision>]``, by default transcription @ `REVISION`.
+
+    Ids are the recordings' file names without suffix; `SENTENCE` numbers the sentence, the same
+    in every language, which several speakers may have read. Speakers are not told apart. Left out
+    and reported: recordings that cannot be decoded, and those without text.
+
+    Raises `UserError` for an unknown field or split, when there is no local copy and the hub
+    cannot be reached, when a file is no parquet file of FLEURS, and when nothing can be unpacked.
+    """
+    field, revision = _parse(rest)
+    if split not in SPLITS:
+        raise UserError(f"FLEURS has no split {split!r}: choose one of {', '.join(SPLITS)}.")
+    code, root = find_language(language).fleurs, Path(locate(data_dir)) / "fleurs"
+    files = local_files(root, code, split)
+    origin = "local" if files else revision.replace("/", "_")
+    folder = root / code / "audio" / origin / split
+    if not is_unpacked(folder, files):
+        unpack_fleurs(files or download_fleurs(code, split, revision), folder)
+    table, dropped = _table(folder, field, find_language(language).code, split)
+    about = {
+        "name": "fleurs",
+        "licence": "CC BY 4.0",
+        "source": f"https://huggingface.co/datasets/{REPOSITORY}",
+        "revision": "local copy" if files else revision,
+        "text": field,
+    }
+    return Corpus(table, about, require_readable, dropped)
+
+
+def local_files(root: Path, code: str, split: str) -> list[Path]:
+    """The parquet files of a local copy, under the names that the hub's branches have used.
+
+    ``<code>/test*.parquet`` or ``<code>/test/*.parquet``, in `root` or in its parquet-data/.
+    """
+    for folder in (root / code, root / _HUB_FOLDER / code):
+        for pattern in (f"{split}*.parquet", f"{split}/*.parquet", f"fleurs-{split}*.parquet"):
+            if files := sorted(folder.glob(pattern)):
+                return files
+    return []
+
+
+def download_fleurs(code: str, split: str, revision: str) -> list[Path]:
+    """The hub's parquet files of one language and split, in the hub's cache; resumes by itself."""
+    from huggingface_hub import snapshot_download
+
+    pattern = f"{_HUB_FOLDER}/{code}/{split}-*.parquet"
+    try:
+        snapshot = snapshot_download(
+            REPOSITORY, repo_type="dataset", revision=revision, allow_patterns=pattern
+        )
+    except (OSError, ValueError) as error:  # no network, offline mode, no such revision
+        raise UserError(
+            f"FLEURS {code} {split} cannot be had from the hub at revision {revision} "
+            f"({reason(error)}): go online, or put its {split}-*.parquet into "
+            f"<data_dir>/fleurs/{code}/."
+        ) from error
+    files = sorted(Path(snapshot).glob(pattern))
+    if not files:
+        raise UserError(
+            f"{REPOSITORY} has no {pattern} at revision {revision}: name another one, as in "
+            "'fleurs@main'."
+        )
+    return files
+
+
+def is_unpacked(folder: Path, files: list[Path]) -> bool:
+    """Whether `folder` holds every recording of its index, and `files` are those it was made of.
+
+    `files` may be empty: what came from the hub at a revision does not change.
+    """
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        sizes = [(folder / c["file"]).stat().st_size == c["bytes"] for c in index["clips"]]
+    except (OSError, ValueError):
+        return False
+    return all(sizes) and (not files or index["files"] == _stamp(files))
+
+
+def unpack_fleurs(files: list[Path], folder: Path) -> None:
+    """Write the recordings of parquet files and an index of them to `folder`, whole or not at all.
+
+    Files are named as in the data set. A recording that cannot be decoded is left out and stands
+    in the index with the reason. An earlier `folder`, no longer up to date, is replaced.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"FLEURS cannot be unpacked to {folder} ({error.strerror}): set data_dir to a folder "
+            "that can be written."
+        ) from error
+    try:
+        fresh, stale = temporary / "fresh", temporary / "stale"
+        fresh.mkdir()
+        index: dict[str, Any] = {"files": _stamp(files), "clips": [], "broken": []}
+        taken: set[str] = set()
+        for number, row in enumerate(_read_rows(files)):
+            clip = _unpack_row(row, _file_name(row, number, taken), fresh)
+            index["broken" if "reason" in clip else "clips"].append(clip)
+        write_atomic(fresh / _INDEX, json.dumps(index, ensure_ascii=False, indent=0))
+        if folder.exists():
+            folder.rename(stale)
+        fresh.rename(folder)
+    except OSError:
+        if not is_unpacked(folder, files):  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _parse(rest: str) -> tuple[str, str]:
+    """The text field and the revision that the rest of a corpus's name asks for."""
+    field, at, revision = rest.partition("@")
+    field = field or TEXTS[0]
+    if field not in TEXTS:
+        raise UserError(
+            f"FLEURS has no text field {field!r}: write 'fleurs/{TEXTS[0]}' or 'fleurs/{TEXTS[1]}'."
+        )
+    if at and not re.fullmatch(r"[\w][\w./-]*", revision) or ".." in revision:
+        raise UserError(
+            f"Revision {revision!r} of FLEURS is no branch or commit: see 'fleurs@main'."
+        )
+    return field, revision or REVISION
+
+
+def _stamp(files: list[Path]) -> list[list[Any]]:
+    return [[p.name, (status := p.stat()).st_size, status.st_mtime_ns] for p in files]
+
+
+def _read_rows(files: list[Path]) -> Iterator[dict[str, Any]]:
+    """The rows of parquet files, recordings as the bytes that were put in."""
+    from datasets import Audio, load_dataset  # late: takes seconds
+
+    names = ", ".join(path.name for path in files)
+    needed = {"id", "audio", *TEXTS}
+    try:
+        # Streamed: rows pass by, and no second copy grows in the cache of datasets.
+        rows = load_dataset(
+            "parquet", data_files={"rows": [str(path) for path in files]}, split="rows",
+            streaming=True, batch_size=_BATCH,
+        )  # fmt: skip
+        if missing := needed - set(rows.features or ()):
+            raise UserError(
+                f"{names} is not of FLEURS: there is no column {', '.join(sorted(missing))} among "
+                f"{', '.join(rows.features or ())}."
+            )
+        # Undecoded, because datasets would want torchcodec for that.
+        yield from rows.cast_column("audio", Audio(decode=False))
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{names} cannot be read ({reason(error)}): download it again.") from error
+
+
+def _file_name(row: dict[str, Any], number: int, taken: set[str]) -> str:
+    """A name for a recording, without folders and unlike those that are taken."""
+    given = (row["audio"] or {}).get("path") or str(row.get("path") or "")
+    path = PurePosixPath(given.replace("\\", "/"))
+    stem = re.sub(r"[^\w.-]", "_", path.stem).lstrip(".") or f"{row['id']}-{number}"
+    if stem in taken:
+        stem = f"{stem}-{number}"
+    taken.add(stem)
+    return stem + (path.suffix if re.fullmatch(r"\.\w+", path.suffix) else ".wav")
+
+
+def _unpack_row(row: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    """Write one recording; returns its entry in the index."""
+    data = (row["audio"] or {}).get("bytes")
+    clip = {"file": name, SENTENCE: str(row["id"])}
+    if not data:
+        return clip | {"reason": EMPTY, "detail": name}
+    try:
+        seconds = decoded_seconds(data)
+    except UserError as error:
+        return clip | {"reason": UNREADABLE, "detail": str(error)}
+    promised = (row.get("num_samples") or 0) / SAMPLE_RATE  # a WAV that was cut still decodes
+    if seconds < 0.9 * promised:
+        detail = f"cut short: {seconds:.2f} of {promised:.2f} s"
+        return clip | {"reason": UNREADABLE, "detail": detail}
+    (folder / name).write_bytes(data)
+    texts = {text: (row[text] or "").strip() for text in TEXTS}
+    return clip | texts | {"bytes": len(data), "seconds": seconds}
+
+
+def _table(
+    folder: Path, field: str, language: str, split: str
+) -> tuple[pd.DataFrame, list[Dropped]]:
+    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    dropped = [Dropped(Path(c["file"]).stem, c["reason"], c["detail"]) for c in index["broken"]]
+    records = []
+    for clip in index["clips"]:
+        id_, text = Path(clip["file"]).stem, clip[field]
+        if not text:
+            dropped.append(Dropped(id_, NO_TEXT, f"{field} of sentence {clip[SENTENCE]}"))
+            continue
+        place = (str(folder / clip["file"]), math.nan, math.nan)
+        records.append((id_, *place, text, language, "", clip["seconds"], split, clip[SENTENCE]))
+    return pd.DataFrame.from_records(records, columns=[*COLUMNS, SENTENCE]), dropped

@@ -1,0 +1,213 @@
+"""Every kind of corpus goes through load_data to a table in which nothing is unaccounted for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from stand_ins import (
+    HOSTILE_DROPPED,
+    HOSTILE_KEPT,
+    clip,
+    encoded,
+    hostile_release,
+    parquet,
+    release,
+    sentence,
+    tarball,
+    three_tables,
+    tsv,
+    write_clip,
+)
+
+from distilwhisper_lib import UserError, resolve
+from distilwhisper_lib.data import load_data, write_data_report
+from distilwhisper_lib.data_plots import preflight_overview
+from distilwhisper_lib.labels import LabelLimit, label_limit
+from distilwhisper_lib.preflight import dropped_table, preflight, preflight_table
+from distilwhisper_lib.releases import unpack_common_voice
+from distilwhisper_lib.subsets import read_subset, write_subset
+
+
+@pytest.fixture
+def labels(processor):
+    return LabelLimit(448, lambda: processor.tokenizer)
+
+
+@pytest.fixture
+def configure(tmp_path, monkeypatch):
+    """Factory of configs with their data in tmp_path/data, run in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(in_domain, out_of_domain, **settings):
+        settings |= {"in_domain": in_domain, "out_of_domain": out_of_domain, "data_dir": "data"}
+        settings = {"max_seconds": 30} | settings
+        return resolve("zero_shot", "demo", "ca", 1, settings)
+
+    return make
+
+
+@pytest.fixture
+def two_corpora(tmp_path):
+    """Common Voice from its tarball, with every fault, and FLEURS with some."""
+    folder = hostile_release(tmp_path / "built")
+    (folder / "clips" / "common_voice_ca_link.mp3").unlink()
+    archive = tarball(tmp_path / "ca.tar.gz", folder, "cv-corpus-13.0-2023-03-09/ca")
+    unpack_common_voice(archive, tmp_path / "data" / "common_voice")
+    rows = [sentence(i) for i in range(4)]
+    rows += [sentence(4, transcription=""), sentence(5, audio={"bytes": b"x", "path": "x.wav"})]
+    long = encoded(31.0, 7, "WAV")
+    rows += [sentence(6, num_samples=0, audio={"bytes": long, "path": "long.wav"})]
+    parquet(tmp_path / "data" / "fleurs" / "ca_es" / "test-00000-of-00001.parquet", rows)
+
+
+def test_real_corpora_with_every_fault_give_a_correct_table(two_corpora, configure, labels):
+    config = configure("common_voice", "fleurs/raw_transcription")
+    data = load_data(config)
+    report = preflight(data, labels)
+    table = preflight_table(report)
+    assert list(table.index) == ["train", "validation", "in_domain", "out_of_domain"]
+    assert table["split"].tolist() == ["train", "validation", "test", "test"]
+    assert table["clips"].tolist() == [len(HOSTILE_KEPT), 2, 2, 5]
+    assert table["speakers"].tolist() == [2, 2, 2, "not told apart"]
+    assert table["dropped: over the window"].tolist() == [1, 0, 0, 1]
+    assert table["dropped: label over the limit"].tolist() == [1, 0, 0, 0]
+    assert table["dropped: no text"].tolist() == [1, 0, 0, 0]
+    assert table["dropped: unreadable"].tolist() == [5, 0, 0, 1]  # gone, zero, cut, text; the link
+    assert table["dropped: other"].tolist() == [4, 0, 0, 0]
+    assert table["repeated sentences"].tolist() == [0, 0, 0, 2]
+    assert table["licence"].tolist() == ["CC0-1.0"] * 3 + ["CC BY 4.0"]
+    expected = HOSTILE_DROPPED | {"common_voice_ca_link": "missing file"}
+    expected |= {"x": "unreadable audio", "long": "longer than the window"}
+    dropped = dropped_table(report)
+    assert dict(zip(dropped["id"], dropped["reason"], strict=True)) == expected
+    assert len(dropped) == len(expected)
+    assert (dropped["detail"] != "").all()
+
+
+def test_the_report_is_written_with_the_subsets(two_corpora, configure, labels, tmp_path):
+    config = configure("common_voice", "fleurs")
+    data = load_data(config)
+    report = preflight(data, labels)
+    paths = write_data_report(config, data, report)
+    assert len(paths) == 5
+    written = json.loads((tmp_path / paths[0]).read_text())
+    assert written == {"preset": "demo", "language": "ca"} | report
+    assert str(tmp_path) not in json.dumps(written)
+    train = written["parts"]["train"]
+    assert train["about"]["release"] == "cv-corpus-13.0-2023-03-09"
+    assert written["parts"]["out_of_domain"]["about"]["text"] == "transcription"
+    assert {
+        clip["id"]: clip["reason"] for clip in train["dropped"]
+    }.keys() == HOSTILE_DROPPED.keys()
+    assert set(read_subset(tmp_path / paths[1])) == set(HOSTILE_KEPT)
+    preflight_overview(written).canvas.draw()
+
+
+def test_a_subset_list_takes_the_place_of_the_rule(tmp_path, configure):
+    release(tmp_path / "data" / "common_voice" / "ca", three_tables(5))
+    config = configure("common_voice", "common_voice", train_size=4)
+    chosen = load_data(config).train.iloc[[2, 0]]
+    write_subset(chosen, tmp_path / "subset.txt")
+    config = configure("common_voice", "common_voice", train_subset="subset.txt")
+    assert load_data(config).train["id"].tolist() == chosen["id"].tolist()
+    assert config.run_id != configure("common_voice", "common_voice").run_id
+    (tmp_path / "subset.txt").unlink()
+    with pytest.raises(UserError, match=r"Subset file subset\.txt does not exist"):
+        load_data(config)
+
+
+def test_speakers_sentences_and_recordings_that_stand_twice(tmp_path, configure, labels):
+    folder = release(tmp_path / "data" / "common_voice" / "ca", three_tables(3))
+    rows = [clip("test", i) for i in range(3)]
+    rows[0] |= {"client_id": "voice-train-0", "sentence": "Frase A de train, 0!"}
+    (folder / "test.tsv").write_text(tsv(rows))
+    for name in ("train001", "test002"):
+        write_clip(folder, f"common_voice_ca_{name}.mp3", encoded(1.0, 99))
+    data = load_data(configure("common_voice", "common_voice"))
+    report = preflight(data, labels)
+    leaks = [leak for leak in report["leaks"] if "train" in leak["splits"]]
+    where = ["in_domain", "out_of_domain", "train"]
+    assert leaks == [
+        {"kind": "text", "value": "frase a de train 0", "splits": where},
+        {"kind": "speaker", "value": "voice-train-0", "splits": where},
+    ]
+    table = preflight_table(report)
+    assert table["speakers elsewhere"]["train"] == 1
+    assert table["sentences elsewhere"]["train"] == 1
+    (group,) = [g for g in report["duplicates"] if any(c["part"] == "train" for c in g)]
+    assert {clip["id"][-8:] for clip in group} == {"train001", "_test002"}
+    assert table["same recording"]["train"] == 1
+
+
+def test_own_recordings_go_the_same_way(speech_folder, tmp_path, configure, processor):
+    (tmp_path / "data").mkdir()
+    speech_folder("data/speech")
+    folder = speech_folder("data/ood", splits=("test",))
+    path = folder / "metadata.csv"
+    path.write_text(path.read_text().replace("test frase a", "una frase ben llarga " * 20))
+    data = load_data(configure("folder/speech", "folder/ood", max_seconds=1.0))
+    report = preflight(data, LabelLimit(64, lambda: processor.tokenizer))
+    table = preflight_table(report)
+    assert table["clips"].tolist() == [3, 3, 3, 3]
+    assert table["dropped: over the window"].tolist() == [1, 1, 1, 1]
+    assert table["label over the limit, kept"].tolist() == [0, 0, 0, 1]
+    kept = dropped_table(report).iloc[-1]
+    assert (kept["part"], kept["id"]) == ("out_of_domain", "test0")
+    assert kept["detail"] == "kept: not learnt"
+    assert table["licence"].tolist() == ["not stated"] * 4
+
+
+def test_a_label_that_cannot_be_learnt_is_left_out_of_training_only(speech_folder, configure):
+    Path("data").mkdir()
+    folder = speech_folder("data/speech")
+    path = folder / "metadata.csv"
+    text = path.read_text().replace("train frase b", "b" * 300).replace("test frase b", "c" * 300)
+    path.write_text(text)
+    data = load_data(configure("folder/speech", "folder/speech"))
+    assert [(d.id, d.reason) for d in data.dropped["train"]] == [("train1", "label over the limit")]
+    assert data.dropped["in_domain"] == [] and len(data.in_domain) == 4
+
+
+def test_the_token_histogram_holds_every_clip(speech_folder, tmp_path, configure):
+    (tmp_path / "data").mkdir()
+    speech_folder("data/speech")
+    config = configure("folder/speech", "folder/speech")
+    tokens = preflight(load_data(config), label_limit(config))["parts"]["train"]["tokens"]
+    assert sum(tokens["histogram"]["clips"]) == 4
+    assert tokens["limit"] == 64 and tokens["histogram"]["width"] == 2
+    assert len(tokens["histogram"]["clips"]) == tokens["longest"] // 2 + 1
+    assert 4 < tokens["median"] <= tokens["longest"]
+
+
+def test_two_segments_of_a_file_are_two_recordings(tmp_path, configure, labels):
+    folder = tmp_path / "data" / "speech"
+    folder.mkdir(parents=True)
+    soundfile.write(folder / "a.wav", np.zeros(32_000), 16_000)
+    lines = ["file_name,id,text,language,split,start,end"]
+    for i, split in enumerate(["train", "validation", "test"]):
+        lines.append(f"a.wav,{split},frase {i},ca,{split},{i / 2},{i / 2 + 0.5}")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    data = load_data(configure("folder/speech", "folder/speech"))
+    (group,) = preflight(data, labels)["duplicates"]  # the test set stands for both domains
+    assert [clip["part"] for clip in group] == ["in_domain", "out_of_domain"]
+
+
+def test_the_overview_shows_what_was_left_out_and_checks(two_corpora, configure, labels):
+    report = preflight(load_data(configure("common_voice", "fleurs")), labels)
+    figure = preflight_overview(report)
+    figure.canvas.draw()
+    left, right = figure.axes
+    assert len(left.patches) == 4
+    legend = [text.get_text() for text in right.get_legend().get_texts()]
+    assert "missing file" in legend and "longer than the window" in legend
+    widths = sum(bar.get_width() for bar in right.patches)
+    assert widths == len(dropped_table(report))
+    for part in report["parts"].values():
+        part["dropped"] = []
+    assert [text.get_text() for text in preflight_overview(report).axes[1].texts] == ["none"]
+    with pytest.raises(UserError, match="has no label lengths"):
+        preflight_overview({"parts": {"train": {"clips": 1}}})
