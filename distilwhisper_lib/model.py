@@ -7,6 +7,7 @@ is stock Whisper bit for bit, and a saved base loads as stock Whisper again.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
-from . import experts
-from .clsr import GATE_MODES, SHARED, GateTrace
+from . import authors, experts
+from .clsr import GATE_MODES, SHARED, Expert, GateTrace
 from .errors import UserError
-from .languages import find_language
+from .hub import hub_options
+from .languages import whisper_language
 from .layers import RoutedDecoderLayer, RoutedEncoderLayer
 
 
@@ -44,6 +46,11 @@ class DistilWhisperConfig(WhisperConfig):
     @property
     def expert_languages(self) -> list[str]:
         return list(self.expert_tokens or {})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers', and from the config.json of the authors' checkpoints."""
+        return super().from_dict(authors.our_config(config_dict), **kwargs)
 
 
 @dataclass
@@ -91,24 +98,64 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         decoder.layers = nn.ModuleList(
             RoutedDecoderLayer(config, i) for i in range(config.decoder_layers)
         )
+        self.hub: dict[str, Any] = {}  # the options that it was loaded with, see hub.OPTIONS
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """Load a stock Whisper or a saved DistilWhisper, from a folder or a hub name.
+        """Load a stock Whisper, a saved DistilWhisper or a checkpoint of the authors' layout.
 
-        Fields of DistilWhisperConfig can be given by name, as with any transformers model.
+        From a folder or a hub name. Fields of DistilWhisperConfig can be given by name, as with
+        any transformers model.
         """
-        if "config" not in kwargs:
-            known = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
-            hub = {k: v for k, v in kwargs.items() if k in known}
-            fields, _ = DistilWhisperConfig.get_config_dict(name, **hub)
-            if fields.get("model_type") == "whisper":
-                fields.pop("model_type")
-                own = [name for name in kwargs if hasattr(DistilWhisperConfig, name)]
-                fields |= {name: kwargs.pop(name) for name in own}
+        hub = hub_options(kwargs)
+        given = "config" in kwargs
+        fields = _read_config(name, hub, optional=given)
+        own = [] if given else [key for key in kwargs if hasattr(DistilWhisperConfig, key)]
+        if authors.is_theirs(fields):
+            fields |= {key: kwargs.pop(key) for key in own}
+            model = cls._from_authors(name, fields, hub, *args, **kwargs)
+        else:
+            if fields.pop("model_type", None) == "whisper" and not given:
+                fields |= {key: kwargs.pop(key) for key in own}
                 kwargs["config"] = DistilWhisperConfig.from_dict(fields)
-        return super().from_pretrained(name, *args, **kwargs)
+            model = super().from_pretrained(name, *args, **kwargs)
+        (model[0] if isinstance(model, tuple) else model).hub = hub
+        return model
+
+    @classmethod
+    def _from_authors(
+        cls,
+        name: str | Path,
+        fields: dict[str, Any],
+        hub: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Load the authors' layout, and any experts in it.
+
+        The tensors are renamed here: transformers' own ``key_mapping`` would write the authors'
+        names again in save_pretrained.
+        """
+        state, languages = authors.read_base(name, **hub)
+        generation_config = authors.read_generation_config(name, **hub)
+        config = copy.deepcopy(kwargs.pop("config", None)) or DistilWhisperConfig.from_dict(fields)
+        tokens = {code: authors.language_token(generation_config, code) for code in languages}
+        config.expert_tokens = tokens or None
+        elsewhere = (*hub, "use_safetensors", "variant", "weights_only", "output_loading_info")
+        model, info = super().from_pretrained(
+            None,
+            *args,
+            config=config,
+            state_dict=state,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported just below
+            **{key: value for key, value in kwargs.items() if key not in elsewhere},
+        )
+        authors.check_complete(info, name)
+        model.generation_config = generation_config or model.generation_config
+        model.name_or_path = model.config.name_or_path = str(name)
+        return (model, info) if kwargs.get("output_loading_info") else model
 
     # Experts -----------------------------------------------------------------------------
 
@@ -128,10 +175,11 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         with bias 0. Raises UserError when it is there already or the tokenizer has no such
         language.
         """
-        code = find_language(language).code
+        code, _ = whisper_language(language)
         if code in self.languages:
             raise UserError(f"language {code!r} has an expert already: remove_expert() it first")
-        token = self._language_token(code)
+        self._language_token(code)
+        fresh = []
         for layer in self.routed_layers():
             expert = layer.new_expert(layer.fc1.weight.device)
             for linear in (expert.gate.inner, expert.gate.outer):
@@ -139,10 +187,16 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             nn.init.zeros_(expert.gate.inner.bias)
             expert.fc1.load_state_dict(layer.fc1.state_dict())
             expert.fc2.load_state_dict(layer.fc2.state_dict())
-            expert.train(self.training)
-            layer.clsr[code] = expert.to(layer.fc1.weight)
-        self.config.expert_tokens = {**(self.config.expert_tokens or {}), code: token}
+            fresh.append(expert.to(layer.fc1.weight))
+        self._attach(code, fresh)
         return code
+
+    def _attach(self, code: str, fresh: list[Expert]) -> None:
+        """Give every layer its new expert: the model changes here and nowhere before."""
+        token = self._language_token(code)
+        for layer, expert in zip(self.routed_layers(), fresh, strict=True):
+            layer.clsr[code] = expert.train(self.training)
+        self.config.expert_tokens = {**(self.config.expert_tokens or {}), code: token}
 
     def remove_expert(self, language: str) -> None:
         """Take a language's experts and gates out of every layer."""
@@ -152,24 +206,59 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         remaining = {k: v for k, v in self.config.expert_tokens.items() if k != code}
         self.config.expert_tokens = remaining or None
 
-    def load_experts(self, language: str, source: str | Path | None = None) -> None:
-        """Load one language's expert file from ``source`` (a file or folder).
+    def load_experts(
+        self,
+        language: str,
+        source: str | Path | None = None,
+        *,
+        convert: bool = False,
+        **hub: Any,
+    ) -> None:
+        """Load one language's experts; ``language`` is a name or a code, in any case.
 
-        Without a source it is looked for where this model came from. A failed load leaves the
-        model as it was.
+        ``source``: an expert file, or a folder or hub repository that is searched for
+        ``expert.<name>.safetensors``, ``expert.<name>.bin`` and ``<code>-experts.bin``, in this
+        order; None: where this model came from. ``hub``: revision, token, cache_dir,
+        local_files_only, force_download, subfolder. ``convert``: also write our safetensors beside
+        an authors' ``.bin``, once. Names and shapes are checked first, and a failed load, a
+        UserError, leaves the model as it was.
         """
-        code = find_language(language).code
-        tensors = experts.read_expert(source or self.name_or_path, code)
-        experts.check_expert(self, code, tensors)
+        code, _ = whisper_language(language)
         if code not in self.languages:
-            self.add_expert(code)
-        self.load_state_dict(experts.to_model_names(tensors, code), strict=False)
+            self._language_token(code)
+        if source is None:
+            if not self.name_or_path:
+                raise UserError(
+                    "this model was loaded from nowhere that could hold experts: name their source"
+                )
+            source, hub = self.name_or_path, self.hub | hub
+        path = experts.find_expert(code, source, **hub)
+        tensors = experts.read_expert(path, code)
+        experts.check_expert(self, code, tensors)
+        if convert and path.suffix != ".safetensors":
+            experts.convert_expert(path, code)
+        if code in self.languages:
+            self.load_state_dict(experts.to_model_names(tensors, code), strict=False)
+        else:
+            self._attach(code, experts.build_experts(self, tensors))
 
-    def save_experts(self, language: str, folder: str | Path, **metadata: str) -> Path:
-        """Write one language's experts to ``folder/expert.<name>.safetensors``."""
+    def save_experts(
+        self, language: str, folder: str | Path, layout: str = "kit", **metadata: str
+    ) -> Path:
+        """Write one language's experts to ``folder/expert.<name>.safetensors``, with ``metadata``.
+
+        layout "authors": to ``folder/expert.<name>.bin``, which the public code loads, and which
+        has no room for metadata.
+        """
         code = self._resident(language)
-        about = {"base": self.name_or_path, **metadata}
-        return experts.write_expert(experts.expert_state(self, code), code, folder, about)
+        if layout not in experts.LAYOUTS:
+            raise UserError(
+                f"layout {layout!r} is unknown: expected one of {', '.join(experts.LAYOUTS)}"
+            )
+        tensors = experts.from_model_names(self.state_dict(), code)
+        if layout == "authors":
+            return experts.write_authors_expert(tensors, code, folder)
+        return experts.write_expert(tensors, code, folder, {"base": self.name_or_path, **metadata})
 
     def freeze_all_but_expert(self, language: str) -> None:
         """Let only one language's experts and gates train."""
@@ -179,11 +268,11 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
 
     def set_language_task(self, language: str | None = None, task: str = "transcribe") -> None:
         """What ``generate`` does when it is given neither ``language`` nor ``task``."""
-        self.generation_config.language = language and find_language(language).name
+        self.generation_config.language = language and whisper_language(language)[1]
         self.generation_config.task = task
 
     def _resident(self, language: str) -> str:
-        code = find_language(language).code
+        code, _ = whisper_language(language)
         if code not in self.languages:
             raise UserError(
                 f"language {code!r} has no expert here (resident: {', '.join(self.languages)}): "
@@ -192,13 +281,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         return code
 
     def _language_token(self, code: str) -> int:
-        tokens = getattr(self.generation_config, "lang_to_id", None) or {}
-        if f"<|{code}|>" not in tokens:
-            raise UserError(
-                f"language {code!r} is not in this model's generation_config.lang_to_id: "
-                "use a multilingual Whisper that knows it"
-            )
-        return tokens[f"<|{code}|>"]
+        return authors.language_token(self.generation_config, code)
 
     # Routing -----------------------------------------------------------------------------
 
@@ -267,6 +350,16 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             **kwargs,
         )
         return DistilWhisperOutput(**out, gates=trace)
+
+
+def _read_config(name: str | Path | None, hub: dict[str, Any], optional: bool) -> dict[str, Any]:
+    """The fields of a checkpoint's config.json; empty when it has none and needs none."""
+    try:
+        return DistilWhisperConfig.get_config_dict(name, **hub)[0] if name else {}
+    except OSError:
+        if optional:
+            return {}
+        raise
 
 
 AutoConfig.register("distilwhisper", DistilWhisperConfig)
