@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from golden_bundles import SIDES, Bundle, code_of, languages_of, prompt_of, runs_of
 from safetensors.torch import load_file
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration, resolve
 from distilwhisper_lib.authors import their_name
@@ -103,17 +103,22 @@ def load_teacher(golden: Path) -> WhisperForConditionalGeneration:
     return model
 
 
-def whisper_small(golden, gate_dim):
-    """The layout of the released checkpoints at real dimensions, without any numbers."""
+def whisper_small(golden, shrink=1):
+    """Layers and widths of the released checkpoints, divided by ``shrink``; memory untouched."""
+    expert = Bundle(golden, "expert").json("keys_whisper_small.json")
     shapes = Bundle(golden, "expert").json("full_keys_whisper_small.json")["keys"]
     vocabulary, width = shapes["model.decoder.embed_tokens.weight"]
     config = DistilWhisperConfig(
-        vocab_size=vocabulary, d_model=width, encoder_layers=12, decoder_layers=12,
-        encoder_attention_heads=12, decoder_attention_heads=12, encoder_ffn_dim=4 * width,
-        decoder_ffn_dim=4 * width, gate_dim=gate_dim,
+        vocab_size=vocabulary, d_model=width // shrink, encoder_layers=12, decoder_layers=12,
+        encoder_attention_heads=12, decoder_attention_heads=12,
+        encoder_ffn_dim=4 * width // shrink, decoder_ffn_dim=4 * width // shrink,
+        gate_dim=expert["gate_dim"] // shrink,
     )  # fmt: skip
     with torch.device("meta"):
-        return DistilWhisperForConditionalGeneration(config)
+        model = DistilWhisperForConditionalGeneration(config)
+    lang_to_id = {f"<|{code_of(expert['language'])}|>": 50270}
+    model.generation_config = GenerationConfig(lang_to_id=lang_to_id)
+    return model.to_empty(device="cpu")
 
 
 # Running -------------------------------------------------------------------------------------

@@ -432,7 +432,7 @@ def test_key_lists_of_whisper_small(golden, compare):
     compare, bundle = compare("expert"), Bundle(golden, "expert")
     expert = bundle.json("keys_whisper_small.json")
     code = code_of(expert["language"])
-    model = whisper_small(golden, expert["gate_dim"])
+    model = whisper_small(golden)
     for layer in model.routed_layers():
         layer.clsr[code] = layer.new_expert("meta")
     shapes = {their_name(name): list(t.shape) for name, t in model.state_dict().items()}
@@ -446,6 +446,27 @@ def test_key_lists_of_whisper_small(golden, compare):
     compare("values", count(mine), expert["n_parameters"])
     gates = {name: shape for name, shape in mine.items() if ".gate_" in name}
     compare("gate values", count(gates), expert["n_gate_parameters"])
+
+
+@pytest.mark.parametrize("shrink", [32, 1])
+def test_an_expert_file_of_whisper_small(golden, tmp_path, shrink):
+    """The released files' key list, at reduced and at real dimensions (458 MB)."""
+    expert = Bundle(golden, "expert").json("keys_whisper_small.json")
+    language, released = expert["language"], {}
+    for number, (name, shape) in enumerate(expert["keys"].items()):
+        smaller = [max(1, size // shrink) for size in shape]
+        released[name] = torch.full(smaller, float(number))
+    path = tmp_path / f"expert.{language}.bin"
+    torch.save(released, path)
+    model = whisper_small(golden, shrink)
+    model.load_experts(language, tmp_path)
+    path.unlink()  # pytest keeps temporary folders for a while
+    loaded = {their_name(name): tensor for name, tensor in model.state_dict().items()}
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in released.items())
+    if shrink > 1:
+        written = model.save_experts(language, tmp_path / "again", layout="authors")
+        again = torch.load(written, weights_only=True)
+        assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in released.items()}
 
 
 def count(shapes):
