@@ -1,8 +1,9 @@
-"""Expert files: one language's experts and gates in one safetensors file.
+"""Expert files: one language's experts and gates in one file.
 
-Names inside are ``{encoder,decoder}.{layer}.{fc1,fc2}.{weight,bias}``,
+Ours are safetensors. Names inside are ``{encoder,decoder}.{layer}.{fc1,fc2}.{weight,bias}``,
 ``...gate.inner.{weight,bias}`` and ``...gate.outer.weight``: nothing in them depends on the
-language code, which stands in the metadata with the base model and the format version.
+language code, which stands in the metadata with the base model and the format version. The
+authors' ``.bin`` files are read and written too; authors.py knows their names.
 """
 
 from __future__ import annotations
@@ -10,39 +11,54 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .authors import our_names, their_name
+from .clsr import Expert
 from .errors import UserError
-from .languages import find_language
+from .files import sha256_file
+from .hub import find_file
+from .languages import whisper_language
+from .tensor_files import read_metadata, read_pickle, read_safetensors, write_pickle
 
 if TYPE_CHECKING:
     from .model import DistilWhisperForConditionalGeneration
 
 FORMAT_VERSION = "1"
+LAYOUTS = ("kit", "authors")
 _IN_MODEL = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.clsr\.([a-z]+)\.(.+)")
 
 
-def file_name(language: str) -> str:
-    """``expert.<English name>.safetensors``, after the authors' naming."""
-    return f"expert.{find_language(language).name}.safetensors"
+# Names ---------------------------------------------------------------------------------------
 
 
-def expert_state(model: DistilWhisperForConditionalGeneration, code: str) -> dict[str, Tensor]:
-    """One language's tensors under the names of an expert file."""
+def file_names(language: str) -> tuple[str, str, str]:
+    """What a language's expert file may be called: ours first, then the authors' two ways."""
+    code, name = whisper_language(language)
+    return f"expert.{name}.safetensors", f"expert.{name}.bin", f"{code}-experts.bin"
+
+
+def layer_names(model: DistilWhisperForConditionalGeneration) -> list[str]:
+    """``encoder.0``, ... for each of the model's routed layers, in its own order."""
+    sides = ("encoder", "decoder")
+    return [f"{s}.{i}" for s in sides for i in range(len(getattr(model.model, s).layers))]
+
+
+def from_model_names(state: dict[str, Tensor], code: str) -> dict[str, Tensor]:
+    """One language's tensors of a model's state dict, under the names of an expert file."""
     found = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         match = _IN_MODEL.fullmatch(name)
         if match and match[3] == code:
-            found[f"{match[1]}.{match[2]}.{match[4]}"] = tensor.detach().cpu().contiguous()
+            found[f"{match[1]}.{match[2]}.{match[4]}"] = tensor
     return found
 
 
 def to_model_names(tensors: dict[str, Tensor], code: str) -> dict[str, Tensor]:
-    """The inverse of expert_state()'s naming."""
+    """The inverse of from_model_names()."""
     renamed = {}
     for name, tensor in tensors.items():
         side, layer, rest = name.split(".", 2)
@@ -50,53 +66,111 @@ def to_model_names(tensors: dict[str, Tensor], code: str) -> dict[str, Tensor]:
     return renamed
 
 
+# Writing -------------------------------------------------------------------------------------
+
+
 def write_expert(
     tensors: dict[str, Tensor], code: str, folder: str | Path, about: dict[str, str]
 ) -> Path:
     """Write an expert file whole or not at all, with language and format in its metadata."""
-    path = Path(folder) / file_name(code)
+    path = Path(folder) / file_names(code)[0]
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "version": FORMAT_VERSION, "language": code}
     metadata |= {key: str(value) for key, value in about.items()}
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata=metadata)
+    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, partial, metadata)
     os.chmod(partial, 0o644)  # safetensors makes files that only the owner can read
     os.replace(partial, path)
     return path
 
 
-def read_expert(source: str | Path, code: str) -> dict[str, Tensor]:
-    """The tensors of an expert file (``source`` is the file or its folder).
+def write_authors_expert(tensors: dict[str, Tensor], code: str, folder: str | Path) -> Path:
+    """Write ``expert.<name>.bin`` as the public code loads it; it has no room for metadata."""
+    theirs = {their_name(name): t for name, t in to_model_names(tensors, code).items()}
+    return write_pickle(theirs, Path(folder) / file_names(code)[1])
 
-    Raises UserError when it is missing, unreadable, of another language or a newer format.
+
+def convert_expert(path: str | Path, language: str) -> Path:
+    """Write our safetensors beside an authors' ``.bin``, with its name and SHA-256 in the metadata.
+
+    Converted once, it is not written again. Raises UserError when another file is in the way.
     """
-    path = Path(source)
-    if not path.is_file():
-        path = path / file_name(code)
-    if not path.is_file():
-        raise UserError(
-            f"no expert file {path.name!r} in {path.parent}: train one, or name the folder that "
-            "holds it"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"expert file {path} cannot be read ({error}): copy or train it again"
-        ) from None
+    path, (code, _) = Path(path), whisper_language(language)
+    about = {"source": path.name, "source_sha256": sha256_file(path)}
+    target = path.parent / file_names(code)[0]
+    if target.exists():
+        if read_metadata(target).get("source_sha256") == about["source_sha256"]:
+            return target
+        raise UserError(f"{target} is there already and is not made of {path.name}: move it away")
+    return write_expert(read_expert(path, code), code, path.parent, about)
+
+
+# Reading -------------------------------------------------------------------------------------
+
+
+def find_expert(language: str, source: str | Path, **hub: Any) -> Path:
+    """The expert file of a language in ``source``: a file, a folder or a hub repository.
+
+    A ``.bin`` of a repository gives way to the safetensors that it was once converted to.
+    """
+    remedy = "train one, or name the folder or hub repository that holds it"
+    names = file_names(language)
+    path = find_file(source, names, remedy, **hub)
+    converted = path.with_name(names[0])
+    return converted if not Path(source).is_file() and converted.is_file() else path
+
+
+def read_expert(path: Path, code: str) -> dict[str, Tensor]:
+    """The tensors of an expert file, ours or (any suffix but .safetensors) the authors'.
+
+    Raises UserError when it is unreadable, of another language or a newer format.
+    """
+    if path.suffix != ".safetensors":
+        return _read_authors(path, code)
+    tensors, metadata = read_safetensors(path)
     if metadata.get("version") != FORMAT_VERSION:
         raise UserError(
             f"expert file {path} has format version {metadata.get('version')!r}, expected "
             f"{FORMAT_VERSION!r}: update the kit or write the file again"
         )
-    if metadata.get("language") != code:
+    _check_language(path, [metadata.get("language")], code)
+    return tensors
+
+
+def _read_authors(path: Path, code: str) -> dict[str, Tensor]:
+    renamed, languages = our_names(read_pickle(path), path)
+    _check_language(path, languages, code)
+    tensors = from_model_names(renamed, code)
+    if len(tensors) < len(renamed):
+        alien = next(n for n in renamed if not from_model_names({n: renamed[n]}, code))
         raise UserError(
-            f"expert file {path} is for {metadata.get('language')!r}, not {code!r}: "
-            "load it under its own language"
+            f"expert file {path} holds {alien!r}, which belongs to no expert (one of "
+            f"{len(renamed) - len(tensors)}): name a file with experts only"
         )
     return tensors
+
+
+def _check_language(path: Path, found: list[str | None], code: str) -> None:
+    if found != [code]:
+        names = ", ".join(map(repr, found)) or "no language"
+        raise UserError(
+            f"expert file {path} is for {names}, not {code!r}: load it under its own language"
+        )
+
+
+def build_experts(
+    model: DistilWhisperForConditionalGeneration, tensors: dict[str, Tensor]
+) -> list[Expert]:
+    """Checked tensors -> an expert for each layer, with the layer's dtype and device."""
+    built = []
+    for prefix, layer in zip(layer_names(model), model.routed_layers(), strict=True):
+        like = layer.fc1.weight
+        # Without drawing weights first, which takes time and numbers from the random generator.
+        expert = layer.new_expert("meta").to(like.dtype).to_empty(device=like.device)
+        mine = [name for name in tensors if name.startswith(f"{prefix}.")]
+        expert.load_state_dict({name.removeprefix(f"{prefix}."): tensors[name] for name in mine})
+        built.append(expert)
+    return built
 
 
 def check_expert(
@@ -104,10 +178,9 @@ def check_expert(
 ) -> None:
     """Raise UserError unless the tensors have just the names and shapes this model needs."""
     wanted = {}
-    for side in ("encoder", "decoder"):
-        for index, layer in enumerate(getattr(model.model, side).layers):
-            blueprint = layer.new_expert("meta").state_dict()
-            wanted |= {f"{side}.{index}.{k}": tuple(v.shape) for k, v in blueprint.items()}
+    for prefix, layer in zip(layer_names(model), model.routed_layers(), strict=True):
+        blueprint = layer.new_expert("meta").state_dict()
+        wanted |= {f"{prefix}.{k}": tuple(v.shape) for k, v in blueprint.items()}
     faults = [f"{name} is missing" for name in wanted if name not in tensors]
     faults += [f"{name} is not expected" for name in tensors if name not in wanted]
     faults += [

@@ -84,3 +84,22 @@ def find_language(name_or_code: str) -> Language:
             f"Unknown language {name_or_code!r}: give one of these codes or names: {known}."
         )
     return _BY_ANY_NAME[key]
+
+
+def whisper_language(name_or_code: str) -> tuple[str, str]:
+    """(code, English name) of any language that Whisper speaks, known to the kit's table or not.
+
+    Takes what find_language() takes, and Whisper's own codes, names and aliases in any case.
+    """
+    try:
+        known = find_language(name_or_code)
+        return known.code, known.name
+    except UserError:
+        # Late, because importing transformers takes a second.
+        from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
+        key = name_or_code.strip().lower() if isinstance(name_or_code, str) else None
+        code = key if key in LANGUAGES else TO_LANGUAGE_CODE.get(key)
+        if code is None:
+            raise
+        return code, LANGUAGES[code]

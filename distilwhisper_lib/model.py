@@ -7,13 +7,13 @@ is stock Whisper bit for bit, and a saved base loads as stock Whisper again.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForSpeechSeq2Seq,
@@ -22,16 +22,14 @@ from transformers import (
 )
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import Seq2SeqLMOutput
-from transformers.models.whisper.modeling_whisper import (
-    WhisperDecoderLayer,
-    WhisperEncoderLayer,
-    shift_tokens_right,
-)
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
-from . import experts
-from .clsr import CLSR, GATE_MODES, SHARED, Expert, GateTrace
+from . import authors, experts
+from .clsr import GATE_MODES, SHARED, Expert, GateTrace
 from .errors import UserError
-from .languages import find_language
+from .hub import hub_options
+from .languages import whisper_language
+from .layers import RoutedDecoderLayer, RoutedEncoderLayer
 
 
 class DistilWhisperConfig(WhisperConfig):
@@ -49,112 +47,10 @@ class DistilWhisperConfig(WhisperConfig):
     def expert_languages(self) -> list[str]:
         return list(self.expert_tokens or {})
 
-
-class _RoutedFFN:
-    """The feed-forward block of a layer: stock FFN and experts, blended by CLSR."""
-
-    def _add_clsr(self, config: DistilWhisperConfig) -> None:
-        self.config = config
-        self.clsr = CLSR({code: self.new_expert() for code in config.expert_languages})
-
-    def new_expert(self, device: str | torch.device | None = None) -> Expert:
-        """An expert of this layer's dimensions, its weights still to be set."""
-        c = self.config
-        with torch.device(device or torch.get_default_device()):
-            return Expert(
-                c.d_model, self.fc1.out_features, c.gate_dim, c.gate_dropout, c.expert_dropout
-            )
-
-    def _shared(self, x: Tensor) -> Tensor:
-        hidden = F.dropout(
-            self.activation_fn(self.fc1(x)), self.activation_dropout, training=self.training
-        )
-        return F.dropout(self.fc2(hidden), self.dropout, training=self.training)
-
-    def _ffn(self, x: Tensor, route: dict[str, Any]) -> Tensor:
-        """Residual, layer norm and the blend: (B, T, D) -> (B, T, D)."""
-        trace = route.pop("gate_trace", None)
-        y, gates = self.clsr(
-            self.final_layer_norm(x),
-            self._shared,
-            self.activation_fn,
-            self.activation_dropout,
-            expert_ids=route.get("expert_ids"),
-            mode=route.get("gate_mode", "learned"),
-            noise=route.get("gate_noise", 0.0),
-            skip=self.config.skip,
-        )
-        if trace is not None:
-            trace.append(gates)
-        return x + y
-
-
-# What a forward pass tells its layers about routing; the rest of **kwargs goes to attention.
-_ROUTE = ("expert_ids", "gate_mode", "gate_noise", "gate_trace")
-
-
-def _split_route(kwargs: dict[str, Any], side: str) -> dict[str, Any]:
-    route = {name: kwargs.pop(name) for name in _ROUTE if name in kwargs}
-    if route.get("gate_trace") is not None:
-        route["gate_trace"] = getattr(route["gate_trace"], side)
-    return route
-
-
-class RoutedEncoderLayer(_RoutedFFN, WhisperEncoderLayer):
-    """Whisper's encoder layer with a routed FFN."""
-
-    def __init__(self, config: DistilWhisperConfig) -> None:
-        super().__init__(config)
-        self._add_clsr(config)
-
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> Tensor:
-        route = _split_route(kwargs, "encoder")
-        x = self.self_attn_layer_norm(hidden_states)
-        x, _ = self.self_attn(hidden_states=x, attention_mask=attention_mask, **kwargs)
-        hidden_states = hidden_states + F.dropout(x, self.dropout, training=self.training)
-        hidden_states = self._ffn(hidden_states, route)
-        if hidden_states.dtype == torch.float16:  # as stock Whisper: keep float16 finite
-            limit = torch.finfo(torch.float16).max - 1000
-            hidden_states = hidden_states.clamp(-limit, limit)
-        return hidden_states
-
-
-class RoutedDecoderLayer(_RoutedFFN, WhisperDecoderLayer):
-    """Whisper's decoder layer with a routed FFN."""
-
-    def __init__(self, config: DistilWhisperConfig, layer_idx: int | None = None) -> None:
-        super().__init__(config, layer_idx)
-        self._add_clsr(config)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = True,
-        **kwargs: Any,
-    ) -> Tensor:
-        route = _split_route(kwargs, "decoder")
-        x = self.self_attn_layer_norm(hidden_states)
-        x, _ = self.self_attn(
-            x, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
-        )
-        hidden_states = hidden_states + F.dropout(x, self.dropout, training=self.training)
-        if encoder_hidden_states is not None:
-            x = self.encoder_attn_layer_norm(hidden_states)
-            x, _ = self.encoder_attn(
-                x,
-                key_value_states=encoder_hidden_states,
-                attention_mask=encoder_attention_mask,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
-            hidden_states = hidden_states + F.dropout(x, self.dropout, training=self.training)
-        return self._ffn(hidden_states, route)
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers', and from the config.json of the authors' checkpoints."""
+        return super().from_dict(authors.our_config(config_dict), **kwargs)
 
 
 @dataclass
@@ -202,24 +98,64 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         decoder.layers = nn.ModuleList(
             RoutedDecoderLayer(config, i) for i in range(config.decoder_layers)
         )
+        self.hub: dict[str, Any] = {}  # the options that it was loaded with, see hub.OPTIONS
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """Load a stock Whisper or a saved DistilWhisper, from a folder or a hub name.
+        """Load a stock Whisper, a saved DistilWhisper or a checkpoint of the authors' layout.
 
-        Fields of DistilWhisperConfig can be given by name, as with any transformers model.
+        From a folder or a hub name. Fields of DistilWhisperConfig can be given by name, as with
+        any transformers model.
         """
-        if "config" not in kwargs:
-            known = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
-            hub = {k: v for k, v in kwargs.items() if k in known}
-            fields, _ = DistilWhisperConfig.get_config_dict(name, **hub)
-            if fields.get("model_type") == "whisper":
-                fields.pop("model_type")
-                own = [name for name in kwargs if hasattr(DistilWhisperConfig, name)]
-                fields |= {name: kwargs.pop(name) for name in own}
+        hub = hub_options(kwargs)
+        given = "config" in kwargs
+        fields = _read_config(name, hub, optional=given)
+        own = [] if given else [key for key in kwargs if hasattr(DistilWhisperConfig, key)]
+        if authors.is_theirs(fields):
+            fields |= {key: kwargs.pop(key) for key in own}
+            model = cls._from_authors(name, fields, hub, *args, **kwargs)
+        else:
+            if fields.pop("model_type", None) == "whisper" and not given:
+                fields |= {key: kwargs.pop(key) for key in own}
                 kwargs["config"] = DistilWhisperConfig.from_dict(fields)
-        return super().from_pretrained(name, *args, **kwargs)
+            model = super().from_pretrained(name, *args, **kwargs)
+        (model[0] if isinstance(model, tuple) else model).hub = hub
+        return model
+
+    @classmethod
+    def _from_authors(
+        cls,
+        name: str | Path,
+        fields: dict[str, Any],
+        hub: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Load the authors' layout, and any experts in it.
+
+        The tensors are renamed here: transformers' own ``key_mapping`` would write the authors'
+        names again in save_pretrained.
+        """
+        state, languages = authors.read_base(name, **hub)
+        generation_config = authors.read_generation_config(name, **hub)
+        config = copy.deepcopy(kwargs.pop("config", None)) or DistilWhisperConfig.from_dict(fields)
+        tokens = {code: authors.language_token(generation_config, code) for code in languages}
+        config.expert_tokens = tokens or None
+        elsewhere = (*hub, "use_safetensors", "variant", "weights_only", "output_loading_info")
+        model, info = super().from_pretrained(
+            None,
+            *args,
+            config=config,
+            state_dict=state,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported just below
+            **{key: value for key, value in kwargs.items() if key not in elsewhere},
+        )
+        authors.check_complete(info, name)
+        model.generation_config = generation_config or model.generation_config
+        model.name_or_path = model.config.name_or_path = str(name)
+        return (model, info) if kwargs.get("output_loading_info") else model
 
     # Experts -----------------------------------------------------------------------------
 
@@ -239,10 +175,11 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         with bias 0. Raises UserError when it is there already or the tokenizer has no such
         language.
         """
-        code = find_language(language).code
+        code, _ = whisper_language(language)
         if code in self.languages:
             raise UserError(f"language {code!r} has an expert already: remove_expert() it first")
-        token = self._language_token(code)
+        self._language_token(code)
+        fresh = []
         for layer in self.routed_layers():
             expert = layer.new_expert(layer.fc1.weight.device)
             for linear in (expert.gate.inner, expert.gate.outer):
@@ -250,10 +187,16 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             nn.init.zeros_(expert.gate.inner.bias)
             expert.fc1.load_state_dict(layer.fc1.state_dict())
             expert.fc2.load_state_dict(layer.fc2.state_dict())
-            expert.train(self.training)
-            layer.clsr[code] = expert.to(layer.fc1.weight)
-        self.config.expert_tokens = {**(self.config.expert_tokens or {}), code: token}
+            fresh.append(expert.to(layer.fc1.weight))
+        self._attach(code, fresh)
         return code
+
+    def _attach(self, code: str, fresh: list[Expert]) -> None:
+        """Give every layer its new expert: the model changes here and nowhere before."""
+        token = self._language_token(code)
+        for layer, expert in zip(self.routed_layers(), fresh, strict=True):
+            layer.clsr[code] = expert.train(self.training)
+        self.config.expert_tokens = {**(self.config.expert_tokens or {}), code: token}
 
     def remove_expert(self, language: str) -> None:
         """Take a language's experts and gates out of every layer."""
@@ -263,33 +206,66 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         remaining = {k: v for k, v in self.config.expert_tokens.items() if k != code}
         self.config.expert_tokens = remaining or None
 
-    def load_experts(self, language: str, source: str | Path | None = None) -> None:
-        """Load one language's expert file from ``source`` (a file or folder).
+    def load_experts(
+        self,
+        language: str,
+        source: str | Path | None = None,
+        *,
+        convert: bool = False,
+        **hub: Any,
+    ) -> None:
+        """Load one language's experts; ``language`` is a name or a code, in any case.
 
-        Without a source it is looked for where this model came from. A failed load leaves the
-        model as it was.
+        ``source``: an expert file, or a folder or hub repository that is searched for
+        ``expert.<name>.safetensors``, ``expert.<name>.bin`` and ``<code>-experts.bin``, in this
+        order; None: where this model came from. ``hub``: revision, token, cache_dir,
+        local_files_only, force_download, subfolder. ``convert``: also write our safetensors beside
+        an authors' ``.bin``, once. Names and shapes are checked first, and a failed load, a
+        UserError, leaves the model as it was.
         """
-        code = find_language(language).code
-        tensors = experts.read_expert(source or self.name_or_path, code)
-        experts.check_expert(self, code, tensors)
+        code, _ = whisper_language(language)
         if code not in self.languages:
-            self.add_expert(code)
-        self.load_state_dict(experts.to_model_names(tensors, code), strict=False)
+            self._language_token(code)
+        if source is None:
+            if not self.name_or_path:
+                raise UserError(
+                    "this model was loaded from nowhere that could hold experts: name their source"
+                )
+            source, hub = self.name_or_path, self.hub | hub
+        path = experts.find_expert(code, source, **hub)
+        tensors = experts.read_expert(path, code)
+        experts.check_expert(self, code, tensors)
+        if convert and path.suffix != ".safetensors":
+            experts.convert_expert(path, code)
+        if code in self.languages:
+            self.load_state_dict(experts.to_model_names(tensors, code), strict=False)
+        else:
+            self._attach(code, experts.build_experts(self, tensors))
 
     def save_experts(
         self,
         language: str,
         folder: str | Path,
+        layout: str = "kit",
         dtype: torch.dtype = torch.float32,
         **metadata: str,
     ) -> Path:
-        """Write one language's experts to ``folder/expert.<name>.safetensors``.
+        """Write one language's experts to ``folder/expert.<name>.safetensors``, with ``metadata``.
 
-        float16 halves the file; loading turns it back into the model's dtype.
+        layout "authors": to ``folder/expert.<name>.bin``, which the public code loads, and which
+        has no room for metadata. float16 halves the file; loading turns it back into the model's
+        dtype.
         """
         code = self._resident(language)
-        tensors = {name: t.to(dtype) for name, t in experts.expert_state(self, code).items()}
-        return experts.write_expert(tensors, code, folder, {"base": self.name_or_path} | metadata)
+        if layout not in experts.LAYOUTS:
+            raise UserError(
+                f"layout {layout!r} is unknown: expected one of {', '.join(experts.LAYOUTS)}"
+            )
+        tensors = experts.from_model_names(self.state_dict(), code)
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        if layout == "authors":
+            return experts.write_authors_expert(tensors, code, folder)
+        return experts.write_expert(tensors, code, folder, {"base": self.name_or_path, **metadata})
 
     def freeze_all_but_expert(self, language: str) -> None:
         """Let only one language's experts and gates train."""
@@ -299,11 +275,11 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
 
     def set_language_task(self, language: str | None = None, task: str = "transcribe") -> None:
         """What ``generate`` does when it is given neither ``language`` nor ``task``."""
-        self.generation_config.language = language and find_language(language).name
+        self.generation_config.language = language and whisper_language(language)[1]
         self.generation_config.task = task
 
     def _resident(self, language: str) -> str:
-        code = find_language(language).code
+        code, _ = whisper_language(language)
         if code not in self.languages:
             raise UserError(
                 f"language {code!r} has no expert here (resident: {', '.join(self.languages)}): "
@@ -312,13 +288,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         return code
 
     def _language_token(self, code: str) -> int:
-        tokens = getattr(self.generation_config, "lang_to_id", None) or {}
-        if f"<|{code}|>" not in tokens:
-            raise UserError(
-                f"language {code!r} is not in this model's generation_config.lang_to_id: "
-                "use a multilingual Whisper that knows it"
-            )
-        return tokens[f"<|{code}|>"]
+        return authors.language_token(self.generation_config, code)
 
     # Routing -----------------------------------------------------------------------------
 
@@ -387,6 +357,16 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             **kwargs,
         )
         return DistilWhisperOutput(**out, gates=trace)
+
+
+def _read_config(name: str | Path | None, hub: dict[str, Any], optional: bool) -> dict[str, Any]:
+    """The fields of a checkpoint's config.json; empty when it has none and needs none."""
+    try:
+        return DistilWhisperConfig.get_config_dict(name, **hub)[0] if name else {}
+    except OSError:
+        if optional:
+            return {}
+        raise
 
 
 AutoConfig.register("distilwhisper", DistilWhisperConfig)

@@ -34,17 +34,9 @@ from .data import RunData
 from .evaluation import transcribe
 from .features import Collator, SpeechDataset
 from .files import write_atomic
-from .losses import (
-    AUTHORS_EPSILON,
-    IGNORE,
-    LossParts,
-    combine,
-    cross_entropy,
-    divergence,
-    gate_budget,
-    gate_mean,
-)
+from .losses import LossParts
 from .model import DistilWhisperForConditionalGeneration
+from .objective import counted, gate_means, gate_noise, loss_parts
 from .scoring import score
 from .teacher import Teacher
 
@@ -242,7 +234,7 @@ class DistilTrainer(Seq2SeqTrainer):
             input_features=inputs["input_features"],
             decoder_input_ids=inputs["decoder_input_ids"],
             language_ids=inputs["language_ids"],
-            gate_noise=self._gate_noise(),
+            gate_noise=gate_noise(self.run, self.state.global_step / max(self.state.max_steps, 1)),
             output_gates=True,
             use_cache=False,
         )
@@ -253,59 +245,20 @@ class DistilTrainer(Seq2SeqTrainer):
                     self._parts[f"loss_{name}"].append(value.detach())
         return (parts.total, out) if return_outputs else parts.total
 
-    def _gate_noise(self) -> float:
-        """alpha(t) of Eq. 2 grows linearly to its end value; the authors' first step has it all."""
-        progress = min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
-        if self.run.conventions == "authors" and progress == 0.0:
-            progress = 1.0
-        return self.run.gate_noise * progress
-
     def _loss_parts(self, out: Any, inputs: dict[str, Tensor]) -> LossParts:
         run, labels = self.run, inputs["labels"]
-        authors = run.conventions == "authors"
-        ce = cross_entropy(out.logits, labels, run.label_smoothing)
         if run.method not in WITH_EXPERTS:
-            return combine(ce)
-        encoder = [gates.values for gates in out.gates.encoder]
-        decoder = [gates.values for gates in out.gates.decoder]
-        heard, said = (None, None) if authors else self._real_positions(encoder[0], inputs)
-        mean = gate_mean([*encoder, *decoder], [heard] * len(encoder) + [said] * len(decoder))
+            return loss_parts(run, out.logits, labels)
+        length = out.gates.encoder[0].values.shape[1]
+        masks = counted(run, length, inputs, self.processor.tokenizer.eos_token_id)
+        means = gate_means(out.gates, masks)
         if self.model.training:
-            self._parts["gate_mean"].append(mean.detach())
-            self._parts["gate_mean_encoder"].append(
-                gate_mean(encoder, [heard] * len(encoder)).detach()
-            )
-            self._parts["gate_mean_decoder"].append(
-                gate_mean(decoder, [said] * len(decoder)).detach()
-            )
-        distil = None
+            for name, mean in means._asdict().items():
+                self._parts[name].append(mean.detach())
+        target = None
         if self.teacher is not None:
-            distil = divergence(
-                out.logits,
-                self.teacher.logits(inputs["input_features"], inputs["decoder_input_ids"]),
-                run.method,
-                run.temperature,
-                keep=None if authors else labels != IGNORE,
-                epsilon=AUTHORS_EPSILON if authors else 0.0,
-            )
-        return combine(
-            ce,
-            gate_budget(mean, run.budget),
-            distil,
-            task_weight=run.task_weight,
-            gate_weight=run.gate_weight,
-            distil_weight=run.distil_weight,
-        )
-
-    def _real_positions(
-        self, encoder_gates: Tensor, inputs: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Masks (B, T) of the frames that hold audio and of the decoder inputs that are text."""
-        frames = torch.arange(encoder_gates.shape[1], device=encoder_gates.device)
-        heard = frames < inputs["audio_positions"][:, None]
-        # The end token pads: it is never an input before the end.
-        said = inputs["decoder_input_ids"] != self.processor.tokenizer.eos_token_id
-        return heard, said
+            target = self.teacher.logits(inputs["input_features"], inputs["decoder_input_ids"])
+        return loss_parts(run, out.logits, labels, means.gate_mean, target)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

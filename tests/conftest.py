@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg"}
 
@@ -20,6 +21,24 @@ from distilwhisper_lib.model import DistilWhisperConfig, DistilWhisperForConditi
 
 logging.disable_progress_bar()
 torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).parent / "golden"
+TALLIES = pytest.StashKey[dict]()  # bundle -> golden_bundles.Tally
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--golden", metavar="DIR", default=str(GOLDEN), help="the recorded numbers of test_golden"
+    )
+
+
+def pytest_configure(config):
+    config.stash[TALLIES] = {}
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for bundle, tally in config.stash[TALLIES].items():
+        terminalreporter.write_line(f"golden {bundle}: {tally}")
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def test_missing_truncated_and_mislabelled_files_are_named(saved, tiny_model, tm
     model, path = saved
     other = tiny_model()
     before = snapshot(other)
-    with pytest.raises(UserError, match="no expert file 'expert.czech.safetensors'"):
+    with pytest.raises(UserError, match="no expert.czech.safetensors, expert.czech.bin or cs-exp"):
         other.load_experts("cs", tmp_path)
     with pytest.raises(UserError, match="is for 'ca', not 'cs'"):
         other.load_experts("cs", path)

@@ -186,17 +186,6 @@ def test_both_conventions_train_and_differ(study):
     assert logs["authors"]["loss"] == pytest.approx(weighted, rel=1e-4)
 
 
-def test_gate_noise_grows_with_training(study):
-    config, data = study("clsr")
-    model, processor = kit.load_model("student", gate_dim=8)
-    trainer = kit._trainer(kit.prepare(model, config), processor, None, config, data)
-    trainer.state.max_steps = 10
-    noise = []
-    for trainer.state.global_step in (0, 5, 10, 12):
-        noise.append(trainer._gate_noise())
-    assert noise == [0.0, 2.5, 5.0, 5.0]
-
-
 def test_activation_checkpointing_gives_the_same_weights(study):
     hashes = []
     for checkpointing in (False, True):

@@ -1,0 +1,111 @@
+"""What a training step minimises: one forward pass and a run's configuration -> loss parts.
+
+Both conventions go through these functions. "authors" differs from "corrected" by what it counts
+(no masks), by one epsilon, by the noise of the very first step, and by the weights that
+config.py chose; no formula is written twice.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .clsr import GateTrace
+from .config import WITH_EXPERTS, RunConfig
+from .losses import (
+    AUTHORS_EPSILON,
+    IGNORE,
+    LossParts,
+    combine,
+    cross_entropy,
+    divergence,
+    gate_budget,
+    gate_mean,
+)
+
+
+class Counted(NamedTuple):
+    """Masks (B, T) of the positions whose gates count; None: all of them."""
+
+    heard: Tensor | None  # encoder positions
+    said: Tensor | None  # decoder inputs
+
+
+class GateMeans(NamedTuple):
+    """Mean gates of one pass, under the names of the training log."""
+
+    gate_mean: Tensor  # both sides, pooled by position count: Eq. 4
+    gate_mean_encoder: Tensor
+    gate_mean_decoder: Tensor
+
+
+def gate_noise(run: RunConfig, progress: float) -> float:
+    """alpha(t) of Eq. 2: grows linearly with the fraction of training done, to its end value.
+
+    Differs: conventions "authors" start with the end value at progress 0, as the public code does.
+    """
+    progress = min(progress, 1.0)
+    if run.conventions == "authors" and progress == 0.0:
+        progress = 1.0
+    return run.gate_noise * progress
+
+
+def counted(
+    run: RunConfig, encoder_length: int, inputs: dict[str, Tensor], end_token: int
+) -> Counted:
+    """The frames that hold audio and the decoder inputs that are text (authors: everything).
+
+    ``inputs`` is a batch of features.Collator, ``encoder_length`` its encoder positions.
+    """
+    if run.conventions == "authors":
+        return Counted(None, None)
+    filled = inputs["audio_positions"]
+    frames = torch.arange(encoder_length, device=filled.device)
+    # The end token pads: it is never an input before the end.
+    return Counted(frames < filled[:, None], inputs["decoder_input_ids"] != end_token)
+
+
+def gate_means(gates: GateTrace, masks: Counted) -> GateMeans:
+    """Means over the positions that count. Skipped layers count: the budget must reach them."""
+    encoder = [layer.values for layer in gates.encoder]
+    decoder = [layer.values for layer in gates.decoder]
+    heard, said = [masks.heard] * len(encoder), [masks.said] * len(decoder)
+    return GateMeans(
+        gate_mean([*encoder, *decoder], [*heard, *said]),
+        gate_mean(encoder, heard),
+        gate_mean(decoder, said),
+    )
+
+
+def loss_parts(
+    run: RunConfig,
+    logits: Tensor,  # (B, T, V)
+    labels: Tensor,  # (B, T), -100 where there is none
+    mean_gate: Tensor | None = None,  # GateMeans.gate_mean; methods with experts need it
+    teacher_logits: Tensor | None = None,  # (B, T, V) where there is a teacher
+) -> LossParts:
+    """Every part of section 2.3 and their sum, as the run's method and conventions have it."""
+    ce = cross_entropy(logits, labels, run.label_smoothing)
+    if run.method not in WITH_EXPERTS:
+        return combine(ce)
+    authors = run.conventions == "authors"
+    distil = None
+    if teacher_logits is not None:
+        distil = divergence(
+            logits,
+            teacher_logits,
+            run.method,
+            run.temperature,
+            keep=None if authors else labels != IGNORE,
+            epsilon=AUTHORS_EPSILON if authors else 0.0,
+        )
+    return combine(
+        ce,
+        gate_budget(mean_gate, run.budget),
+        distil,
+        task_weight=run.task_weight,
+        gate_weight=run.gate_weight,
+        distil_weight=run.distil_weight,
+    )

@@ -1,0 +1,370 @@
+"""The authors' checkpoints: their base, their expert files, in a folder or a hub repository."""
+
+from __future__ import annotations
+
+import json
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration
+
+from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
+from distilwhisper_lib.authors import our_name, their_name
+from distilwhisper_lib.experts import convert_expert
+from distilwhisper_lib.files import sha256_file
+
+REPOSITORY = "naver/stand-in"
+COMMITS = {"main": "a" * 40, "v1": "b" * 40}
+
+
+def theirs(model, experts=True):
+    """A model's weights under the authors' names, one tied twin less, as they are stored."""
+    kept = {k: v for k, v in model.state_dict().items() if experts or ".clsr." not in k}
+    kept.pop("proj_out.weight")
+    return {their_name(name): tensor.contiguous() for name, tensor in kept.items()}
+
+
+def write_release(model, folder, form="safetensors", experts=True, langs=(), **generation):
+    """A checkpoint as transformers 4.30 and the public code write it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config.to_dict()
+    for own in ("expert_tokens", "gate_dropout", "expert_dropout", "transformers_version"):
+        config.pop(own)
+    config |= {
+        "clsr_gate_dim": config.pop("gate_dim"), "skip_gate_prob": config.pop("skip"),
+        "clsr_langs": [*langs, "shared"], "clsr_max_steps": 10000, "clsr_residual": False,
+        "use_gate_budget": False, "gate_budget": 0.0, "model_type": "distilwhisper",
+        "torch_dtype": "float32", "max_length": 448, "forced_decoder_ids": None,
+        "transformers_version": "4.30.1",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    old = json.loads(model.generation_config.to_json_string())
+    old |= {"forced_decoder_ids": [[1, None], [2, 5]], "transformers_version": "4.27.0"}
+    old = {k: v for k, v in (old | generation).items() if v is not None}
+    (folder / "generation_config.json").write_text(json.dumps(old))
+    state = theirs(model, experts)
+    if form == "safetensors":
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+    else:
+        state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"]
+        torch.save(state, folder / "pytorch_model.bin")
+    return folder
+
+
+def snapshot(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(model, before):
+    after = model.state_dict()
+    return after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in before)
+
+
+@pytest.fixture
+def release(tiny_model, tmp_path):
+    """(model with experts for ca and th, its release: base without experts, two expert files)."""
+    model = tiny_model("ca", "th", gate_dropout=0.0)
+    folder = write_release(model, tmp_path / "release", experts=False)
+    model.save_experts("ca", folder, layout="authors")
+    model.save_experts("th", folder, layout="authors")
+    return model, folder
+
+
+@pytest.fixture
+def features():
+    return torch.randn(3, 80, 300, generator=torch.Generator().manual_seed(1))
+
+
+def test_names_go_both_ways(tiny_model):
+    names = list(tiny_model("ca", "th").state_dict())
+    assert "model.encoder.layers.1.ffn_clsr.gate_in.catalan.bias" in map(their_name, names)
+    for name in names:
+        assert our_name(their_name(name))[0] == name
+    assert our_name("model.decoder.layers.10.ffn_clsr.proj.ca.fc1.bias") == (
+        "model.decoder.layers.10.clsr.ca.fc1.bias",
+        "ca",
+    )
+    with pytest.raises(UserError, match="'klingon'"):
+        our_name("model.decoder.layers.0.ffn_clsr.proj.klingon.fc1.bias")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_their_base_loads_and_is_saved_as_stock_whisper(tiny_model, tmp_path, features, form):
+    original = tiny_model()
+    folder = write_release(original, tmp_path / "base", form)
+    prompt = torch.tensor([[original.config.decoder_start_token_id, 5, 6, 7]] * 3)
+    expected = original(features, prompt).logits
+    model = DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    assert model.languages == []
+    assert model.config.gate_dim == 8  # their clsr_gate_dim
+    assert not model.training
+    assert torch.equal(model(features, prompt).logits, expected)
+    auto = AutoModelForSpeechSeq2Seq.from_pretrained(folder)
+    assert type(auto) is DistilWhisperForConditionalGeneration
+    assert auto.config.gate_dim == 8
+    assert torch.equal(auto(features, prompt).logits, expected)
+    model.save_pretrained(tmp_path / "saved")
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert not [name for name in saved if "clsr" in name]
+    assert "clsr" not in (tmp_path / "saved" / "config.json").read_text()
+    stock = WhisperForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    assert torch.equal(stock(features, decoder_input_ids=prompt).logits, expected)
+    again = DistilWhisperForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again(features, prompt).logits, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("langs", [("catalan", "thai"), ()])
+def test_experts_inside_their_base_are_resident(tiny_model, tmp_path, features, langs):
+    """Whatever clsr_langs says: the public code forgets to update it."""
+    original = tiny_model("ca", "th")
+    folder = write_release(original, tmp_path / "base", langs=langs)
+    model = DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    assert sorted(model.languages) == ["ca", "th"]
+    arguments = dict(language=["th", "ca", "en"], task="transcribe", max_new_tokens=8)
+    expected = original.generate(features, **arguments)
+    assert torch.equal(model.generate(features, **arguments), expected)
+    model.save_pretrained(tmp_path / "saved")
+    again = DistilWhisperForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.generate(features, **arguments), expected)
+
+
+def test_settings_can_be_given_when_their_base_is_loaded(release):
+    _, folder = release
+    model = DistilWhisperForConditionalGeneration.from_pretrained(
+        str(folder), skip=0.5, dropout=0.25, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    assert (model.config.skip, model.config.dropout) == (0.5, 0.25)
+    assert model.dtype == torch.bfloat16
+    assert model.config._attn_implementation == "eager"
+    model, info = DistilWhisperForConditionalGeneration.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert model.name_or_path == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s.pop("model.encoder.layers.1.ffn_clsr.proj.shared.fc1.bias"), "is missing"),
+        (lambda s: s.update({"model.encoder.layers.1.odd": torch.ones(1)}), "odd is not expected"),
+        (lambda s: s.update({"model.encoder.conv1.bias": torch.ones(3)}), r"shape \(3,\), not"),
+        (lambda s: s.update({"model.encoder.layers.1.fc1.bias": torch.ones(64)}), "twice"),
+    ],
+)
+def test_a_base_that_does_not_fit_its_config_is_refused(release, spoil, message):
+    _, folder = release
+    state = load_file(folder / "model.safetensors")
+    spoil(state)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        DistilWhisperForConditionalGeneration.from_pretrained(folder)
+
+
+def test_an_unknown_language_token_is_a_clear_error(tiny_model, tmp_path):
+    original = tiny_model("ca")
+    for name, tokens in (("none", None), ("others", {"<|en|>": 354})):
+        folder = write_release(original, tmp_path / name, experts=False, lang_to_id=tokens)
+        original.save_experts("ca", folder, layout="authors")
+        model = DistilWhisperForConditionalGeneration.from_pretrained(folder)
+        before = snapshot(model)
+        with pytest.raises(UserError, match="'ca'.*lang_to_id"):
+            model.load_experts("catalan")
+        assert same(model, before)
+        inside = write_release(original, tmp_path / f"{name}-inside", lang_to_id=tokens)
+        with pytest.raises(UserError, match="'ca'.*lang_to_id"):
+            DistilWhisperForConditionalGeneration.from_pretrained(inside)
+
+
+@pytest.mark.parametrize("language", ["catalan", "Catalan", "CA", "ca", " ca ", "Valencian"])
+@pytest.mark.parametrize("name", ["expert.catalan.bin", "ca-experts.bin"])
+def test_their_expert_files_are_found_under_both_names(release, language, name):
+    original, folder = release
+    (folder / "expert.catalan.bin").rename(folder / name)
+    model = DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    model.load_experts(language)
+    original.remove_expert("th")
+    assert same(model, snapshot(original))
+    assert not model.get_submodule("model.encoder.layers.0.clsr.ca").training
+
+
+def test_our_safetensors_come_first_then_their_newer_name(release):
+    original, folder = release
+    with torch.no_grad():
+        marked = original.model.encoder.layers[0].clsr["ca"].fc1.bias
+        (folder / "expert.catalan.bin").rename(folder / "ca-experts.bin")
+        marked.fill_(1)
+        original.save_experts("ca", folder, layout="authors")
+        marked.fill_(2)
+        path = original.save_experts("ca", folder)
+    model = DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    found = []
+    for file in (path, folder / "expert.catalan.bin", None):
+        model.load_experts("ca")
+        found.append(model.model.encoder.layers[0].clsr["ca"].fc1.bias[0].item())
+        if file:
+            file.unlink()
+    assert found[:2] == [2, 1]
+    assert found[2] not in (1, 2)
+
+
+def test_the_authors_layout_is_written_as_it_is_read(release, tmp_path):
+    original, folder = release
+    loaded = torch.load(folder / "expert.catalan.bin", weights_only=True)
+    assert type(loaded) is dict
+    expected = {k: v for k, v in theirs(original).items() if ".catalan." in k}
+    assert loaded.keys() == expected.keys()
+    assert len(loaded) == 4 * 7
+    assert all(torch.equal(loaded[k], expected[k]) for k in expected)
+    assert all(type(v) is torch.Tensor and v.dtype == torch.float32 for v in loaded.values())
+    assert sum(v.untyped_storage().nbytes() for v in loaded.values()) == sum(
+        v.nbytes for v in expected.values()
+    )
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "generation_config.json", "model.safetensors",
+        "expert.catalan.bin", "expert.thai.bin",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="layout 'pickle' is unknown: expected one of kit, authors"):
+        original.save_experts("ca", tmp_path / "new", layout="pickle")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_bin_is_converted_once_on_request(release):
+    original, folder = release
+    source, target = folder / "expert.catalan.bin", folder / "expert.catalan.safetensors"
+    model = DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    model.load_experts("ca")
+    assert not target.exists()
+    model.load_experts("ca", convert=True)
+    with safe_open(target, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["source"] == source.name
+    assert metadata["source_sha256"] == sha256_file(source)
+    assert metadata["language"] == "ca"
+    written = target.stat().st_mtime_ns
+    assert convert_expert(source, "Catalan") == target
+    model.load_experts("ca", source, convert=True)
+    assert target.stat().st_mtime_ns == written
+    source.unlink()
+    other = DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    other.load_experts("catalan", convert=True)
+    original.remove_expert("th")
+    assert same(other, snapshot(original))
+
+
+def test_conversion_never_replaces_another_expert(release):
+    original, folder = release
+    trained = original.save_experts("ca", folder, run="mine").read_bytes()
+    model = DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    before = snapshot(model)
+    with pytest.raises(UserError, match="is there already and is not made of expert.catalan.bin"):
+        model.load_experts("ca", folder / "expert.catalan.bin", convert=True)
+    assert same(model, before)
+    assert (folder / "expert.catalan.safetensors").read_bytes() == trained
+
+
+# A hub repository, as huggingface_hub keeps it in its cache ------------------------------------
+
+
+@pytest.fixture
+def hub_cache(tiny_model, tmp_path):
+    """A cache with two revisions of a release: (its folder, the model of each revision)."""
+    repository = tmp_path / "cache" / f"models--{REPOSITORY.replace('/', '--')}"
+    models = {}
+    for seed, (revision, commit) in enumerate(COMMITS.items()):
+        models[revision] = tiny_model("ca", seed=seed)
+        folder = write_release(
+            models[revision], repository / "snapshots" / commit, "bin", experts=False
+        )
+        models[revision].save_experts("ca", folder, layout="authors")
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+    return tmp_path / "cache", models
+
+
+@pytest.mark.parametrize("revision", COMMITS)
+def test_base_and_experts_come_from_the_same_revision_of_a_repository(hub_cache, revision):
+    cache, models = hub_cache
+    model = DistilWhisperForConditionalGeneration.from_pretrained(
+        REPOSITORY, revision=revision, cache_dir=cache
+    )
+    model.load_experts("catalan")
+    assert same(model, snapshot(models[revision]))
+    model.load_experts("catalan", REPOSITORY, cache_dir=cache)  # named: its own main revision
+    expert = models["main"].get_parameter("model.encoder.layers.0.clsr.ca.fc1.weight")
+    assert torch.equal(model.get_parameter("model.encoder.layers.0.clsr.ca.fc1.weight"), expert)
+
+
+def test_a_repository_s_bin_is_converted_once_too(hub_cache):
+    cache, models = hub_cache
+    model = DistilWhisperForConditionalGeneration.from_pretrained(REPOSITORY, cache_dir=cache)
+    model.load_experts("ca", convert=True)
+    (converted,) = cache.rglob("expert.catalan.safetensors")
+    converted.with_name("expert.catalan.bin").write_bytes(b"no longer read")
+    model.remove_expert("ca")
+    model.load_experts("ca")
+    assert same(model, snapshot(models["main"]))
+
+
+def test_what_a_repository_lacks_is_said(hub_cache, tiny_model):
+    cache, _ = hub_cache
+    model = tiny_model()
+    before = snapshot(model)
+    for source, options, message in (
+        (REPOSITORY, {"cache_dir": cache}, "no expert.thai.safetensors.* 'naver/stand-in'"),
+        ("naver/absent", {"cache_dir": cache}, "local cache of hub repository 'naver/absent'"),
+        ("not a name!", {}, "no file or folder 'not a name!'"),
+        ("/absent/folder", {}, "no file or folder '/absent/folder'"),
+        (REPOSITORY, {"branch": "main"}, "unknown option 'branch'.*revision, token"),
+        (None, {}, "loaded from nowhere"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.load_experts("th", source, **options)
+    assert same(model, before)
+
+
+def test_hub_options_reach_huggingface_hub(release, tiny_model, monkeypatch):
+    original, folder = release
+    asked = []
+
+    def download(repository, name, **options):
+        asked.append((repository, name, options))
+        if not (folder / name).exists():
+            raise huggingface_hub.errors.EntryNotFoundError("404")
+        return str(folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    options = {
+        "revision": "v1", "token": "hf_x", "cache_dir": "/c", "local_files_only": False,
+        "force_download": True, "subfolder": "experts",
+    }  # fmt: skip
+    model = tiny_model(seed=5)
+    model.load_experts("Catalan", REPOSITORY, **options)
+    assert asked == [
+        (REPOSITORY, "expert.catalan.safetensors", options),
+        (REPOSITORY, "expert.catalan.bin", options),
+    ]
+    name = "model.encoder.layers.0.clsr.ca.fc1.weight"
+    assert torch.equal(model.get_parameter(name), original.get_parameter(name))
+
+
+def test_a_repository_that_may_not_be_read_is_said(tiny_model, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("401 Client Error. Cannot access gated repo")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(UserError, match="'naver/stand-in' is no folder here.*gated repo.*token"):
+        tiny_model().load_experts("ca", REPOSITORY)
+
+
+def test_any_language_of_whisper_can_have_an_expert(tiny_model, tmp_path):
+    """Basque is not in the kit's table of languages; whoever brings it needs it in a model only."""
+    model = tiny_model("Basque")
+    assert model.languages == ["eu"]
+    assert model.save_experts("eu", tmp_path, layout="authors").name == "expert.basque.bin"
+    model.load_experts("BASQUE", tmp_path)

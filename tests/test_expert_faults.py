@@ -1,0 +1,213 @@
+"""Faulty and hostile expert files: one clear sentence each, and the model as it was before."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
+from distilwhisper_lib.tensor_files import MAX_PICKLE_BYTES, read_pickle
+
+FIRST = "model.encoder.layers.0.ffn_clsr."
+
+
+class Bomb:
+    """Unpickled without protection, it leaves a file behind through os.system."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.marker}'",)
+
+
+@pytest.fixture
+def files(tiny_model, tmp_path):
+    """{"kit", "authors"} -> a healthy expert file for Catalan."""
+    model = tiny_model("ca", "th")
+    return {
+        layout: model.save_experts("ca", tmp_path / layout, layout=layout)
+        for layout in ("kit", "authors")
+    }
+
+
+@pytest.fixture
+def refused(tiny_model):
+    """refused(path, message): loading fails with one sentence; the model does not change."""
+
+    def state(model):
+        return (
+            {name: tensor.clone() for name, tensor in model.state_dict().items()},
+            [p.requires_grad for p in model.parameters()],
+            [m.training for m in model.modules()],
+            model.config.to_dict(),
+            torch.get_rng_state(),
+        )
+
+    def check(path, message, language="catalan"):
+        for model in (tiny_model(), tiny_model("ca", "cs", seed=3).train()):
+            if model.languages:
+                model.freeze_all_but_expert("ca")
+            before = state(model)
+            with pytest.raises(UserError, match=message) as error:
+                model.load_experts(language, path)
+            said = str(error.value)
+            assert "\n" not in said and len(said) < 450
+            assert error.value.__suppress_context__ or error.value.__context__ is None
+            after = state(model)
+            assert before[0].keys() == after[0].keys()
+            assert all(torch.equal(before[0][k], after[0][k]) for k in before[0])
+            assert before[1:4] == after[1:4]
+            assert torch.equal(before[4], after[4])
+
+    return check
+
+
+def rewrite(path, change):
+    """Change the tensors of an expert file, in its own format."""
+    if path.suffix == ".bin":
+        tensors = torch.load(path, weights_only=True)
+        changed = change(tensors)
+        torch.save(tensors if changed is None else changed, path)
+    else:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize("layout", ["kit", "authors"])
+@pytest.mark.parametrize("keep", [0, 7, 0.5, 0.99])
+def test_truncated(files, refused, layout, keep):
+    path = files[layout]
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    refused(path, "cannot be read" if layout == "kit" else "truncated or no torch file")
+
+
+@pytest.mark.parametrize("layout", ["kit", "authors"])
+def test_wrong_language(files, refused, layout):
+    refused(files[layout], "is for 'ca', not 'th'", language="Thai")
+    misnamed = files[layout].with_name(files[layout].name.replace("catalan", "thai"))
+    files[layout].rename(misnamed)
+    refused(misnamed.parent, "is for 'ca', not 'th'", language="th")
+
+
+@pytest.mark.parametrize("layout", ["kit", "authors"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, k: t.pop(k), r"encoder.0.fc1.bias is missing: use"),
+        (lambda t, k: t.update({k: t[k][:-1].clone()}), r"encoder.0.fc1.bias has shape \(63,\), "),
+        (lambda t, k: t.update({k: t[k][None].clone()}), r"has shape \(1, 64\), not \(64,\)"),
+        (lambda t, k: t.update({k.replace("0", "7", 1): t[k].clone()}), "encoder.7.*not expected"),
+        (lambda t, k: t.update({k + "s": t[k].clone()}), "encoder.0.fc1.biass is not expected"),
+        (lambda t, k: t.clear(), "missing|no language"),
+    ],
+)
+def test_one_tensor_wrong(files, refused, layout, change, message):
+    path = files[layout]
+    key = {"kit": "encoder.0.fc1.bias", "authors": f"{FIRST}proj.catalan.fc1.bias"}[layout]
+    rewrite(path, lambda tensors: (change(tensors, key), None)[1])
+    refused(path, message)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({f"{FIRST}proj.shared.fc1.bias": torch.ones(64)}, "belongs to no expert"),
+        ({f"{FIRST}proj.thai.fc1.bias": torch.ones(64)}, "is for 'ca', 'th', not 'ca'"),
+        ({f"{FIRST}proj.ca.fc1.bias": torch.ones(64)}, "twice"),
+        ({f"{FIRST}proj.klingon.fc1.bias": torch.ones(64)}, "Unknown language 'klingon'"),
+        ({"optimizer": {"lr": torch.ones(1)}}, "holds dict under 'optimizer'"),
+        ({"step": 3}, "holds int under 'step'"),
+        ({7: torch.ones(1)}, "holds a torch.float32 tensor under 7"),
+        ({"ids": torch.ones(2, dtype=torch.long)}, "holds a torch.int64 tensor under 'ids'"),
+        ({"sparse": torch.eye(2).to_sparse()}, "holds a torch.float32 tensor under 'sparse'"),
+        ({"meta": torch.ones(2, device="meta")}, "holds a torch.float32 tensor under 'meta'"),
+    ],
+)
+def test_a_bin_with_something_more_in_it(files, refused, extra, message):
+    rewrite(files["authors"], lambda tensors: tensors.update(extra))
+    refused(files["authors"], message)
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], torch.ones(2), "text", None, 7, ()])
+def test_a_pickle_of_no_dict(files, refused, content):
+    torch.save(content, files["authors"])
+    refused(files["authors"], f"holds a {type(content).__name__}, expected a dict")
+
+
+@pytest.mark.parametrize("how", ["torch", "torch, legacy", "plain pickle", "beside the tensors"])
+def test_a_malicious_pickle_does_not_run(files, refused, how, tmp_path):
+    marker = tmp_path / "owned"
+    path, bomb = files["authors"], Bomb(marker)
+    pickle.loads(pickle.dumps(bomb))
+    assert marker.exists()  # the bomb is live ...
+    marker.unlink()
+    if how == "torch":
+        torch.save(bomb, path)
+    elif how == "torch, legacy":
+        torch.save({"weight": bomb}, path, _use_new_zipfile_serialization=False)
+    elif how == "plain pickle":
+        path.write_bytes(pickle.dumps(bomb))
+    else:
+        rewrite(path, lambda tensors: tensors.update(weight=bomb))
+    zipped = how in ("torch", "beside the tensors")
+    refused(path, "was not unpickled" if zipped else "no torch file")
+    assert not marker.exists()  # ... and did not go off
+
+
+def test_a_malicious_base_does_not_run(tiny_model, tmp_path):
+    marker = tmp_path / "owned"
+    folder = tmp_path / "base"
+    tiny_model().save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    config = (folder / "config.json").read_text().replace('"gate_dim"', '"clsr_gate_dim"')
+    (folder / "config.json").write_text(config)
+    torch.save({"weight": Bomb(marker)}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pytorch_model.bin holds something other than tensors"):
+        DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    assert not marker.exists()
+
+
+def test_a_file_that_would_unpack_into_more_than_it_weighs(files, refused):
+    path = files["authors"]
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    refused(path, "packs '.*' in a way torch never does")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"." * (MAX_PICKLE_BYTES + 1))
+    refused(path, "packs 'archive/data.pkl' in a way torch never does")
+
+
+def test_too_large_a_file_is_not_opened(files):
+    with pytest.raises(UserError, match=r"has [\d,]+ bytes, more than 1,000: name a smaller file"):
+        read_pickle(files["authors"], limit=1000)
+
+
+def test_damage_anywhere_in_a_bin_never_escapes_as_another_error(files, tiny_model):
+    """Whatever byte flips: the file loads, as a flip in a weight must, or is refused."""
+    path = files["authors"]
+    content = bytearray(path.read_bytes())
+    model = tiny_model()
+    refusals = 0
+    for position in range(0, len(content), len(content) // 150):
+        spoilt = content.copy()
+        spoilt[position] ^= 0xFF
+        path.write_bytes(spoilt)
+        try:
+            model.load_experts("ca", path)
+        except UserError:
+            refusals += 1
+    assert 0 < refusals < 150
