@@ -103,12 +103,12 @@ def _read_table(
     dropped, seen = [], set()
     for number, fields in lines:
         row = _check_row(path, number, fields, columns)
-        if isinstance(row, dict) and row["path"] in seen:
-            row = Dropped(_stem(row["path"]), TWICE, f"{path.name}, line {number}")
+        if isinstance(row, dict) and (id_ := _stem(row["path"])) in seen:
+            row = Dropped(id_, TWICE, f"{path.name}, line {number}")
         if isinstance(row, Dropped):
             dropped.append(row)
             continue
-        seen.add(row["path"])
+        seen.add(id_)
         for name, column in values.items():
             column.append(row.get(name, ""))
     seconds_of = _durations(path.parent)
@@ -185,7 +185,7 @@ def _stem(name: str) -> str:
 
 
 def _durations(release: Path) -> dict[str, float]:
-    """File name -> seconds by clip_durations.tsv; empty for releases without it (before 15.0)."""
+    """File name -> seconds by clip_durations.tsv; empty for older releases, which lack it."""
     path = release / "clip_durations.tsv"
     if not path.is_file():
         return {}

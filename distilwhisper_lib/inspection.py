@@ -32,7 +32,8 @@ def inspect_clip(clip: Path, root: Path) -> Inspection:
 
     Decoding, because the header of a file that was cut short promises the whole.
     """
-    if not clip.resolve().is_relative_to(root):
+    # Not Path.resolve, which raises at a link to itself.
+    if not Path(os.path.realpath(clip)).is_relative_to(root):
         return Inspection(math.nan, UNSAFE, f"{clip.name} leads out of its folder")
     if not clip.is_file():
         return Inspection(math.nan, MISSING, clip.name)

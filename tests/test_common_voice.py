@@ -277,6 +277,20 @@ def test_bad_rows_of_a_large_table_do_not_spoil_a_small_subset(tmp_path, place):
         take_usable(read(tmp_path), 5, 30.0)
 
 
+def test_ids_are_unique_and_links_in_circles_are_missing_files(tmp_path, place):
+    rows = [clip("train", 0), clip("train", 0, path="common_voice_ca_train000.wav")]
+    rows += [clip("x", 0, path="common_voice_ca_loop.mp3")]
+    release(place, three_tables() | {"train.tsv": rows})
+    loop = place / "clips" / "common_voice_ca_loop.mp3"
+    loop.unlink()
+    loop.symlink_to(loop)
+    table, dropped = take_usable(read(tmp_path), None, 30.0)
+    assert table["id"].tolist() == ["common_voice_ca_train000"]
+    assert [(d.id[-4:], d.reason) for d in dropped] == [
+        ("n000", "named twice"), ("loop", "missing file"),
+    ]  # fmt: skip
+
+
 def test_large_tables_are_read_quickly(tmp_path, place):
     (place / "clips").mkdir(parents=True)
     lines = (f"v{i % 999}\tclip{i}.mp3\tfrase {i}\t2\t0" for i in range(50_000))
