@@ -1,6 +1,6 @@
 """Conditional language-specific routing (CLSR): expert, gate, and the blend of both branches.
 
-Multilingual DistilWhisper, section 2.2; after Zhang et al., "Share or Not?", ICLR 2021. Every
+Multilingual DistilWhisper (arXiv 2311.01070); after Zhang et al., "Share or Not?", ICLR 2021. Every
 feed-forward network (FFN) of Whisper stays as the *shared* branch; each language adds one
 *expert*, a copy of that FFN, and a small *gate* that decides, token by token, who speaks:
 
@@ -40,7 +40,7 @@ class GateTrace:
 
 
 class Gate(nn.Module):
-    """score = w2 . ReLU(W1 x + b1), one number a token (Eq. 1)."""
+    """score = w2 . ReLU(W1 x + b1), one number a token."""
 
     def __init__(self, d_model: int, gate_dim: int, dropout: float) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def hard_gate(gate: Gate, x: Tensor, mode: str = "learned") -> Tensor:
 
 
 def soft_gate(gate: Gate, x: Tensor, mode: str, noise: float) -> Tensor:
-    """(B, T, D) -> (B, T) in (0, 1): sigmoid(score + noise * N(0, 1)), Eq. 2."""
+    """(B, T, D) -> (B, T) in (0, 1): sigmoid(score + noise * N(0, 1))."""
     score = gate(x)
     if mode != "learned":
         return torch.full_like(score, float(mode == "open"))

@@ -1,6 +1,6 @@
 """One frozen configuration per run: the only place where a hyper-parameter is written.
 
-Defaults are the paper's (arXiv 2311.01070, section 3 and the settings of its public code); a
+Defaults are the paper's (arXiv 2311.01070 and the recipes of its public code); a
 preset changes what a smaller or larger study needs, a method what the paper does differently for
 that method, and ``overrides`` what a user wants otherwise.
 """
@@ -57,9 +57,9 @@ class RunConfig:
     conventions: Literal["corrected", "authors"] = _setting("corrected")
 
     # Models: a hub name, a local folder, or "embedded/..." (inside this package).
-    student: str = _setting("openai/whisper-small")  # paper, section 3.1
+    student: str = _setting("openai/whisper-small")  # the paper's student
     student_revision: str = _setting("main")
-    teacher: str = _setting("openai/whisper-large-v2")  # paper, section 3.1
+    teacher: str = _setting("openai/whisper-large-v2")  # the paper's teacher
     teacher_revision: str = _setting("main")
 
     # Where notebook 00 finds ready-made experts: a folder or a hub name.
@@ -91,16 +91,16 @@ class RunConfig:
     activation_checkpointing: bool = _setting(False, hashed=False)
     workers: int = _setting(0, hashed=False)  # processes that read audio
 
-    # Experts and gates (paper, section 2).
+    # Experts and gates (the paper's).
     gate_dim: int = _setting(64)
-    gate_noise: float = _setting(5.0)  # alpha at the end of training, Eq. 2
+    gate_noise: float = _setting(5.0)  # alpha at the end of training
     gate_dropout: float = _setting(0.1)
     expert_dropout: float = _setting(0.3)
     skip: float = _setting(0.2)  # chance per layer and pass to leave the expert out
-    budget: float = _setting(0.5)  # b of the gate loss, Eq. 4
+    budget: float = _setting(0.5)  # b of the gate loss
     gate_weight: float = _setting(1.0)
 
-    # Distillation (paper, Eq. 5: CE + gate + 2 KD).
+    # Distillation (the paper's loss: CE + gate + 2 KD).
     task_weight: float = _setting(1.0)
     distil_weight: float = _setting(2.0)
     temperature: float = _setting(1.0)
@@ -184,7 +184,7 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "full": {"label_smoothing": 0.0},  # the paper has no such row; a plain fine-tuning
 }
 
-# conventions="authors" keeps the ratio of Eq. 5 at the public code's smaller scale.
+# conventions="authors" keeps the paper's ratio at the public code's smaller scale.
 AUTHORS_DISTILLATION = {"task_weight": 0.5 / 1.41**2, "distil_weight": 0.5}
 
 
@@ -199,7 +199,7 @@ class Preset:
 
 
 # The paper's languages: in FLEURS, 10,000 Common Voice utterances or more, and a gap above 11 WER
-# between whisper-small and large-v2 (section 3.1); those that the 3k setting adds; those of 28k.
+# between whisper-small and large-v2 (the paper's choice); those that the 3k setting adds; those of 28k.
 PAPER_LANGUAGES = ("ca", "cs", "gl", "hu", "pl", "ta", "th", "uk")
 ADDED_BY_3K = ("bg", "fi", "hi", "id", "ro", "sk", "sl", "vi", "ar")
 OF_28K = ("ca", "ta", "th")
@@ -208,7 +208,7 @@ OF_28K = ("ca", "ta", "th")
 def _paper(train_size: int, validation_size: int) -> dict[str, Any]:
     """What the paper's three settings write down beyond the defaults above, which are its own.
 
-    Source: arXiv 2311.01070, section 3.1: Common Voice 13.0 train and validation subsets by votes,
+    Source: arXiv 2311.01070: Common Voice 13.0 train and validation subsets by votes,
     the whole of its test set in domain and of FLEURS's test set out of domain.
     """
     return {

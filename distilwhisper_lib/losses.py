@@ -1,4 +1,4 @@
-"""The losses of section 2.3: cross entropy, KL or JS distillation, and the gate budget.
+"""The losses of the paper: cross entropy, KL or JS distillation, and the gate budget.
 
 Two conventions, one path. "corrected" (the default) looks at labelled positions and at the frames
 that hold audio, exactly and in float32. "authors" is what the public code computes: every
@@ -49,7 +49,7 @@ def divergence(
     keep: Tensor | None = None,
     epsilon: float = 0.0,
 ) -> Tensor:
-    """Divergence of the student's from the teacher's next-token distribution, Eq. 5.
+    """Divergence of the student's from the teacher's next-token distribution.
 
     ``student`` and ``teacher`` are logits (..., V); ``keep`` (...) marks the positions that count
     (None: all of them). kl: KL(teacher || student). js: the mean of KL(teacher || M) and
@@ -76,7 +76,7 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def gate_mean(gates: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
-    """Mean gate over all layers and positions pooled, so that long sides weigh more (Eq. 4).
+    """Mean gate over all layers and positions pooled, so that long sides weigh more.
 
     ``gates``: (B, T) per layer; ``masks``: (B, T) bool of the positions that count, or None.
     """
@@ -86,7 +86,7 @@ def gate_mean(gates: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor
 
 
 def gate_budget(mean: Tensor, budget: float) -> Tensor:
-    """|mean gate - budget|, Eq. 4."""
+    """|mean gate - budget|."""
     return (mean - budget).abs()
 
 
@@ -99,9 +99,9 @@ def combine(
     gate_weight: float = 1.0,
     distil_weight: float = 2.0,
 ) -> LossParts:
-    """Weigh the parts: Eq. 5 with a teacher, CE + gate without (weights are then not used).
+    """Weigh the parts: the paper's sum with a teacher, CE + gate without (weights are then not used).
 
-    The public code's 0.5/sigma^2 weights keep the ratio of Eq. 5 at a smaller scale.
+    The public code's 0.5/sigma^2 weights keep the paper's ratio at a smaller scale.
     """
     zero = ce.new_zeros(())
     gate = zero if gate is None else gate

@@ -36,13 +36,13 @@ class Counted(NamedTuple):
 class GateMeans(NamedTuple):
     """Mean gates of one pass, under the names of the training log."""
 
-    gate_mean: Tensor  # both sides, pooled by position count: Eq. 4
+    gate_mean: Tensor  # both sides, pooled by position count
     gate_mean_encoder: Tensor
     gate_mean_decoder: Tensor
 
 
 def gate_noise(run: RunConfig, progress: float) -> float:
-    """alpha(t) of Eq. 2: grows linearly with the fraction of training done, to its end value.
+    """alpha(t) of the gates' noise: grows linearly with the fraction of training done, to its end value.
 
     Differs: conventions "authors" start with the end value at progress 0, as the public code does.
     """
@@ -86,7 +86,7 @@ def loss_parts(
     mean_gate: Tensor | None = None,  # GateMeans.gate_mean; methods with experts need it
     teacher_logits: Tensor | None = None,  # (B, T, V) where there is a teacher
 ) -> LossParts:
-    """Every part of section 2.3 and their sum, as the run's method and conventions have it."""
+    """Every part of the loss and their sum, as the run's method and conventions have it."""
     ce = cross_entropy(logits, labels, run.label_smoothing)
     if run.method not in WITH_EXPERTS:
         return combine(ce)

@@ -79,7 +79,7 @@ def test_authors_conventions_change_the_scale_and_keep_the_ratio():
 
 
 def test_defaults_are_the_papers_settings():
-    """PAPER settings, section 3 and the public code; presets may shrink them, defaults may not."""
+    """The paper's settings; presets may shrink them, defaults may not."""
     default = {f.name: f.default for f in dataclasses.fields(RunConfig)}
     expected = {
         "student": "openai/whisper-small", "teacher": "openai/whisper-large-v2", "epochs": 10,
