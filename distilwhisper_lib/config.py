@@ -199,7 +199,7 @@ class Preset:
 
 
 # The paper's languages: in FLEURS, 10,000 Common Voice utterances or more, and a gap above 11 WER
-# between whisper-small and large-v2 (the paper's choice); those that the 3k setting adds; those of 28k.
+# between whisper-small and large-v2; those that the 3k setting adds; those of 28k.
 PAPER_LANGUAGES = ("ca", "cs", "gl", "hu", "pl", "ta", "th", "uk")
 ADDED_BY_3K = ("bg", "fi", "hi", "id", "ro", "sk", "sl", "vi", "ar")
 OF_28K = ("ca", "ta", "th")

@@ -99,7 +99,7 @@ def combine(
     gate_weight: float = 1.0,
     distil_weight: float = 2.0,
 ) -> LossParts:
-    """Weigh the parts: the paper's sum with a teacher, CE + gate without (weights are then not used).
+    """Weigh the parts: the paper's sum with a teacher, CE + gate without (no weights).
 
     The public code's 0.5/sigma^2 weights keep the paper's ratio at a smaller scale.
     """

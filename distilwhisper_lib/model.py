@@ -171,7 +171,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
     def add_expert(self, language: str) -> str:
         """Give ``language`` (name or code) an expert in every layer; returns its code.
 
-        Each expert starts as a copy of the layer's FFN, as in the paper, each gate as N(0, init_std)
+        Each expert starts as a copy of the layer's FFN, each gate as N(0, init_std)
         with bias 0. Raises UserError when it is there already or the tokenizer has no such
         language.
         """
@@ -330,8 +330,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
 
         ``language_ids``: language token of each row (B,); read from the decoder prompt when left
         out. ``expert_ids``: the same as indices, see expert_ids_of(). ``gate_mode``: "learned",
-        "open" (expert everywhere) or "closed" (shared everywhere). ``gate_noise``: the noise's alpha,
-        in training. ``output_gates``: return a GateTrace.
+        "open" (expert everywhere) or "closed" (shared everywhere). ``gate_noise``: its alpha, in
+        training. ``output_gates``: return a GateTrace.
         """
         if gate_mode not in GATE_MODES:
             raise UserError(

@@ -42,7 +42,7 @@ class GateMeans(NamedTuple):
 
 
 def gate_noise(run: RunConfig, progress: float) -> float:
-    """alpha(t) of the gates' noise: grows linearly with the fraction of training done, to its end value.
+    """alpha(t) of the gates' noise: grows linearly with training, to its end value.
 
     Differs: conventions "authors" start with the end value at progress 0, as the public code does.
     """
