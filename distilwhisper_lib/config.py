@@ -211,13 +211,9 @@ def _paper(train_size: int, validation_size: int) -> dict[str, Any]:
     Source: arXiv 2311.01070: Common Voice 13.0 train and validation subsets by votes,
     the whole of its test set in domain and of FLEURS's test set out of domain.
     """
-    return {
-        "in_domain": "common_voice",
-        "out_of_domain": "fleurs",
-        "train_size": train_size,
-        "validation_size": validation_size,
-        "test_size": None,
-    }
+    corpora = {"in_domain": "common_voice", "out_of_domain": "fleurs"}
+    sizes = {"train_size": train_size, "validation_size": validation_size, "test_size": None}
+    return corpora | sizes
 
 
 PRESETS: dict[str, Preset] = {
