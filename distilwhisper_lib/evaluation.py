@@ -28,6 +28,8 @@ def transcribe(
     *,
     max_new_tokens: int = 225,
     batch_size: int = 16,
+    task: str = "transcribe",
+    expert_encoder: bool = False,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Transcribe a corpus table greedily, each row in its own language.
@@ -36,6 +38,9 @@ def transcribe(
     seconds, tokens (of the hypothesis), capped (the token limit cut it), and gates (share of
     expert routing per layer, or None without experts). With ``path`` they are written there as
     JSON lines; an interrupted call goes on where it stopped, a finished one is read back.
+
+    ``task`` "translate" goes through the shared branch; ``expert_encoder`` lets each row's expert
+    speak in the encoder all the same.
     """
     if path is not None and path.exists():
         return read_hypotheses(path)
@@ -50,7 +55,8 @@ def transcribe(
     ):
         for start in range(0, len(missing), batch_size):
             batch = missing.iloc[start : start + batch_size]
-            for row in _transcribe_batch(model, processor, batch, max_new_tokens):
+            options = {"task": task, "max_new_tokens": max_new_tokens}
+            for row in _transcribe_batch(model, processor, batch, expert_encoder, **options):
                 done[row["id"]] = row
                 if file is not None:
                     file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
@@ -81,22 +87,23 @@ def read_hypotheses(path: Path) -> list[dict[str, Any]]:
 
 
 def _transcribe_batch(
-    model: PreTrainedModel, processor: WhisperProcessor, batch: pd.DataFrame, max_new_tokens: int
+    model: PreTrainedModel,
+    processor: WhisperProcessor,
+    batch: pd.DataFrame,
+    expert_encoder: bool,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     clips = list(SpeechDataset(batch))
     audio = [clip["audio"] for clip in clips]
     features = extract_features(processor.feature_extractor, audio).to(model.device, model.dtype)
     routed = bool(getattr(model, "languages", []))
     recorder = gate_statistics.GateRecorder(model) if routed else contextlib.nullcontext()
+    languages = list(batch["language"])
     with recorder, torch.no_grad():
-        ids = model.generate(
-            input_features=features,
-            language=list(batch["language"]),
-            task="transcribe",
-            max_new_tokens=max_new_tokens,
-            num_beams=1,
-            do_sample=False,
-        )
+        heard: dict[str, Any] = {"input_features": features}
+        if expert_encoder:
+            heard = {"encoder_outputs": model.encode(features, languages)}
+        ids = model.generate(**heard, language=languages, num_beams=1, do_sample=False, **options)
     tokenizer = processor.tokenizer
     end = tokenizer.eos_token_id
     texts = [[t for t in row if t != end] for row in ids.tolist()]
@@ -115,7 +122,7 @@ def _transcribe_batch(
             "speaker": row["speaker"],
             "seconds": round(float(row["seconds"]), 3),
             "tokens": len(text),
-            "capped": len(text) >= max_new_tokens,
+            "capped": len(text) >= options["max_new_tokens"],
             "gates": share,
         }
         for row, text, share in zip(batch.to_dict("records"), texts, shares, strict=True)

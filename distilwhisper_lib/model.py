@@ -21,7 +21,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from . import authors, experts
@@ -314,11 +314,23 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         translates = token_after_start(2).cpu() == tasks.get("translate", SHARED)
         return ids.masked_fill(translates, SHARED)
 
+    def encode(self, input_features: Tensor, languages: list[str]) -> BaseModelOutput:
+        """The encoder alone, each row through its own expert: (B, mels, frames) -> (B, T, D).
+
+        As ``generate(encoder_outputs=...)`` takes it, whatever route the decoder then follows.
+        """
+        codes = [whisper_language(name)[0] for name in languages]
+        tokens = torch.tensor([self._language_token(code) for code in codes])
+        return self.model.encoder(input_features, expert_ids=self.expert_ids_of(tokens))
+
     def forward(
         self,
         input_features: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        encoder_outputs: Any = None,
+        decoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
         language_ids: Tensor | None = None,
         expert_ids: Tensor | None = None,
         gate_mode: str = "learned",
@@ -350,6 +362,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             input_features=input_features,
             decoder_input_ids=decoder_input_ids,
             labels=labels,
+            encoder_outputs=encoder_outputs,
+            decoder_attention_mask=decoder_attention_mask,
+            past_key_values=past_key_values,
             expert_ids=expert_ids,
             gate_mode=gate_mode,
             gate_noise=gate_noise,

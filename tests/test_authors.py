@@ -6,10 +6,15 @@ import json
 
 import huggingface_hub
 import pytest
+import soundfile
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration
+from transformers import (
+    AutoModelForSpeechSeq2Seq,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
 from distilwhisper_lib.authors import our_name, their_name
@@ -368,3 +373,24 @@ def test_any_language_of_whisper_can_have_an_expert(tiny_model, tmp_path):
     assert model.languages == ["eu"]
     assert model.save_experts("eu", tmp_path, layout="authors").name == "expert.basque.bin"
     model.load_experts("BASQUE", tmp_path)
+
+
+def test_the_published_example_runs_as_it_is_written(release, processor, speech_folder):
+    """Load the repository, load an expert by name, set language and task, generate, decode."""
+    repository = release[1]
+    processor.save_pretrained(repository)
+    samples, rate = soundfile.read(speech_folder() / "test1.wav", dtype="float32")
+
+    reader = WhisperProcessor.from_pretrained(repository)
+    model = DistilWhisperForConditionalGeneration.from_pretrained(repository)
+    model.load_experts("catalan")
+    model.set_language_task(language="catalan", task="transcribe")
+    features = reader(samples, sampling_rate=rate, return_tensors="pt").input_features
+    ids = model.generate(features, max_new_tokens=8)
+    text = reader.batch_decode(ids, skip_special_tokens=True)
+
+    assert model.languages == ["ca"]
+    spoken = model.generate(features, language="ca", task="transcribe", max_new_tokens=8)
+    assert ids.tolist() == spoken.tolist()
+    assert len(text) == 1
+    assert "<|" not in text[0]
