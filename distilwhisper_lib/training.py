@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import resource
 import shutil
 import time
 from collections import defaultdict
@@ -31,6 +30,7 @@ from transformers import (
 
 from .config import DISTILLED, TRAINED, WITH_EXPERTS, RunConfig, locate
 from .data import RunData
+from .device import best_device, peak_memory, precision_here
 from .evaluation import transcribe
 from .features import Collator, SpeechDataset
 from .files import write_atomic
@@ -167,10 +167,6 @@ def weights_hash(tensors: dict[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _about(name: str, model: nn.Module) -> dict[str, str]:
@@ -373,15 +369,6 @@ def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArgument
     )
 
 
-def precision_here(config: RunConfig) -> str:
-    """The precision that this machine trains in: half precision needs a GPU here."""
-    if not torch.cuda.is_available() or config.precision == "fp32":
-        return "fp32"
-    if config.precision == "auto":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return config.precision
-
-
 def _summary(trainer: DistilTrainer, config: RunConfig, seconds: float) -> dict[str, Any]:
     history = trainer.state.log_history
     tensors = trained_tensors(trainer.model)
@@ -409,10 +396,3 @@ def _log_entry(entry: dict[str, float]) -> dict[str, float]:
     return {k: round(v, 6) for k, v in entry.items() if k not in ("epoch", "step")} | {
         "step": entry["step"]
     }
-
-
-def peak_memory() -> int:
-    """Bytes: the GPU's peak where there is one, else this process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
-from distilwhisper_lib.config import locate
+from distilwhisper_lib.config import locate, resolve
 from distilwhisper_lib.model import DistilWhisperConfig, DistilWhisperForConditionalGeneration
 
 logging.disable_progress_bar()
@@ -111,3 +111,28 @@ def speech_folder(tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture
+def study_of(tmp_path, monkeypatch, tiny_model, processor, speech_folder):
+    """Factory of factories of configurations over tiny random models and noise, in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("student", 0), ("teacher", 1)):
+        tiny_model(seed=seed).save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+
+    def study(clips, **defaults):
+        speech_folder("speech", clips=clips)
+        speech_folder("ood", splits=("test",))
+
+        def make(method, **overrides):
+            settings = dict(
+                student="student", teacher="teacher", in_domain="folder/speech",
+                out_of_domain="folder/ood", data_dir=str(tmp_path), batch_size=2, micro_batch=2,
+                max_new_tokens=6, eval_batch_size=4, gate_dim=8,
+            )  # fmt: skip
+            return resolve(method, "demo", "ca", 7, settings | defaults | overrides)
+
+        return make
+
+    return study

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from distilwhisper_lib import UserError, resolve
+from distilwhisper_lib import UserError
 from distilwhisper_lib.clips import TOO_LONG
 from distilwhisper_lib.data import load_data, write_data_report
 from distilwhisper_lib.gates import gate_path, read_gates
@@ -16,23 +16,8 @@ from distilwhisper_lib.training import train
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch, tiny_model, processor, speech_folder):
-    monkeypatch.chdir(tmp_path)
-    for name, seed in (("student", 0), ("teacher", 1)):
-        tiny_model(seed=seed).save_pretrained(tmp_path / name)
-        processor.save_pretrained(tmp_path / name)
-    speech_folder("speech", clips=4)
-    speech_folder("ood", splits=("test",))
-
-    def make(method, **overrides):
-        settings = dict(
-            student="student", teacher="teacher", in_domain="folder/speech",
-            out_of_domain="folder/ood", data_dir=str(tmp_path), max_steps=2, batch_size=2,
-            micro_batch=2, max_new_tokens=6, eval_batch_size=4, gate_dim=8,
-        )  # fmt: skip
-        return resolve(method, "demo", "ca", 7, settings | overrides)
-
-    return make
+def study(study_of):
+    return study_of(clips=4, max_steps=2)
 
 
 def complete(config):

@@ -13,28 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distilwhisper_lib import UserError, resolve
+from distilwhisper_lib import UserError
 from distilwhisper_lib import training as kit
 from distilwhisper_lib.data import load_data
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch, tiny_model, processor, speech_folder):
-    """Factory of (config, data) over tiny random models and noise, working in tmp_path."""
-    monkeypatch.chdir(tmp_path)
-    for name, seed in (("student", 0), ("teacher", 1)):
-        tiny_model(seed=seed).save_pretrained(tmp_path / name)
-        processor.save_pretrained(tmp_path / name)
-    speech_folder("speech", clips=6)
-    speech_folder("ood", splits=("test",))
+def study(study_of):
+    """Factory of (config, data)."""
+    configured = study_of(clips=6, epochs=2)
 
     def make(method, **overrides):
-        settings = dict(
-            student="student", teacher="teacher", in_domain="folder/speech",
-            out_of_domain="folder/ood", data_dir=str(tmp_path), epochs=2, batch_size=2,
-            micro_batch=2, max_new_tokens=6, eval_batch_size=4, gate_dim=8,
-        )  # fmt: skip
-        config = resolve(method, "demo", "ca", 7, settings | overrides)
+        config = configured(method, **overrides)
         return config, load_data(config)
 
     return make
