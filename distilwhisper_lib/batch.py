@@ -47,7 +47,7 @@ ONCE = ("00_quickstart", "07_evaluation_tables", "08_gate_activations")
 # Stages follow one another; within a stage notebooks may run side by side. Notebooks not named
 # here belong to stage 2, with the methods.
 STAGES = {
-    "00_quickstart": 0,
+    "00_quickstart": 1,
     "01_data_prep": 1,
     "07_evaluation_tables": 3,
     "08_gate_activations": 3,

@@ -285,7 +285,7 @@ def readme_block(records: Sequence[Record]) -> str:
         return "No run is recorded here yet.\n"
     parts = [_tables(records, "marks"), _notes(records)]
     parts.append(_folded("The same with Whisper's normaliser", _tables(records, "whisper")))
-    parts.append(_folded("Commit, hardware and command of every run", _origins(records)))
+    parts.append(_folded("Date, commit, hardware and command of every run", _origins(records)))
     return "\n".join(parts)
 
 
@@ -320,7 +320,10 @@ def _folded(title: str, body: str) -> str:
 
 
 def _origins(records: Sequence[Record]) -> str:
-    lines = ["| Run | Commit | Device | Training | Command |", "| :-- | :-- | :-- | --: | :-- |"]
+    lines = [
+        "| Run | Made | Commit | Device | Training | Command |",
+        "| :-- | :-- | :-- | :-- | --: | :-- |",
+    ]
     for record in sorted(records, key=lambda r: r["run_id"]):
         made, training = record["provenance"], record["training"]
         commit = f"`{made['commit'][:8]}`" if made["commit"] else "none"
@@ -330,7 +333,8 @@ def _origins(records: Sequence[Record]) -> str:
         device = f"{hardware['cpu']}, {hardware['cores']} cores" if on_cpu else hardware["device"]
         duration = f"{training['seconds'] / 60:.1f} min" if training else "none"
         command = f"`{made['command']}`" if made["command"] else "not recorded"
-        cells = [f"`{record['run_id']}`", commit, device, duration, command]
+        day = made["created"].partition("T")[0]
+        cells = [f"`{record['run_id']}`", day, commit, device, duration, command]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

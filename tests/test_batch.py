@@ -86,7 +86,7 @@ def test_expand_follows_the_order_of_the_kit(kit):
     expected += [name + run for name in batch.NOTEBOOKS[1:7] for run in per_run]
     expected += ["07_evaluation_tables", "08_gate_activations"]
     assert names(tasks) == expected
-    assert [task.stage for task in tasks] == [0] + [1] * 4 + [2] * 20 + [3] * 2
+    assert [task.stage for task in tasks] == [1] * 5 + [2] * 20 + [3] * 2
     assert tasks[0].parameters == {"preset": "demo", "language": "ca", "seed": 1}
     assert tasks[3].parameters == {"preset": "demo", "language": "cs", "seed": 1}
     assert tasks[3].notebook == str(kit / "notebooks" / "01_data_prep.ipynb")

@@ -194,3 +194,12 @@ def test_show_prints_the_tables(kit, tmp_path, capsys):
     assert lines[2].endswith("not run")
     assert results.main(["show", *kit[3:]]) == 0
     assert capsys.readouterr().out == "No run is recorded here yet.\n"
+
+
+def test_the_committed_readme_shows_the_committed_records():
+    root = Path(__file__).parents[1]
+    status = ["git", "-C", str(root), "status", "--porcelain", "--", "results", "README.md"]
+    changed = subprocess.run(status, capture_output=True, text=True)
+    if changed.returncode or changed.stdout:
+        pytest.skip("own runs lie in results/: `python -m distilwhisper_lib.results readme`")
+    assert results.update_readme(root / "README.md", root / "results", check=True)
