@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+from pathlib import Path
 
 import pytest
 from make_records import evaluation, make_record
