@@ -165,7 +165,7 @@ def _run_title(config: Mapping[str, Any]) -> str:
 def _draw_losses(axis: Axes, log: pd.DataFrame) -> None:
     lowest = math.inf
     for name, (label, colour, line) in _LOSSES.items():
-        if _has(log, name):
+        if _has(log, name) and log[name].any():  # a part that is off is 0 throughout
             values = log[name].dropna()
             lowest = min(lowest, values.min())
             axis.plot(values.index, values, color=colour, linestyle=line, label=label)
