@@ -50,7 +50,8 @@ def test_every_dependency_is_pinned_within_its_range():
     asked = project()["dependencies"] + project()["optional-dependencies"]["dev"]
     asked += project()["optional-dependencies"]["translation"]
     for requirement in map(Requirement, asked):
-        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+        pin = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pin), f"{requirement} is pinned at {pin}"
 
 
 def test_the_environment_that_runs_this_is_the_pinned_one():
