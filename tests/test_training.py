@@ -122,7 +122,9 @@ config = resolve("clsr", "demo", "ca", 7, {config.overrides()!r})
 assert config.run_id == {config.run_id!r}
 training.train(config, load_data(config))
 """
+    # One thread, as in this process: sums in another order are other weights.
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment |= {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
     checkpoints = config.output_dir / "checkpoints"
     while not any(checkpoints.glob("checkpoint-*/trainer_state.json")):
