@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import html
 import json
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -396,6 +397,9 @@ _FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_drop
 
 
 def _check(config: RunConfig) -> RunConfig:
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"setting {name}={value!r} is out of range: expected a finite number")
     for name in _POSITIVE:
         value = getattr(config, name)
         if value is not None and not value > 0:

@@ -27,6 +27,8 @@ from distilwhisper_lib.languages import LANGUAGES
         ({"overrides": {"epochs": True}}, "epochs=True has the wrong type bool"),
         ({"overrides": {"student": False}}, "student=False has the wrong type bool: expected str"),
         ({"overrides": {"learning_rate": "fast"}}, "learning_rate='fast' has the wrong type"),
+        ({"overrides": {"learning_rate": float("inf")}}, "learning_rate=inf is out of range: expected a finite"),
+        ({"overrides": {"epochs": "nan"}}, "epochs='nan' has the wrong type"),
         ({"overrides": {"budget": 1.5}}, "budget=1.5 is out of range: expected from 0 to 1"),
         ({"overrides": {"epochs": 0}}, "epochs=0 is out of range: expected above 0"),
         ({"overrides": {"batch_size": 10, "micro_batch": 4}}, "no multiple of micro_batch=4"),
