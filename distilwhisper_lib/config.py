@@ -128,6 +128,8 @@ class RunConfig:
             for f in _fields()
             if _is_hashed(f) and getattr(self, f.name) != f.default
         }
+        if self.train_subset is not None:  # a list is what it names, wherever it lies
+            hashed["train_subset"] = _file_hash(self.train_subset)
         digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.method.replace('_', '-')}-{self.language}-s{self.seed}-{digest}"
 
@@ -160,6 +162,15 @@ class RunConfig:
     def student_or_teacher(self) -> str:
         """The model that this run transcribes with, before any training."""
         return self.teacher if self.method == "teacher" else self.student
+
+    def published(self) -> dict[str, Any]:
+        """The settings as a record tells them: of a path on this machine only the last part."""
+        return {
+            name: Path(value).name
+            if isinstance(value, str) and Path(value).is_absolute()
+            else value
+            for name, value in self.to_dict().items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -206,7 +217,7 @@ ADDED_BY_3K = ("bg", "fi", "hi", "id", "ro", "sk", "sl", "vi", "ar")
 OF_28K = ("ca", "ta", "th")
 
 
-def _paper(train_size: int, validation_size: int) -> dict[str, Any]:
+def _paper(train_size: int, validation_size: int, experts: str) -> dict[str, Any]:
     """What the paper's three settings write down beyond the defaults above, which are its own.
 
     Source: arXiv 2311.01070: Common Voice 13.0 train and validation subsets by votes,
@@ -214,7 +225,7 @@ def _paper(train_size: int, validation_size: int) -> dict[str, Any]:
     """
     corpora = {"in_domain": "common_voice", "out_of_domain": "fleurs"}
     sizes = {"train_size": train_size, "validation_size": validation_size, "test_size": None}
-    return corpora | sizes
+    return corpora | sizes | {"experts": f"naver/multilingual-distilwhisper-{experts}"}
 
 
 PRESETS: dict[str, Preset] = {
@@ -259,17 +270,17 @@ PRESETS: dict[str, Preset] = {
     # more, and Common Voice in data/common_voice (notebook 01 says how to get it).
     "cv3k": Preset(
         "the paper's 3k setting: 3,000 Common Voice clips, FLEURS out of domain; one GPU",
-        _paper(3_000, 500),
+        _paper(3_000, 500, "3k"),
         languages=PAPER_LANGUAGES + ADDED_BY_3K,
     ),
     "cv10k": Preset(
         "the paper's 10k setting, its main table: 10,000 Common Voice clips; one GPU",
-        _paper(10_000, 1_000),
+        _paper(10_000, 1_000, "10k"),
         languages=PAPER_LANGUAGES,
     ),
     "cv28k": Preset(
         "the paper's 28k setting: 28,000 Common Voice clips of three languages; one GPU",
-        _paper(28_000, 1_000),
+        _paper(28_000, 1_000, "28k"),
         languages=OF_28K,
     ),
 }
@@ -318,6 +329,14 @@ def locate(name: str) -> str:
     if name == EMBEDDED.rstrip("/") or name.startswith(EMBEDDED):
         return str(PACKAGE / "demo" / name.removeprefix(EMBEDDED.rstrip("/")).lstrip("/"))
     return name
+
+
+def _file_hash(path: str) -> str:
+    if not Path(path).is_file():
+        raise UserError(
+            f"train_subset {path!r} is no file: expected a list of clips that notebook 01 wrote"
+        )
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _fields() -> tuple[dataclasses.Field, ...]:

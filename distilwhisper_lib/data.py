@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from .files import write_atomic
 from .labels import label_limit
 from .subsets import Leak, check_disjoint, read_subset, take_usable, write_subset
 
+_DATA_SETTINGS = {
+    "in_domain", "out_of_domain", "data_dir", "train_size", "train_subset", "validation_size",
+    "test_size", "max_seconds",
+}  # fmt: skip
 PARTS = ("train", "validation", "in_domain", "out_of_domain")
 
 
@@ -114,6 +119,12 @@ def load_data(config: RunConfig) -> RunData:
     return RunData(**tables, corpora=corpora, dropped=dropped, leaks=leaks, about=about)
 
 
+def sample_clips(config: RunConfig, count: int) -> pd.DataFrame:
+    """The first clips of the in-domain test set alone, to look at or listen to."""
+    corpus = open_corpus(config.in_domain, config.language, "test", config.data_dir)
+    return take_usable(corpus, count, config.max_seconds)[0]
+
+
 def _count_reasons(dropped: list[Dropped]) -> str:
     counts = Counter(clip.reason for clip in dropped)
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
@@ -126,9 +137,13 @@ def write_data_report(
 
     ``data/<preset>-<language>.json``: `report`, as preflight.preflight makes it, or
     `RunData.report`. ``subsets/<preset>-<language>-<part>.txt``: the chosen clips with the list's
-    SHA-256.
+    SHA-256. Where overrides change what is read, the names end in a hash of them, so that one
+    study does not overwrite another's.
     """
     name = f"{config.preset}-{config.language}"
+    changed = {k: v for k, v in config.overrides().items() if k in _DATA_SETTINGS}
+    if changed:
+        name += f"-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
     about = {"preset": config.preset, "language": config.language}
     text = json.dumps(about | (report or data.report()), indent=1, ensure_ascii=False)
     paths = [write_atomic(config.results_dir / "data" / f"{name}.json", text + "\n")]

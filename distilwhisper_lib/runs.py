@@ -43,7 +43,7 @@ def record_run(
         "run_id": config.run_id,
         "preset": config.preset,
         "demo": config.demo,
-        "config": config.to_dict(),
+        "config": config.published(),
         "provenance": provenance(command=command(config)),
         "models": trained.models,
         "data": data.describe(),

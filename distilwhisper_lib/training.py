@@ -170,6 +170,7 @@ def weights_hash(tensors: dict[str, Tensor]) -> str:
 
 
 def _about(name: str, model: nn.Module) -> dict[str, str]:
+    name = Path(name).name if Path(name).is_absolute() else name  # no host path in a record
     return {"name": name, "sha256": weights_hash(dict(model.named_parameters()))}
 
 

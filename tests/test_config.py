@@ -27,7 +27,10 @@ from distilwhisper_lib.languages import LANGUAGES
         ({"overrides": {"epochs": True}}, "epochs=True has the wrong type bool"),
         ({"overrides": {"student": False}}, "student=False has the wrong type bool: expected str"),
         ({"overrides": {"learning_rate": "fast"}}, "learning_rate='fast' has the wrong type"),
-        ({"overrides": {"learning_rate": float("inf")}}, "learning_rate=inf is out of range: expected a finite"),
+        (
+            {"overrides": {"learning_rate": float("inf")}},
+            "learning_rate=inf is out of range: expected a finite",
+        ),
         ({"overrides": {"epochs": "nan"}}, "epochs='nan' has the wrong type"),
         ({"overrides": {"budget": 1.5}}, "budget=1.5 is out of range: expected from 0 to 1"),
         ({"overrides": {"epochs": 0}}, "epochs=0 is out of range: expected above 0"),
@@ -118,6 +121,7 @@ def test_the_paper_s_presets_are_the_paper_s_table(preset, method):
     config = resolve(method, preset, "ca").to_dict()
     assert {name: config[name] for name in PAPER} == PAPER
     assert (config["train_size"], config["validation_size"]) == SIZES[preset]
+    assert config["experts"].endswith(preset.removeprefix("cv"))
     # The LoRA baseline is the only one in half precision, and it and plain fine-tuning (which the
     # paper has not) the only ones without label smoothing.
     assert config["precision"] == ("fp16" if method == "lora" else "fp32")
@@ -151,10 +155,18 @@ def test_a_language_that_a_preset_has_not_is_told_where_to_go():
         resolve("clsr", "cv3k", "nl")
 
 
-def test_a_subset_list_is_part_of_the_run_id_only_when_there_is_one():
+def test_a_subset_lists_content_is_part_of_the_run_id(tmp_path):
     plain = resolve("clsr", "demo", "ca", 77)
-    listed = resolve("clsr", "demo", "ca", 77, {"train_subset": "a.txt"})
-    assert listed.run_id != plain.run_id
+    listed = resolve("clsr", "demo", "ca", 77, {"train_subset": str(tmp_path / "a.txt")})
+    with pytest.raises(UserError, match="is no file"):
+        _ = listed.run_id
+    (tmp_path / "a.txt").write_text("one")
+    first = listed.run_id
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    moved = resolve("clsr", "demo", "ca", 77, {"train_subset": str(tmp_path / "b.txt")})
+    assert moved.run_id == first != plain.run_id
+    (tmp_path / "b.txt").write_text("two")
+    assert moved.run_id != first
     assert plain.run_id == resolve("clsr", "demo", "ca", 77, {"train_subset": None}).run_id
 
 
@@ -172,3 +184,9 @@ def test_embedded_names_are_found_in_the_package():
     assert locate("embedded").endswith("demo")
     assert locate("openai/whisper-small") == "openai/whisper-small"
     assert locate("/data/embedded/x") == "/data/embedded/x"
+
+
+def test_a_record_tells_no_path_of_this_machine():
+    config = resolve("js", overrides={"data_dir": "/data/mine", "student": "/models/base"})
+    assert (config.published()["data_dir"], config.published()["student"]) == ("mine", "base")
+    assert config.published()["teacher"] == "embedded/teacher"

@@ -128,6 +128,14 @@ def test_the_authors_epsilon_matters_only_where_the_mixture_vanishes():
     assert divergence(*certain, "js", epsilon=0.5) < divergence(*certain, "js")
 
 
+def test_the_authors_epsilon_stands_inside_the_mixtures_logarithm():
+    student, teacher = logits_of([0.9, 0.1]), logits_of([0.1, 0.9])
+    expected = 0.9 * math.log(0.9 / (0.5 + 0.1)) + 0.1 * math.log(0.1 / (0.5 + 0.1))
+    assert divergence(student, teacher, "js", epsilon=0.1).item() == pytest.approx(expected, 1e-6)
+    # Theirs moves a loss by about 1e-10, which no comparison of numbers can see.
+    assert AUTHORS_EPSILON == 1e-10
+
+
 def test_gates_pool_by_position_count_and_real_positions():
     encoder, decoder = torch.full((1, 6), 0.2), torch.full((1, 2), 1.0)
     assert gate_mean([encoder, decoder], [None, None]).item() == pytest.approx((1.2 + 2) / 8)
