@@ -245,7 +245,7 @@ class _Report:
             line += "  (its record exists; --force runs it again)"
         if outcome.status == "failed":
             where = f"; see {_relative(outcome.output)}" if outcome.output else ""
-            line += f"  {outcome.error}{where}"
+            line += f"  {outcome.error.rstrip('.')}{where}"
         print(line, flush=True)
         return outcome
 

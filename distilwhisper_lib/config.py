@@ -128,6 +128,8 @@ class RunConfig:
             for f in _fields()
             if _is_hashed(f) and getattr(self, f.name) != f.default
         }
+        if self.data_dir != PRESETS[self.preset].common.get("data_dir", "data"):
+            hashed["data_dir"] = self.data_dir  # other recordings are another run
         if self.train_subset is not None:  # a list is what it names, wherever it lies
             hashed["train_subset"] = _file_hash(self.train_subset)
         digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
@@ -145,8 +147,9 @@ class RunConfig:
 
     @property
     def demo(self) -> bool:
-        """Demo runs are kept apart from every other result."""
-        return self.preset == "demo"
+        """Runs on anything embedded are kept apart from every other result."""
+        used = (self.student, self.teacher, f"{self.data_dir}/")
+        return self.preset == "demo" or any(name.startswith(EMBEDDED) for name in used)
 
     @property
     def output_dir(self) -> Path:
@@ -409,10 +412,12 @@ def _coerce(name: str, value: Any, wanted: Any) -> Any:
 
 
 _POSITIVE = ("batch_size", "micro_batch", "epochs", "gate_dim", "lora_rank", "max_new_tokens",
-             "eval_batch_size", "learning_rate", "temperature", "max_seconds", "train_size",
-             "validation_size", "test_size")  # fmt: skip
+             "eval_batch_size", "learning_rate", "temperature", "clip_norm", "lora_alpha",
+             "max_seconds", "train_size", "validation_size", "test_size")  # fmt: skip
+_NOT_NEGATIVE = ("gate_noise", "weight_decay", "gate_weight", "task_weight", "distil_weight",
+                 "workers")  # fmt: skip
 _FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_dropout", "skip",
-              "budget", "lora_dropout")  # fmt: skip
+              "budget", "lora_dropout", "adam_beta1", "adam_beta2")  # fmt: skip
 
 
 def _check(config: RunConfig) -> RunConfig:
@@ -423,6 +428,16 @@ def _check(config: RunConfig) -> RunConfig:
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UserError(f"setting {name}={value!r} is out of range: expected above 0")
+    for name in _NOT_NEGATIVE:
+        if (value := getattr(config, name)) < 0:
+            raise UserError(f"setting {name}={value!r} is out of range: expected 0 or above")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed} is out of range: expected from 0 to 4294967295")
+    if config.max_steps != -1 and config.max_steps < 1:
+        raise UserError(f"setting max_steps={config.max_steps} is out of range: expected above 0")
+    for name in ("student", "teacher"):
+        if not getattr(config, name).strip():
+            raise UserError(f"setting {name} is empty: expected a hub name or a folder")
     for name in _FRACTIONS:
         value = getattr(config, name)
         if not 0 <= value <= 1:

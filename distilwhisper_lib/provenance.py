@@ -13,6 +13,8 @@ from typing import Any
 
 from . import __version__
 
+# What decides a result; data, outputs and notes that lie about in a checkout do not.
+_CODE = ("distilwhisper_lib", "notebooks", "environment.yml", "pyproject.toml")
 _PACKAGES = ("torch", "transformers", "datasets", "peft", "evaluate", "jiwer")
 
 
@@ -47,7 +49,7 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
     commit = _git(root, "rev-parse", "--verify", "HEAD")
     if not commit:
         return None, None
-    changes = _git(root, "status", "--porcelain", "--", ".", ":!results", ":!outputs")
+    changes = _git(root, "status", "--porcelain", "--", *_CODE)
     return commit, None if changes is None else bool(changes)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from .config import NOTEBOOK_OF, WITH_EXPERTS, RunConfig
 from .data import RunData
@@ -90,7 +92,9 @@ def written(config: RunConfig) -> pd.DataFrame:
 def command(config: RunConfig) -> str:
     """The command that repeats the run."""
     overrides = json.dumps(config.overrides()) if config.overrides() else ""
-    return (
+    # Sums in another order are other weights: the thread count belongs to the command.
+    threads = "" if torch.cuda.is_available() else f"OMP_NUM_THREADS={torch.get_num_threads()} "
+    return threads + (
         f"python -m distilwhisper_lib.batch run {NOTEBOOK_OF[config.method]} --preset "
         f"{config.preset} --languages {config.language} --seeds {config.seed}"
         + (f" --overrides '{overrides}'" if overrides else "")
@@ -110,7 +114,7 @@ def _evaluate_domain(
         max_new_tokens=config.max_new_tokens,
         batch_size=config.eval_batch_size,
     )
-    timing = json.loads(timing_path(path).read_text())
+    timing = _timing(path)
     return {
         "domain": domain,
         "corpus": data.corpora[domain],
@@ -118,12 +122,18 @@ def _evaluate_domain(
         "clips": len(rows),
         "audio_seconds": round(sum(row["seconds"] for row in rows), 2),
         "seconds": timing["seconds"],
-        "rtf": round(timing["seconds"] / timing["audio_seconds"], 4),
+        "rtf": timing["seconds"] and round(timing["seconds"] / timing["audio_seconds"], 4),
         "capped": sum(row["capped"] for row in rows),
         "hypotheses_sha256": sha256_file(path),
         "scores": score(rows, config.language),
         "gates": _gate_means(rows),
     }
+
+
+def _timing(path: Path) -> dict[str, Any]:
+    """What transcribe() noted; nothing when a kill came between its last clip and the note."""
+    note = timing_path(path)
+    return json.loads(note.read_text()) if note.exists() else {"seconds": None}
 
 
 def _gate_means(rows: list[dict[str, Any]]) -> dict[str, list[float]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
 import subprocess
@@ -17,7 +18,13 @@ NEVER_INSTALL = ("torch", "numpy", "ipykernel")
 
 
 def start() -> None:
-    """Install what Colab lacks, quieten what cannot be acted on, and say what runs here."""
+    """Work in the checkout, install what Colab lacks, and say what runs here.
+
+    Paths such as outputs/ and results/ are the checkout's, wherever the notebook was started. A
+    package that was installed without its checkout works in the folder it is started in.
+    """
+    if (PACKAGE.parent / "notebooks").is_dir():
+        os.chdir(PACKAGE.parent)
     if "google.colab" in sys.modules:
         install_missing()
     _quieten()

@@ -31,9 +31,11 @@ from transformers import (
 from .config import DISTILLED, TRAINED, WITH_EXPERTS, RunConfig, locate
 from .data import RunData
 from .device import best_device, peak_memory, precision_here
+from .errors import UserError
 from .evaluation import transcribe
 from .features import Collator, SpeechDataset
 from .files import write_atomic
+from .gates import PROMPT_TOKENS
 from .losses import LossParts
 from .model import DistilWhisperForConditionalGeneration
 from .objective import counted, gate_means, gate_noise, loss_parts
@@ -42,6 +44,8 @@ from .teacher import Teacher
 
 WEIGHTS = "trained.safetensors"
 SUMMARY = "training.json"
+DATA = "data.json"
+ELAPSED = "elapsed.json"
 
 
 @dataclass
@@ -68,14 +72,17 @@ def train(config: RunConfig, data: RunData) -> Trained:
     base, processor = load_model(
         config.student_or_teacher, config.revision_of_model, **expert_settings(config)
     )
+    _check_decoding(config, base)
     models: dict[str, Any] = {"student": _about(config.student_or_teacher, base), "teacher": None}
     if config.method not in TRAINED:
+        _claim_folder(config, data)
         return Trained(base.to(best_device()).eval(), processor, None, models)
     teacher = None
     if config.method in DISTILLED:
         teacher = Teacher(load_model(config.teacher, config.teacher_revision)[0])
         teacher.check_student(base)
         models["teacher"] = _about(config.teacher, teacher.model)
+    _claim_folder(config, data)
     finished = config.output_dir / SUMMARY
     if finished.exists():
         model = _load_trained(base, config).to(best_device()).eval()
@@ -84,15 +91,36 @@ def train(config: RunConfig, data: RunData) -> Trained:
     model = prepare(base, config)
     for stale in config.output_dir.glob("*.jsonl"):  # of other weights
         stale.unlink()
-    trainer = _trainer(model, processor, teacher, config, data)
-    begin = time.perf_counter()
     checkpoints = config.output_dir / "checkpoints"
+    clock = _Clock(checkpoints / ELAPSED)
+    trainer = _trainer(model, processor, teacher, config, data, clock)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     _save_trained(model, config)
-    summary = _summary(trainer, config, time.perf_counter() - begin)
+    summary = _summary(trainer, config, clock.seconds())
     write_atomic(finished, json.dumps(summary, indent=1))
     shutil.rmtree(checkpoints, ignore_errors=True)
     return Trained(model.eval(), processor, summary, models)
+
+
+def _claim_folder(config: RunConfig, data: RunData) -> None:
+    """Raise UserError when the run's folder holds work on other recordings or transcripts."""
+    digests = {part: about["sha256"] for part, about in data.describe().items()}
+    note = config.output_dir / DATA
+    if note.exists() and json.loads(note.read_text()) != digests:
+        raise UserError(
+            f"the data of run {config.run_id} has changed since the run began: remove "
+            f"{config.output_dir}, or use --force, to run it again"
+        )
+    write_atomic(note, json.dumps(digests, indent=1))
+
+
+def _check_decoding(config: RunConfig, model: nn.Module) -> None:
+    room = model.config.max_target_positions - PROMPT_TOKENS
+    if config.max_new_tokens > room:
+        raise UserError(
+            f"setting max_new_tokens={config.max_new_tokens} is out of range: the model has room "
+            f"for {room} beside its prompt"
+        )
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -299,6 +327,23 @@ class DistilTrainer(Seq2SeqTrainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
+class _Clock(TrainerCallback):
+    """Training time over interruptions: noted with each checkpoint, gone on with after it."""
+
+    def __init__(self, note: Path) -> None:
+        self.note, self.earlier, self.begin = note, 0.0, time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step and self.note.exists():  # resumed
+            self.earlier = json.loads(self.note.read_text())
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        write_atomic(self.note, json.dumps(round(self.seconds(), 1)))
+
+    def seconds(self) -> float:
+        return self.earlier + time.perf_counter() - self.begin
+
+
 class _LogAtEpochEnd(TrainerCallback):
     """Closes a log window where a checkpoint is written, so that a resumed run logs the same."""
 
@@ -313,6 +358,7 @@ def _trainer(
     teacher: Teacher | None,
     config: RunConfig,
     data: RunData,
+    clock: TrainerCallback,
 ) -> DistilTrainer:
     limit = model.config.max_target_positions
     trainer = DistilTrainer(
@@ -321,7 +367,7 @@ def _trainer(
         train_dataset=SpeechDataset(data.train),
         eval_dataset=SpeechDataset(data.validation),
         data_collator=Collator(processor, config.conventions, limit),
-        callbacks=[_LogAtEpochEnd()],
+        callbacks=[_LogAtEpochEnd(), clock],
         run=config,
         data=data,
         processor=processor,
@@ -379,6 +425,7 @@ def _summary(trainer: DistilTrainer, config: RunConfig, seconds: float) -> dict[
         "epochs": round(trainer.state.epoch or 0.0, 4),
         "seconds": round(seconds, 1),
         "precision": precision_here(config),
+        "threads": torch.get_num_threads(),
         "trainable_parameters": sum(t.numel() for t in tensors.values()),
         "artifact_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
         "peak_memory_bytes": peak_memory(),

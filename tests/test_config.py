@@ -32,6 +32,11 @@ from distilwhisper_lib.languages import LANGUAGES
             "learning_rate=inf is out of range: expected a finite",
         ),
         ({"overrides": {"epochs": "nan"}}, "epochs='nan' has the wrong type"),
+        ({"seed": -5}, "seed=-5 is out of range"),
+        ({"overrides": {"adam_beta1": 7}}, "adam_beta1=7.0 is out of range: expected from 0 to 1"),
+        ({"overrides": {"gate_noise": -1}}, "gate_noise=-1.0 is out of range"),
+        ({"overrides": {"max_steps": 0}}, "max_steps=0 is out of range"),
+        ({"overrides": {"student": " "}}, "setting student is empty"),
         ({"overrides": {"budget": 1.5}}, "budget=1.5 is out of range: expected from 0 to 1"),
         ({"overrides": {"epochs": 0}}, "epochs=0 is out of range: expected above 0"),
         ({"overrides": {"batch_size": 10, "micro_batch": 4}}, "no multiple of micro_batch=4"),
@@ -57,9 +62,15 @@ def test_strings_from_a_command_line_become_what_the_field_wants():
 def test_the_run_id_covers_what_decides_numbers_and_nothing_else():
     config = resolve("clsr", "demo", "ca", 77)
     assert config.run_id.startswith("clsr-ca-s77-")
-    same = {"data_dir": "/elsewhere", "eval_batch_size": 7, "workers": 3, "micro_batch": 16}
+    same = {"eval_batch_size": 7, "workers": 3, "micro_batch": 16}
     assert resolve("clsr", "demo", "ca", 77, same).run_id == config.run_id
-    for other in ({"budget": 0.4}, {"train_size": 10}, {"student": "x"}, {"precision": "bf16"}):
+    for other in (
+        {"budget": 0.4},
+        {"data_dir": "/elsewhere"},
+        {"train_size": 10},
+        {"student": "x"},
+        {"precision": "bf16"},
+    ):
         assert resolve("clsr", "demo", "ca", 77, other).run_id != config.run_id
     assert resolve("zero_shot", "demo", "ca", 77).run_id.startswith("zero-shot-ca-s77-")
 
@@ -176,6 +187,7 @@ def test_every_preset_resolves_for_every_method(preset, method):
     config = resolve(method, preset, "ca", 1)
     assert config.run_id in config._repr_html_()
     assert config.demo is (preset == "demo")
+    assert resolve(method, preset, "ca", 1, {"teacher": "embedded/teacher"}).demo
     assert config.results_dir.name == ("demo" if config.demo else "results")
 
 

@@ -106,7 +106,8 @@ def test_badges_writes_one_address_everywhere(tmp_path):
     assert {path.name for path in changed} >= {path.name for path in PATHS}
     assert repository(tmp_path) == "someone/their.fork"
     for path in tmp_path.rglob("*.*"):
-        assert f"{old}" not in path.read_text() or old == "OWNER/NAME" and path.suffix == ".md"
+        assert f"github.com/{old}" not in path.read_text()
+        assert f"github/{old}" not in path.read_text()
     assert write_badges("someone/their.fork", tmp_path) == []
     for wrong in ("", "owner", "https://github.com/a/b", "a/b c"):
         with pytest.raises(UserError, match="expected owner/name"):
@@ -202,6 +203,18 @@ def test_papermill_alone_runs_a_notebook_from_its_own_folder(batch, checkout):
     records = list((checkout / "results" / "demo" / "runs").glob("clsr-cs-s77-*.json"))
     assert len(records) == 1
     assert json.loads(records[0].read_text())["config"]["max_steps"] == 2
+
+
+def test_papermill_runs_from_a_folder_that_has_nothing_to_do_with_it(batch, checkout, tmp_path):
+    """The set-up cell then finds the installed package, here by PYTHONPATH, and its checkout."""
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", str(checkout / "notebooks/07_evaluation_tables.ipynb"),
+         "out.ipynb", "-p", "preset", "demo", "--no-progress-bar"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(checkout)}, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [p.name for p in tmp_path.iterdir()] == ["out.ipynb"]
 
 
 def test_the_readmes_library_and_batch_lines_refuse_wrong_input(checkout):

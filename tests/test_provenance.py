@@ -22,23 +22,24 @@ def checkout(tmp_path):
     folder = tmp_path / "kit"
     folder.mkdir()
     git(folder, "init", "-q")
-    (folder / "a.py").write_text("x = 1\n")
+    (folder / "distilwhisper_lib").mkdir()
+    (folder / "distilwhisper_lib" / "a.py").write_text("x = 1\n")
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "first")
     return folder
 
 
 def test_provenance_knows_the_commit_and_ignores_what_a_run_writes(checkout):
-    for name in ("results/runs/a.json", "outputs/b.txt"):
+    for name in ("results/runs/a.json", "outputs/b.txt", "data/speech/a.wav", "out.ipynb"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("{}")
     clean = provenance.provenance(device="cpu", root=checkout)
     assert re.fullmatch("[0-9a-f]{40}", clean["commit"])
     assert clean["dirty"] is False
-    (checkout / "a.py").write_text("x = 2\n")
+    (checkout / "distilwhisper_lib" / "a.py").write_text("x = 2\n")
     assert provenance.provenance(device="cpu", root=checkout)["dirty"] is True
-    (checkout / "a.py").write_text("x = 1\n")
-    (checkout / "new.py").write_text("")
+    (checkout / "distilwhisper_lib" / "a.py").write_text("x = 1\n")
+    (checkout / "distilwhisper_lib" / "new.py").write_text("")
     assert provenance.provenance(device="cpu", root=checkout)["dirty"] is True
 
 

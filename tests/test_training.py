@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,7 +66,7 @@ def test_each_method_trains_its_own_weights_and_saves_only_them(method, study, p
     assert (summary["log"][0]["loss_distil"] > 0) is (method in ("kl", "js"))
     files = {p.relative_to(config.output_dir).parts[0] for p in config.output_dir.rglob("*")}
     artifact = {"full": "model", "lora": "adapter"}.get(method, "expert.catalan.safetensors")
-    assert files == {artifact, "training.json"}
+    assert files == {artifact, "training.json", "data.json"}
 
 
 @pytest.mark.parametrize("method", ["clsr", "lora"])
@@ -197,3 +200,33 @@ def test_a_teacher_of_another_vocabulary_is_refused_before_training(study, tmp_p
     with pytest.raises(UserError, match="the teacher has vocab_size"):
         kit.train(config, data)
     assert not config.output_dir.exists()
+
+
+def test_changed_data_is_not_answered_with_old_results(study, tmp_path):
+    config, data = study("clsr", max_steps=1)
+    kit.train(config, data)
+    path = tmp_path / "speech" / "metadata.csv"
+    path.write_text(path.read_text().replace("train frase a", "train frase nova"))
+    with pytest.raises(UserError, match="data of run .* has changed since the run began"):
+        kit.train(config, load_data(config))
+    shutil.rmtree(config.output_dir)
+    kit.train(config, load_data(config))
+
+
+def test_a_token_limit_beyond_the_model_is_refused_before_training(study):
+    config, data = study("clsr", max_new_tokens=61)
+    with pytest.raises(UserError, match="max_new_tokens=61 is out of range: .* room for 60"):
+        kit.train(config, data)
+    assert not config.output_dir.exists()
+
+
+def test_training_time_goes_on_after_an_interruption(tmp_path):
+    note = tmp_path / "elapsed.json"
+    note.write_text("100.5")
+    clock = kit._Clock(note)
+    clock.on_train_begin(None, SimpleNamespace(global_step=0), None)
+    assert clock.seconds() < 100
+    clock.on_train_begin(None, SimpleNamespace(global_step=3), None)
+    assert clock.seconds() > 100
+    clock.on_save(None, None, None)
+    assert json.loads(note.read_text()) >= 100.5
