@@ -35,7 +35,8 @@ CACHE_BYTES = 512 * 2**20
 _BLOCK_FRAMES = 2**20
 # Formats and codings in which seeking gives the very samples that decoding from the start gives.
 _EXACT_SEEK = {("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")}
-
+# soundfile takes a name that ends in .raw for samples without a header: TypeError.
+_READ_ERRORS = (soundfile.SoundFileError, OSError, TypeError)
 
 Source = Path | bytes
 
@@ -116,7 +117,7 @@ def _header(source: Source) -> Header:
         raise UserError(f"{_name(source)} has {size} bytes, more than {MAX_BYTES}: split it.")
     try:
         info = soundfile.info(_stream(source))
-    except (soundfile.SoundFileError, OSError) as error:
+    except _READ_ERRORS as error:
         raise _unreadable(source, error) from error
     exact_seek = (info.format, info.subtype) in _EXACT_SEEK
     header = Header(info.frames, info.samplerate, info.channels, exact_seek)
@@ -125,7 +126,7 @@ def _header(source: Source) -> Header:
 
 
 def _file_size(path: Path) -> int:
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises at a name of 300 characters
         raise UserError(f"Audio file {path} does not exist: check its name and folder.")
     if not path.is_file():
         raise UserError(f"Audio file {path} is not a regular file: give the path of a recording.")
@@ -161,7 +162,7 @@ def _decode_blocks(source: Source, first: int, count: int) -> list[np.ndarray]:
     """`count` frames from `first` on as blocks of float32 (frames,), or an error if some lack."""
     try:
         blocks = list(_mono_blocks(source, first, count))
-    except (soundfile.SoundFileError, OSError) as error:
+    except _READ_ERRORS as error:
         raise _unreadable(source, error) from error
     # Lossy headers count roughly; a tenth missing is a broken copy.
     if (decoded := sum(map(len, blocks))) < 0.9 * count:

@@ -299,3 +299,24 @@ def test_large_tables_are_read_quickly(tmp_path, place):
     before = time.process_time()
     assert len(read(tmp_path).table) == 50_000
     assert time.process_time() - before < 5  # measured: 0.7
+
+
+def test_a_hostile_row_costs_itself_and_no_more(tmp_path, place):
+    long, digits = "common_voice_ca_" + "a" * 300, "9" * 5000
+    rows = [clip("train", i) for i in range(3)]
+    release(place, three_tables() | {"train.tsv": rows})
+    rows[1]["up_votes"] = digits
+    rows += [clip("x", 0, path=f"{long}.mp3"), clip("x", 1, path="common_voice_ca_x1.raw")]
+    (place / "train.tsv").write_text(tsv(rows))
+    write_clip(place, "common_voice_ca_x1.raw", b"\0" * 3200)
+    (place / "clip_durations.tsv").write_text(
+        f"clip\tduration[ms]\n{rows[0]['path']}\t{digits}\n{rows[2]['path']}\t1200\n"
+    )
+    table, dropped = take_usable(read(tmp_path), None, 30.0)
+    assert table["id"].tolist() == ["common_voice_ca_train000", "common_voice_ca_train002"]
+    assert {d.id: d.reason for d in dropped} == {
+        "common_voice_ca_train001": "malformed row",
+        long: "missing file",
+        "common_voice_ca_x1": "unreadable audio",
+    }
+    assert max(len(d.detail) for d in dropped) < 400
