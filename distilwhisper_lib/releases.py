@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import os
+import reprlib
 import shutil
 import tarfile
 import tempfile
@@ -19,6 +20,9 @@ from .errors import UserError, reason
 # Above every release so far (English, 25.0: 90 GB in 2.5 million clips), below a bomb.
 MAX_BYTES = 2**38
 MAX_MEMBERS = 10_000_000
+MAX_DEPTH = 32  # folders in folders; Mozilla has 3, and Python cannot remove 1,000
+_NAMES = reprlib.Repr()  # a member's name may have a million characters
+_NAMES.maxstring = 200
 KEY = "MDC_API_KEY"  # as datacollective's documentation calls it
 
 
@@ -38,16 +42,24 @@ def unpack_common_voice(archive: str | Path, folder: str | Path) -> Path:
         raise UserError("This Python cannot unpack archives safely: update to 3.11.4 or later.")
     if not archive.is_file():
         raise UserError(f"Archive {archive} does not exist: check its name and folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
-        try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
             with gzip.open(archive) as stream:
                 _extract(archive, stream, Path(temporary), folder)
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(
-                f"Archive {archive} is no complete .tar.gz ({reason(error)}): download it again."
-            ) from error
-        return _move(archive, Path(temporary), folder)
+            return _move(archive, Path(temporary), folder)
+    except UserError:
+        raise
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"Archive {archive} is no complete .tar.gz ({reason(error)}): download it again."
+        ) from error
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
+        said = getattr(error, "strerror", None) or reason(error)  # without the name, of any length
+        raise UserError(
+            f"Archive {archive} cannot be unpacked to {folder} ({said}): check that the folder can "
+            "be written, else do not trust the archive."
+        ) from error
 
 
 def download_common_voice(dataset_id: str, data_dir: str | Path) -> Path:
@@ -112,15 +124,19 @@ def _extract(archive: Path, stream: IO[bytes], temporary: Path, folder: Path) ->
 
 
 def _check_member(archive: Path, member: tarfile.TarInfo, folder: Path) -> None:
-    path = PurePosixPath(member.name)
+    path, name = PurePosixPath(member.name), _NAMES.repr(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name:
         raise UserError(
-            f"Archive {archive} holds {member.name!r}, which leads out of the folder: "
-            "do not trust it."
+            f"Archive {archive} holds {name}, which leads out of the folder: do not trust it."
+        )
+    if len(path.parts) > MAX_DEPTH:
+        raise UserError(
+            f"Archive {archive} holds {name}, which lies {len(path.parts)} folders deep, more than "
+            f"{MAX_DEPTH}: do not trust it."
         )
     if not (member.isreg() or member.isdir()):
         raise UserError(
-            f"Archive {archive} holds {member.name!r}, a link or device, which Common Voice does "
+            f"Archive {archive} holds {name}, a link or device, which Common Voice does "
             "not: do not trust it."
         )
     if member.isreg() and (folder / path).exists():

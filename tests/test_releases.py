@@ -250,3 +250,33 @@ def test_what_mozilla_refuses_is_one_sentence(data_dir, client, monkeypatch, err
         download_common_voice("x", data_dir)
     assert "\n" not in str(raised.value)
     assert "a-secret" not in str(raised.value)
+
+
+# Archives that were made to do harm -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["ca/x", "ca/x/y"], "cannot be unpacked"),
+        (["ca/x/", "ca/x"], "cannot be unpacked"),
+        (["ca/" + "a" * 300], "cannot be unpacked .*name too long"),
+        (["ca/" + "a/" * 3000 + "b"], "which lies 3002 folders deep, more than 32"),
+        (["ca/" + "a/" * 3000], "which lies 3001 folders deep, more than 32"),
+    ],
+)
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_member_that_the_disk_refuses(tmp_path, data_dir, names, message, form):
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz", format=form) as archive:
+        for name in names:
+            archive.addfile(member(name, tarfile.DIRTYPE if name[-1] == "/" else b"0", size=0))
+    with pytest.raises(UserError, match=f"(?i){message}") as error:
+        unpack_common_voice(tmp_path / "bad.tar.gz", data_dir)
+    assert len(str(error.value)) < 700
+    assert list(data_dir.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, built):
+    archive = tarball(tmp_path / "ca.tar.gz", built, f"{VERSION}/ca")
+    with pytest.raises(UserError, match="cannot be unpacked to .*: check that the folder can be"):
+        unpack_common_voice(archive, archive)
