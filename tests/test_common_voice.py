@@ -21,8 +21,8 @@ from stand_ins import (
     write_clip,
 )
 
-from distilwhisper_lib import inspection, resolve
-from distilwhisper_lib.clips import COLUMNS, VOTES
+from distilwhisper_lib import audio, inspection, resolve
+from distilwhisper_lib.clips import COLUMNS, TOO_LONG, VOTES
 from distilwhisper_lib.common_voice import MEMORY, find_release, open_common_voice
 from distilwhisper_lib.corpora import load_corpus, open_corpus
 from distilwhisper_lib.data import load_data
@@ -189,7 +189,9 @@ def test_a_clip_is_decoded_once_until_it_changes(tmp_path, place, monkeypatch):
     decoded = []
     check = inspection.decoded_seconds
     monkeypatch.setattr(
-        inspection, "decoded_seconds", lambda path: decoded.append(path.name) or check(path)
+        inspection,
+        "decoded_seconds",
+        lambda path, far: decoded.append(path.name) or check(path, far),
     )
     first = take_usable(read(tmp_path), None, 30.0)[0]
     assert len(decoded) == 2
@@ -320,3 +322,17 @@ def test_a_hostile_row_costs_itself_and_no_more(tmp_path, place):
         "common_voice_ca_x1": "unreadable audio",
     }
     assert max(len(d.detail) for d in dropped) < 400
+
+
+def test_a_clip_far_beyond_the_window_is_not_decoded(tmp_path, place, monkeypatch):
+    release(place, three_tables(2))
+    write_clip(place, "common_voice_ca_train000.mp3", encoded(61.0, 0, "WAV"))
+    decoded, decode = [], audio._decode_blocks
+    monkeypatch.setattr(
+        audio,
+        "_decode_blocks",
+        lambda path, *rest: decoded.append(path.name) or decode(path, *rest),
+    )
+    table, dropped = take_usable(read(tmp_path), None, 30.0)
+    assert [(d.id[-3:], d.reason, d.detail) for d in dropped] == [("000", TOO_LONG, "61.00 s")]
+    assert decoded == ["common_voice_ca_train001.mp3"] and len(table) == 1
