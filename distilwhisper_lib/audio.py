@@ -35,7 +35,8 @@ CACHE_BYTES = 512 * 2**20
 _BLOCK_FRAMES = 2**20
 # Formats and codings in which seeking gives the very samples that decoding from the start gives.
 _EXACT_SEEK = {("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")}
-
+# soundfile takes a name that ends in .raw for samples without a header: TypeError.
+_READ_ERRORS = (soundfile.SoundFileError, OSError, TypeError)
 
 Source = Path | bytes
 
@@ -95,10 +96,15 @@ def audio_seconds(path: str | Path) -> float:
     return _header(Path(path)).seconds
 
 
-def decoded_seconds(source: str | Path | bytes) -> float:
-    """The length that decoding gives: slower than `audio_seconds`, and sure that all is there."""
+def decoded_seconds(source: str | Path | bytes, far: float = math.inf) -> float:
+    """The length that decoding gives: slower than `audio_seconds`, and sure that all is there.
+
+    Where the header says more than `far` seconds, nothing is decoded and that is the answer.
+    """
     source = source if isinstance(source, bytes) else Path(source)
     header = _header(source)
+    if header.seconds > far:
+        return header.seconds
     return sum(map(len, _decode_blocks(source, 0, header.frames))) / header.rate
 
 
@@ -116,7 +122,7 @@ def _header(source: Source) -> Header:
         raise UserError(f"{_name(source)} has {size} bytes, more than {MAX_BYTES}: split it.")
     try:
         info = soundfile.info(_stream(source))
-    except (soundfile.SoundFileError, OSError) as error:
+    except _READ_ERRORS as error:
         raise _unreadable(source, error) from error
     exact_seek = (info.format, info.subtype) in _EXACT_SEEK
     header = Header(info.frames, info.samplerate, info.channels, exact_seek)
@@ -125,7 +131,7 @@ def _header(source: Source) -> Header:
 
 
 def _file_size(path: Path) -> int:
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises at a name of 300 characters
         raise UserError(f"Audio file {path} does not exist: check its name and folder.")
     if not path.is_file():
         raise UserError(f"Audio file {path} is not a regular file: give the path of a recording.")
@@ -152,26 +158,37 @@ def _check_caps(source: Source, header: Header) -> None:
 
 
 def _decode(source: Source, header: Header, first: int = 0, last: int | None = None) -> np.ndarray:
-    """Frames `first` to `last` as float32 (samples,), mixed down and resampled block by block."""
+    """Frames `first` to `last` as float32 (samples,), mixed down and resampled block by block.
+
+    At no time is there more than the result and a few blocks.
+    """
     count = (header.frames if last is None else last) - first
-    return _resample(_decode_blocks(source, first, count), header.rate)
+    # Never filled up: soxr rounds the length, and lossy files may hold less than they say.
+    samples = np.empty(math.ceil(count * SAMPLE_RATE / header.rate) + 1, dtype=np.float32)
+    filled = 0
+    for block in _resample(_decode_blocks(source, first, count), header.rate):
+        samples[filled : filled + len(block)] = block
+        filled += len(block)
+    return samples[:filled]
 
 
-def _decode_blocks(source: Source, first: int, count: int) -> list[np.ndarray]:
+def _decode_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarray]:
     """`count` frames from `first` on as blocks of float32 (frames,), or an error if some lack."""
+    decoded = 0
     try:
-        blocks = list(_mono_blocks(source, first, count))
-    except (soundfile.SoundFileError, OSError) as error:
+        for block in _mono_blocks(source, first, count):
+            if not np.isfinite(block).all():
+                raise UserError(f"{_name(source)} holds NaN or infinite samples: export it again.")
+            decoded += len(block)
+            yield block
+    except _READ_ERRORS as error:
         raise _unreadable(source, error) from error
     # Lossy headers count roughly; a tenth missing is a broken copy.
-    if (decoded := sum(map(len, blocks))) < 0.9 * count:
+    if decoded < 0.9 * count:
         raise UserError(
             f"{_name(source)} is cut short: {decoded} of {count} frames could be decoded; "
             "copy or download it again."
         )
-    if not all(np.isfinite(block).all() for block in blocks):
-        raise UserError(f"{_name(source)} holds NaN or infinite samples: export it again.")
-    return blocks
 
 
 def _mono_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarray]:
@@ -190,13 +207,17 @@ def _mono_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarray]
             count -= len(block)
 
 
-def _resample(blocks: list[np.ndarray], rate: int) -> np.ndarray:
+def _resample(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
+    """The blocks at 16 kHz, each as soon as the next one shows that it is not the last."""
     if rate == SAMPLE_RATE:
-        return np.concatenate(blocks)
+        yield from blocks
+        return
     stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-    ends = [False] * (len(blocks) - 1) + [True]
-    pairs = zip(blocks, ends, strict=True)
-    return np.concatenate([stream.resample_chunk(block, last=end) for block, end in pairs])
+    held = next(blocks)
+    for block in blocks:
+        yield stream.resample_chunk(held)
+        held = block
+    yield stream.resample_chunk(held, last=True)
 
 
 def _segment(

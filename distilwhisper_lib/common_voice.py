@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import reprlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,7 @@ TABLES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv",
 CLIPS = "clips"
 MEMORY = ".clip_checks.json"  # what decoding said of each clip
 _RELEASES = "cv-corpus-*"
+_MAX_DIGITS = 15  # of a count; int() refuses 5,000 of them
 _PLAIN = re.compile(r"\w[\w .-]*\.\w+")  # a file name and nothing else
 
 
@@ -169,8 +171,8 @@ def _check_row(
         reason, detail = MALFORMED, f": {len(fields)} fields, expected {len(columns)}"
     elif not _PLAIN.fullmatch(name) or ".." in given:
         reason, detail = UNSAFE, f": {ascii(given)}"
-    elif wrong := [vote for vote in VOTES if not (row.get(vote) or "0").isdecimal()]:
-        reason, detail = MALFORMED, f": {wrong[0]} is {row[wrong[0]]!r}"
+    elif wrong := [vote for vote in VOTES if not _is_count(row.get(vote) or "0")]:
+        reason, detail = MALFORMED, f": {wrong[0]} is {reprlib.repr(row[wrong[0]])}"
     elif not text:
         reason, detail = NO_TEXT, ""
     else:
@@ -178,6 +180,10 @@ def _check_row(
     where = f"{path.name}, line {number}"
     id_ = ascii(_stem(Path(name).name))[1:-1] if given else where
     return Dropped(id_, reason, where + detail)
+
+
+def _is_count(field: str) -> bool:
+    return field.isdecimal() and len(field) <= _MAX_DIGITS
 
 
 def _stem(name: str) -> str:
@@ -197,6 +203,6 @@ def _durations(release: Path) -> dict[str, float]:
 def _read_durations(path: Path, mtime_ns: int, size: int) -> dict[str, float]:
     seconds = {}
     for _, fields in _lines(path):
-        if len(fields) > 1 and fields[1].isdecimal() and int(fields[1]) > 0:
+        if len(fields) > 1 and _is_count(fields[1]) and int(fields[1]) > 0:
             seconds[fields[0]] = int(fields[1]) / 1000
     return seconds

@@ -36,6 +36,10 @@ TEXTS = ("transcription", "raw_transcription")
 SPLITS = ("train", "validation", "test")
 _HUB_FOLDER = "parquet-data"
 _INDEX = "clips.json"
+# What an entry of the index has: of a recording, and of one that was left out.
+_KEYS = {"file", SENTENCE, *TEXTS, "bytes", "seconds"}
+_BROKEN_KEYS = {"file", "reason", "detail"}
+_MAX_NAME = 200  # bytes; file systems take 255
 _BATCH = 32  # rows in memory at once; one is half a megabyte
 
 
@@ -112,10 +116,12 @@ def is_unpacked(folder: Path, files: list[Path]) -> bool:
     """
     try:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        whole = all(_KEYS <= clip.keys() for clip in index["clips"])
+        whole = whole and all(_BROKEN_KEYS <= clip.keys() for clip in index["broken"])
         sizes = [(folder / c["file"]).stat().st_size == c["bytes"] for c in index["clips"]]
-    except (OSError, ValueError):
+        return whole and all(sizes) and (not files or index["files"] == _stamp(files))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-    return all(sizes) and (not files or index["files"] == _stamp(files))
 
 
 def unpack_fleurs(files: list[Path], folder: Path) -> None:
@@ -199,11 +205,16 @@ def _file_name(row: dict[str, Any], number: int, taken: set[str]) -> str:
     """A name for a recording, without folders and unlike those that are taken."""
     given = (row["audio"] or {}).get("path") or str(row.get("path") or "")
     path = PurePosixPath(given.replace("\\", "/"))
-    stem = re.sub(r"[^\w.-]", "_", path.stem).lstrip(".") or f"{row['id']}-{number}"
-    if stem in taken:
-        stem = f"{stem}-{number}"
-    taken.add(stem)
-    return stem + (path.suffix if re.fullmatch(r"\.\w+", path.suffix) else ".wav")
+    stem = re.sub(r"[^\w.-]", "_", path.stem).lstrip(".")
+    if not stem or len(stem.encode()) > _MAX_NAME:
+        stem = re.sub(r"[^\w-]", "_", f"{str(row['id'])[:20]}-{number}")
+    # The third of two "a" and an "a-2" may not become another "a-2".
+    free, again = stem, number
+    while free in taken:
+        free, again = f"{stem}-{again}", again + 1
+    taken.add(stem := free)
+    suffix = path.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,8}", path.suffix) else ".wav"
+    return stem + (".wav" if stem + suffix == _INDEX else suffix)
 
 
 def _unpack_row(row: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .files import write_atomic
 
 # libsndfile decodes outside Python's lock, so threads help; more than the cores do not.
 _THREADS = min(8, os.cpu_count() or 1)
+FAR_SECONDS = 60.0  # twice Whisper's window
 _MANY = 500  # clips from which on one would like to see progress
 
 
@@ -30,17 +31,19 @@ def require_readable(clips: Sequence[Path]) -> list[Inspection]:
 def inspect_clip(clip: Path, root: Path) -> Inspection:
     """Decode one file of a folder that holds nothing else; says what is wrong and raises nothing.
 
-    Decoding, because the header of a file that was cut short promises the whole.
+    Decoding, because the header of a file that was cut short promises the whole. Of a clip far
+    beyond the window the header is believed: it is left out as too long, whatever it holds.
     """
     # Not Path.resolve, which raises at a link to itself.
     if not Path(os.path.realpath(clip)).is_relative_to(root):
         return Inspection(math.nan, UNSAFE, f"{clip.name} leads out of its folder")
-    if not clip.is_file():
+    # Not Path.is_file, which raises at a name of 300 characters.
+    if not os.path.isfile(clip):
         return Inspection(math.nan, MISSING, clip.name)
     if clip.stat().st_size == 0:
         return Inspection(math.nan, EMPTY, clip.name)
     try:
-        return Inspection(decoded_seconds(clip))
+        return Inspection(decoded_seconds(clip, FAR_SECONDS))
     except UserError as error:
         return Inspection(math.nan, UNREADABLE, str(error).replace(str(clip), clip.name))
 

@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import os
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -20,7 +21,7 @@ import pandas as pd
 from .audio import audio_seconds, check_segment
 from .clips import COLUMNS, VOTES, Corpus
 from .config import EMBEDDED, locate
-from .errors import UserError
+from .errors import UserError, reason
 from .inspection import require_readable
 from .languages import find_language
 
@@ -30,6 +31,7 @@ _RECORDINGS = {
     ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg",
     ".opus", ".w64", ".wav", ".webm", ".wma",
 }  # fmt: skip
+_MAX_DIGITS = 15  # of a vote
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md")
 
@@ -154,9 +156,10 @@ def _read_jsonl(path: Path, file: Iterable[str]) -> Iterator[Row]:
             continue
         try:
             fields = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number of 5,000 digits
+            what = error.msg if isinstance(error, json.JSONDecodeError) else reason(error)
             raise UserError(
-                f"{path}, line {number}: not JSON ({error.msg}); write one object a line."
+                f"{path}, line {number}: not JSON ({what}); write one object a line."
             ) from error
         if not isinstance(fields, dict):
             raise UserError(f"{path}, line {number}: expected one JSON object a line.")
@@ -168,7 +171,8 @@ def _as_text(path: Path, number: int, key: str, value: object) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(
-            f"{path}, line {number}: {key} is {value!r}, expected text or a number; correct it."
+            f"{path}, line {number}: {key} is {reprlib.repr(value)}, "
+            "expected text or a number; correct it."
         )
     return str(value)
 
@@ -258,11 +262,11 @@ def _audio_path(path: Path, row: Row) -> Path:
         raise UserError(f"{path}, line {number}: file_name is {name!r}; name the recording.")
     audio = path.parent / name
     # Resolved, so that neither ".." nor a link reads what the folder does not hold.
-    if not audio.resolve().is_relative_to(path.parent.resolve()):
+    if not Path(os.path.realpath(audio)).is_relative_to(os.path.realpath(path.parent)):
         raise UserError(
             f"{path}, line {number}: {name!r} leaves the folder; move the recording into it."
         )
-    if not audio.is_file():
+    if not os.path.isfile(audio):  # Path.is_file raises at a name of 300 characters
         raise UserError(
             f"{path}, line {number}: the audio file {audio} does not exist; correct file_name."
         )
@@ -317,7 +321,9 @@ def _number(path: Path, row: Row, name: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{path}, line {number}: {name} is {field!r}; write seconds such as 1.25.")
+        raise UserError(
+            f"{path}, line {number}: {name} is {reprlib.repr(field)}; write seconds such as 1.25."
+        )
     return value
 
 
@@ -325,8 +331,10 @@ def _votes(path: Path, row: Row) -> dict[str, int]:
     number, fields = row
     votes = {name: fields.get(name, "").strip() or "0" for name in VOTES}
     for name, field in votes.items():
-        if not (field.isascii() and field.isdigit()):
-            raise UserError(f"{path}, line {number}: {name} is {field!r}; write a whole number.")
+        if not (field.isascii() and field.isdigit() and len(field) <= _MAX_DIGITS):
+            raise UserError(
+                f"{path}, line {number}: {name} is {reprlib.repr(field)}; write a whole number."
+            )
     return {name: int(field) for name, field in votes.items()}
 
 

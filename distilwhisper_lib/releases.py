@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import os
+import reprlib
 import shutil
 import tarfile
 import tempfile
@@ -19,6 +20,10 @@ from .errors import UserError, reason
 # Above every release so far (English, 25.0: 90 GB in 2.5 million clips), below a bomb.
 MAX_BYTES = 2**38
 MAX_MEMBERS = 10_000_000
+MAX_DEPTH = 32  # folders in folders; Mozilla has 3, and Python cannot remove 1,000
+_NAMES = reprlib.Repr()  # a member's name may have a million characters
+_NAMES.maxstring = 200
+MAX_RECORDS = 2**20  # bytes of the records that tell one member's long name
 KEY = "MDC_API_KEY"  # as datacollective's documentation calls it
 
 
@@ -38,16 +43,24 @@ def unpack_common_voice(archive: str | Path, folder: str | Path) -> Path:
         raise UserError("This Python cannot unpack archives safely: update to 3.11.4 or later.")
     if not archive.is_file():
         raise UserError(f"Archive {archive} does not exist: check its name and folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
-        try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
             with gzip.open(archive) as stream:
                 _extract(archive, stream, Path(temporary), folder)
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(
-                f"Archive {archive} is no complete .tar.gz ({reason(error)}): download it again."
-            ) from error
-        return _move(archive, Path(temporary), folder)
+            return _move(archive, Path(temporary), folder)
+    except UserError:
+        raise
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"Archive {archive} is no complete .tar.gz ({reason(error)}): download it again."
+        ) from error
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
+        said = getattr(error, "strerror", None) or reason(error)  # without the name, of any length
+        raise UserError(
+            f"Archive {archive} cannot be unpacked to {folder} ({said}): check that the folder can "
+            "be written, else do not trust the archive."
+        ) from error
 
 
 def download_common_voice(dataset_id: str, data_dir: str | Path) -> Path:
@@ -91,12 +104,61 @@ def _client() -> ModuleType:
         ) from None
 
 
+class _Record(tarfile.TarInfo):
+    """A tar header that refuses records which tarfile would read into memory, whatever their size.
+
+    A long name (GNU) or attributes (PAX) stand in records before their member, and `next` reads
+    them whole and without an end to their number before any member can be looked at. tarfile has
+    no public place to look at them earlier, so this overrides its private hooks `_proc_member`,
+    which gets every header, and `_proc_gnusparse_*`, the maps of a sparse file by PAX. (Where a
+    Python has renamed them, the tests of hostile archives fail.)
+    """
+
+    def _proc_member(self, members: _Members) -> tarfile.TarInfo:
+        if self.size < 0:
+            raise tarfile.ReadError(f"a size of {self.size} bytes")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a sparse file, which Common Voice has not")
+        if self.type in _RECORDS:
+            members.record_bytes += self.size
+            if members.record_bytes > MAX_RECORDS:
+                raise UserError(
+                    f"Archive {members.name} holds a header of {members.record_bytes} bytes, "
+                    f"more than {MAX_RECORDS}: do not trust it."
+                )
+        return super()._proc_member(members)
+
+    def _refuse(self, *_: object) -> None:
+        raise tarfile.ReadError("a sparse file, which Common Voice has not")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse
+
+
+_RECORDS = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
+
+
+class _Members(tarfile.TarFile):
+    """The members of an archive, their headers read as `_Record`."""
+
+    tarinfo = _Record
+    record_bytes = 0  # before the member that is being read
+
+    def next(self) -> tarfile.TarInfo | None:
+        self.record_bytes = 0
+        return super().next()
+
+
 def _extract(archive: Path, stream: IO[bytes], temporary: Path, folder: Path) -> None:
     """Write each member as it passes by, so that a hostile size is met before it is written."""
     room = min(MAX_BYTES, shutil.disk_usage(folder).free)
     count = size = 0
-    with tarfile.open(fileobj=stream, mode="r|") as members:
+    with _Members.open(archive, fileobj=stream, mode="r|") as members:
         while (member := members.next()) is not None:
+            if member.size < 0:  # by PAX
+                raise tarfile.ReadError(f"a size of {member.size} bytes")
             count, size = count + 1, size + member.size
             if count > MAX_MEMBERS or size > room:
                 raise UserError(
@@ -112,15 +174,19 @@ def _extract(archive: Path, stream: IO[bytes], temporary: Path, folder: Path) ->
 
 
 def _check_member(archive: Path, member: tarfile.TarInfo, folder: Path) -> None:
-    path = PurePosixPath(member.name)
+    path, name = PurePosixPath(member.name), _NAMES.repr(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name:
         raise UserError(
-            f"Archive {archive} holds {member.name!r}, which leads out of the folder: "
-            "do not trust it."
+            f"Archive {archive} holds {name}, which leads out of the folder: do not trust it."
+        )
+    if len(path.parts) > MAX_DEPTH:
+        raise UserError(
+            f"Archive {archive} holds {name}, which lies {len(path.parts)} folders deep, more than "
+            f"{MAX_DEPTH}: do not trust it."
         )
     if not (member.isreg() or member.isdir()):
         raise UserError(
-            f"Archive {archive} holds {member.name!r}, a link or device, which Common Voice does "
+            f"Archive {archive} holds {name}, a link or device, which Common Voice does "
             "not: do not trust it."
         )
     if member.isreg() and (folder / path).exists():

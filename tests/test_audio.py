@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -275,3 +276,34 @@ def test_caps_hold_before_anything_is_decoded(tmp_path, monkeypatch, cap, value,
     with pytest.raises(UserError, match=message) as error:
         read_audio(path)
     assert str(path) in str(error.value)
+
+
+def test_samples_without_a_header_and_a_name_that_is_too_long(tmp_path):
+    (tmp_path / "x.raw").write_bytes(b"\0" * 3200)
+    for read in (read_audio, audio_seconds, decoded_seconds):
+        with pytest.raises(UserError, match=r"x\.raw cannot be read \(samplerate .*convert it"):
+            read(tmp_path / "x.raw")
+        with pytest.raises(UserError, match=r"aaa\.wav does not exist"):
+            read(tmp_path / f"{'a' * 300}.wav")
+
+
+def test_decoding_keeps_no_more_than_its_result(tmp_path):
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.zeros(24 * 2**20, "i2"), 192_000)
+    blocks = 24 * 2**20 * 4  # bytes of all of them at once
+    for read, result in ((decoded_seconds, 0), (read_audio, blocks / 12)):
+        tracemalloc.start()
+        read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < result + blocks / 3
+
+
+@pytest.mark.parametrize("rate", [4_000, 8_000, 11_025, 44_100, 48_000, 192_000, 384_000])
+def test_every_length_comes_out_whole(tmp_path, rate, monkeypatch):
+    monkeypatch.setattr(audio, "_BLOCK_FRAMES", 1000)
+    draw = np.random.default_rng(6)
+    for frames in [1, 2, 3, 999, 1000, 1001, *draw.integers(1, 30_000, 20)]:
+        soundfile.write(tmp_path / "a.wav", draw.uniform(-1, 1, frames), rate)
+        length = len(read_audio(tmp_path / "a.wav"))
+        assert length == pytest.approx(frames * SAMPLE_RATE / rate, abs=1)

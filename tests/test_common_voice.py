@@ -21,8 +21,8 @@ from stand_ins import (
     write_clip,
 )
 
-from distilwhisper_lib import inspection, resolve
-from distilwhisper_lib.clips import COLUMNS, VOTES
+from distilwhisper_lib import audio, inspection, resolve
+from distilwhisper_lib.clips import COLUMNS, TOO_LONG, VOTES
 from distilwhisper_lib.common_voice import MEMORY, find_release, open_common_voice
 from distilwhisper_lib.corpora import load_corpus, open_corpus
 from distilwhisper_lib.data import load_data
@@ -189,7 +189,9 @@ def test_a_clip_is_decoded_once_until_it_changes(tmp_path, place, monkeypatch):
     decoded = []
     check = inspection.decoded_seconds
     monkeypatch.setattr(
-        inspection, "decoded_seconds", lambda path: decoded.append(path.name) or check(path)
+        inspection,
+        "decoded_seconds",
+        lambda path, far: decoded.append(path.name) or check(path, far),
     )
     first = take_usable(read(tmp_path), None, 30.0)[0]
     assert len(decoded) == 2
@@ -299,3 +301,38 @@ def test_large_tables_are_read_quickly(tmp_path, place):
     before = time.process_time()
     assert len(read(tmp_path).table) == 50_000
     assert time.process_time() - before < 5  # measured: 0.7
+
+
+def test_a_hostile_row_costs_itself_and_no_more(tmp_path, place):
+    long, digits = "common_voice_ca_" + "a" * 300, "9" * 5000
+    rows = [clip("train", i) for i in range(3)]
+    release(place, three_tables() | {"train.tsv": rows})
+    rows[1]["up_votes"] = digits
+    rows += [clip("x", 0, path=f"{long}.mp3"), clip("x", 1, path="common_voice_ca_x1.raw")]
+    (place / "train.tsv").write_text(tsv(rows))
+    write_clip(place, "common_voice_ca_x1.raw", b"\0" * 3200)
+    (place / "clip_durations.tsv").write_text(
+        f"clip\tduration[ms]\n{rows[0]['path']}\t{digits}\n{rows[2]['path']}\t1200\n"
+    )
+    table, dropped = take_usable(read(tmp_path), None, 30.0)
+    assert table["id"].tolist() == ["common_voice_ca_train000", "common_voice_ca_train002"]
+    assert {d.id: d.reason for d in dropped} == {
+        "common_voice_ca_train001": "malformed row",
+        long: "missing file",
+        "common_voice_ca_x1": "unreadable audio",
+    }
+    assert max(len(d.detail) for d in dropped) < 400
+
+
+def test_a_clip_far_beyond_the_window_is_not_decoded(tmp_path, place, monkeypatch):
+    release(place, three_tables(2))
+    write_clip(place, "common_voice_ca_train000.mp3", encoded(61.0, 0, "WAV"))
+    decoded, decode = [], audio._decode_blocks
+    monkeypatch.setattr(
+        audio,
+        "_decode_blocks",
+        lambda path, *rest: decoded.append(path.name) or decode(path, *rest),
+    )
+    table, dropped = take_usable(read(tmp_path), None, 30.0)
+    assert [(d.id[-3:], d.reason, d.detail) for d in dropped] == [("000", TOO_LONG, "61.00 s")]
+    assert decoded == ["common_voice_ca_train001.mp3"] and len(table) == 1

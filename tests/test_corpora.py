@@ -332,3 +332,33 @@ def test_corpus_hash_reads_each_file_once(tmp_path, monkeypatch):
     (tmp_path / "own" / "a.wav").unlink()
     with pytest.raises(UserError, match=r"a\.wav does not exist"):
         corpus_hash(table)
+
+
+DIGITS = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "csv",
+            f"{'a' * 300}.wav,bon dia,ca,train,1\n",
+            "line 2: the audio file .* does not exist",
+        ),
+        ("csv", f"a.wav,bon dia,ca,train,{DIGITS}\n", "line 2: up_votes is '999.*; write a whole"),
+        ("csv", "x.raw,bon dia,ca,train,1\n", r"x\.raw cannot be read \(samplerate"),
+        ("csv", "loop.wav,bon dia,ca,train,1\n", r"loop\.wav does not exist"),
+        ("jsonl", json.dumps(row("a.wav", up_votes=DIGITS)), "line 1: up_votes is '999.*; write a"),
+        ("jsonl", f'{{"file_name": "a.wav", "up_votes": {DIGITS}}}', "line 1: not JSON"),
+        ("jsonl", "[" * 100_000, "line 1: not JSON"),
+        ("jsonl", json.dumps({"text": [DIGITS]}), "line 1: text is .*, expected text or a number"),
+    ],
+)
+def test_a_hostile_row_is_one_sentence(tmp_path, name, text, message):
+    (tmp_path / "x.raw").write_bytes(b"\0" * 3200)
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    header = "file_name,text,language,split,up_votes\n" if name == "csv" else ""
+    folder = write_text(tmp_path, header + text, f"metadata.{name}")
+    with pytest.raises(UserError, match=message) as error:
+        read_folder(folder, "ca", "train")
+    assert len(str(error.value)) < 700 and "\n" not in str(error.value)

@@ -273,3 +273,35 @@ def test_a_run_takes_it_out_of_domain(tmp_path, copied, speech_folder):
     described = data.describe()["out_of_domain"]
     assert described["corpus"] == "fleurs" and described["about"]["text"] == "transcription"
     json.dumps(data.report())
+
+
+def test_a_recording_with_a_name_that_is_too_long_gets_another(tmp_path, place):
+    good = sentence(0)["audio"]["bytes"]
+    names = [f"{'a' * 300}.wav", f"{'ñ' * 150}.wav", f"b.{'w' * 300}", "clips.json"]
+    rows = [sentence(0, audio={"bytes": good, "path": name}) for name in names]
+    parquet(place / "test.parquet", rows)
+    table = read(tmp_path).table
+    assert table["id"].tolist() == ["0-0", "0-1", "b", "clips"]
+    assert all(len(read_audio(path)) == 16_000 for path in table["audio"])
+
+
+def test_names_that_meet_stay_apart(tmp_path, place):
+    rows = [sentence(i) for i in range(4)]
+    for row, name in zip(rows, ["a-2.wav", "a.wav", "a.wav", "a-2.wav"], strict=True):
+        row["audio"] = row["audio"] | {"path": name}
+    parquet(place / "test.parquet", rows)
+    table = read(tmp_path).table
+    assert table["id"].tolist() == ["a-2", "a", "a-3", "a-2-3"]
+    lengths = [len(read_audio(path)) for path in table["audio"]]
+    assert lengths == [16_000, 17_600, 19_200, 20_800]
+
+
+@pytest.mark.parametrize(
+    "index",
+    ['{"clips":[{}]}', '{"clips":[1]}', "[]", "1", '{"clips":[]}', "[" * 100_000,
+     '{"files":[],"clips":[],"broken":[{}]}'],
+)  # fmt: skip
+def test_a_spoilt_index_is_made_anew(tmp_path, copied, index):
+    read(tmp_path)
+    (copied / "audio" / "local" / "test" / "clips.json").write_text(index)
+    assert len(read(tmp_path).table) == 5

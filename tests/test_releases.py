@@ -250,3 +250,84 @@ def test_what_mozilla_refuses_is_one_sentence(data_dir, client, monkeypatch, err
         download_common_voice("x", data_dir)
     assert "\n" not in str(raised.value)
     assert "a-secret" not in str(raised.value)
+
+
+# Archives that were made to do harm -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["ca/x", "ca/x/y"], "cannot be unpacked"),
+        (["ca/x/", "ca/x"], "cannot be unpacked"),
+        (["ca/" + "a" * 300], "cannot be unpacked .*name too long"),
+        (["ca/" + "a/" * 3000 + "b"], "which lies 3002 folders deep, more than 32"),
+        (["ca/" + "a/" * 3000], "which lies 3001 folders deep, more than 32"),
+    ],
+)
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_member_that_the_disk_refuses(tmp_path, data_dir, names, message, form):
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz", format=form) as archive:
+        for name in names:
+            archive.addfile(member(name, tarfile.DIRTYPE if name[-1] == "/" else b"0", size=0))
+    with pytest.raises(UserError, match=f"(?i){message}") as error:
+        unpack_common_voice(tmp_path / "bad.tar.gz", data_dir)
+    assert len(str(error.value)) < 700
+    assert list(data_dir.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, built):
+    archive = tarball(tmp_path / "ca.tar.gz", built, f"{VERSION}/ca")
+    with pytest.raises(UserError, match="cannot be unpacked to .*: check that the folder can be"):
+        unpack_common_voice(archive, archive)
+
+
+def header(kind: bytes, size: int, **others) -> bytes:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    for name, value in others.items():
+        setattr(info, name, value)
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(**values: object) -> bytes:
+    return tarfile.TarInfo.create_pax_global_header({k: str(v) for k, v in values.items()})
+
+
+LONG_NAME = header(b"L", 2**18) + b"a" * 2**18
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (header(b"L", 700 * 2**20), "a header of 734003200 bytes, more than 1048576: do not trust"),
+        (header(b"K", 700 * 2**20), "a header of 734003200 bytes"),
+        (header(b"x", 700 * 2**20), "a header of 734003200 bytes"),
+        (header(b"g", 700 * 2**20), "a header of 734003200 bytes"),
+        (LONG_NAME * 5, "a header of 1310720 bytes"),
+        (header(b"L", -700 * 2**20), "a size of -734003200 bytes"),
+        (header(b"0", -512), "a size of -512 bytes"),
+        (pax(size=-512) + header(b"0", 0), "no complete|cannot be unpacked|holds 0 folders"),
+        (header(b"S", 0) + header(b"0", 0), "a sparse file, which Common Voice has not"),
+        (pax(**{"GNU.sparse.major": 1, "GNU.sparse.minor": 0}) + header(b"0", 0), "a sparse file"),
+        (header(b"L", 0) * 2000 + header(b"0", 0), "cannot be unpacked"),
+        (pax(path="a\0b") + header(b"0", 0), "holds|cannot"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_records_before_a_member_are_capped(tmp_path, data_dir, records, message, first):
+    data = (b"" if first else header(b"0", 0, name="ca/a")) + records + b"\0" * 1024
+    (tmp_path / "bad.tar.gz").write_bytes(gzip.compress(data))
+    with pytest.raises(UserError, match=message) as error:
+        unpack_common_voice(tmp_path / "bad.tar.gz", data_dir)
+    assert "bad.tar.gz" in str(error.value) and "\n" not in str(error.value)
+    assert list(data_dir.iterdir()) == []
+
+
+def test_names_of_some_length_are_fine(tmp_path, data_dir, built):
+    (built / "clips" / f"{'a' * 200}.mp3").write_bytes(b"x")
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "ca.tar.gz", "w:gz", format=form) as archive:
+            archive.add(built, f"{form}/ca")
+        folder = unpack_common_voice(tmp_path / "ca.tar.gz", data_dir)
+        assert (folder / "clips" / f"{'a' * 200}.mp3").read_bytes() == b"x"
