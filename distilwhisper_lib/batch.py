@@ -12,6 +12,8 @@ A wrong notebook, name, value or setting stops the batch before anything starts.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import shutil
 import signal
 import sys
@@ -123,6 +125,10 @@ def _task(path: Path, parameters: dict[str, Any], root: Path) -> Task:
     name = path.stem
     if name not in ONCE:
         name += f"-{values['language']}-s{values['seed']}"
+    if values.get("preset", "demo") != "demo":
+        name += f"-{values['preset']}"
+    if values.get("overrides"):  # another study, whose copy must not replace the plain one
+        name += f"-{_short_hash(values['overrides'])}"
     four = {key: values.get(key) for key in ("preset", "language", "seed", "overrides")}
     configs = [resolve(method, **four) for method in METHODS.get(path.stem, ("zero_shot",))]
     finished = [str(root / c.output_dir / "record.json") for c in configs]
@@ -133,6 +139,10 @@ def _task(path: Path, parameters: dict[str, Any], root: Path) -> Task:
         stage=_stage(path),
         records=tuple(finished) if path.stem in METHODS else (),
     )
+
+
+def _short_hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _check_outputs(tasks: Sequence[Task]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -194,7 +196,7 @@ def test_text_values_get_the_declared_type(tmp_path):
 def test_parameters_may_name_the_four(kit):
     given = {"language": "cs", "seed": "5", "overrides": '{"max_steps": 2}'}
     (task,) = batch.expand(["05"], parameters=given, root=kit)
-    assert task.name == "05_js_distillation-cs-s5"
+    assert re.fullmatch("05_js_distillation-cs-s5-[0-9a-f]{8}", task.name)
     assert task.parameters == {
         **{"preset": "demo", "language": "cs", "seed": 5, "overrides": {"max_steps": 2}}
     }
@@ -247,7 +249,9 @@ def test_finished_runs_are_skipped_unless_forced(kit, capsys):
     assert recorder.seen == []
     batch.run(["05"], root=kit, execute=recorder, overrides={"max_steps": 2})
     batch.run(["05"], root=kit, execute=recorder, force=True)
-    assert recorder.seen == ["05_js_distillation-ca-s77"] * 2
+    # Another study's copy does not replace the plain one.
+    assert re.fullmatch("05_js_distillation-ca-s77-[0-9a-f]{8}", recorder.seen[0])
+    assert recorder.seen[1] == "05_js_distillation-ca-s77"
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, True])
@@ -282,7 +286,10 @@ def test_batch_of_three_with_a_failure_two_at_a_time(kit, tmp_path_factory):
     line, environment = command(
         kit, "05", "06", "07", "--languages", "cs", "--jobs", "2", JUPYTER_PATH=str(specs)
     )
-    line += ["--overrides", '{"max_steps": 2, "learning_rate": 1e-4, "student": "no"}']
+    overrides = {"max_steps": 2, "learning_rate": 1e-4, "student": "no"}
+    line += ["--overrides", json.dumps(overrides)]
+    digest = hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()
+    study = f"-{digest[:8]}"
     done = subprocess.run(
         line, env=environment, cwd=specs, capture_output=True, text=True, timeout=120
     )
@@ -291,17 +298,17 @@ def test_batch_of_three_with_a_failure_two_at_a_time(kit, tmp_path_factory):
     assert made == {
         "preset": "demo",
         "seed": 77,
-        "overrides": {"max_steps": 2, "learning_rate": 1e-4, "student": "no"},
+        "overrides": overrides,
         "python": sys.executable,
         "threads": str(max(1, execution.usable_cores() // 2)),
     }
     assert (books / "07.txt").is_file()  # in the notebook's folder, and after a failure
     assert sorted(os.listdir(kit / "outputs" / "notebooks")) == [
-        "05_js_distillation-cs-s77.ipynb",
-        "06_kl_distillation-cs-s77.failed.ipynb",
-        "07_evaluation_tables.ipynb",
+        f"05_js_distillation-cs-s77{study}.ipynb",
+        f"06_kl_distillation-cs-s77{study}.failed.ipynb",
+        f"07_evaluation_tables{study}.ipynb",
     ]
-    failed = kit / "outputs" / "notebooks" / "06_kl_distillation-cs-s77.failed.ipynb"
+    failed = kit / "outputs" / "notebooks" / f"06_kl_distillation-cs-s77{study}.failed.ipynb"
     (line,) = [line for line in done.stdout.splitlines() if " failed " in line]
     assert line.endswith(f"ValueError: gate wide open; see {failed}")
     assert done.stdout.splitlines()[-1] == "2 done, 1 failed"
