@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import huggingface_hub
 import pytest
 import soundfile
 import torch
+from make_releases import cached_snapshot, theirs, write_release
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -23,40 +22,6 @@ from distilwhisper_lib.files import sha256_file
 
 REPOSITORY = "naver/stand-in"
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
-
-
-def theirs(model, experts=True):
-    """A model's weights under the authors' names, one tied twin less, as they are stored."""
-    kept = {k: v for k, v in model.state_dict().items() if experts or ".clsr." not in k}
-    kept.pop("proj_out.weight")
-    return {their_name(name): tensor.contiguous() for name, tensor in kept.items()}
-
-
-def write_release(model, folder, form="safetensors", experts=True, langs=(), **generation):
-    """A checkpoint as transformers 4.30 and the public code write it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = model.config.to_dict()
-    for own in ("expert_tokens", "gate_dropout", "expert_dropout", "transformers_version"):
-        config.pop(own)
-    config |= {
-        "clsr_gate_dim": config.pop("gate_dim"), "skip_gate_prob": config.pop("skip"),
-        "clsr_langs": [*langs, "shared"], "clsr_max_steps": 10000, "clsr_residual": False,
-        "use_gate_budget": False, "gate_budget": 0.0, "model_type": "distilwhisper",
-        "torch_dtype": "float32", "max_length": 448, "forced_decoder_ids": None,
-        "transformers_version": "4.30.1",
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    old = json.loads(model.generation_config.to_json_string())
-    old |= {"forced_decoder_ids": [[1, None], [2, 5]], "transformers_version": "4.27.0"}
-    old = {k: v for k, v in (old | generation).items() if v is not None}
-    (folder / "generation_config.json").write_text(json.dumps(old))
-    state = theirs(model, experts)
-    if form == "safetensors":
-        save_file(state, folder / "model.safetensors", {"format": "pt"})
-    else:
-        state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"]
-        torch.save(state, folder / "pytorch_model.bin")
-    return folder
 
 
 def snapshot(model):
@@ -279,17 +244,13 @@ def test_conversion_never_replaces_another_expert(release):
 @pytest.fixture
 def hub_cache(tiny_model, tmp_path):
     """A cache with two revisions of a release: (its folder, the model of each revision)."""
-    repository = tmp_path / "cache" / f"models--{REPOSITORY.replace('/', '--')}"
-    models = {}
+    cache, models = tmp_path / "cache", {}
     for seed, (revision, commit) in enumerate(COMMITS.items()):
         models[revision] = tiny_model("ca", seed=seed)
-        folder = write_release(
-            models[revision], repository / "snapshots" / commit, "bin", experts=False
-        )
+        folder = cached_snapshot(cache, REPOSITORY, revision, commit)
+        write_release(models[revision], folder, "bin", experts=False)
         models[revision].save_experts("ca", folder, layout="authors")
-        (repository / "refs").mkdir(exist_ok=True)
-        (repository / "refs" / revision).write_text(commit)
-    return tmp_path / "cache", models
+    return cache, models
 
 
 @pytest.mark.parametrize("revision", COMMITS)
