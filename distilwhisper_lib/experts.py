@@ -93,15 +93,20 @@ def write_authors_expert(tensors: dict[str, Tensor], code: str, folder: str | Pa
 def convert_expert(path: str | Path, language: str) -> Path:
     """Write our safetensors beside an authors' ``.bin``, with its name and SHA-256 in the metadata.
 
-    Converted once, it is not written again. Raises UserError when another file is in the way.
+    It is written again only when the ``.bin`` has changed since. Raises UserError when a file that
+    was not made of it is in the way.
     """
     path, (code, _) = Path(path), whisper_language(language)
     about = {"source": path.name, "source_sha256": sha256_file(path)}
     target = path.parent / file_names(code)[0]
     if target.exists():
-        if read_metadata(target).get("source_sha256") == about["source_sha256"]:
+        earlier = read_metadata(target)
+        if earlier.get("source_sha256") == about["source_sha256"]:
             return target
-        raise UserError(f"{target} is there already and is not made of {path.name}: move it away")
+        if "source_sha256" not in earlier or earlier.get("source") != path.name:
+            raise UserError(
+                f"{target} is there already and is not made of {path.name}: move it away"
+            )
     return write_expert(read_expert(path, code), code, path.parent, about)
 
 
@@ -118,6 +123,25 @@ def find_expert(language: str, source: str | Path, **hub: Any) -> Path:
     path = find_file(source, names, remedy, **hub)
     converted = path.with_name(names[0])
     return converted if not Path(source).is_file() and converted.is_file() else path
+
+
+def up_to_date(path: Path, convert: bool) -> Path:
+    """``path``, unless it was converted from a ``.bin`` beside it that has changed since.
+
+    Then it is the ``.bin`` that counts, with ``convert``; else a UserError.
+    """
+    about = read_metadata(path) if path.suffix == ".safetensors" else {}
+    if not about.keys() >= {"source", "source_sha256"}:
+        return path
+    source = path.parent / Path(about["source"]).name
+    if not source.is_file() or sha256_file(source) == about["source_sha256"]:
+        return path
+    if not convert:
+        raise UserError(
+            f"{path} was made of another {source.name} than the one that lies beside it: load with "
+            "convert=True to make it again, or move one of the two away"
+        )
+    return source
 
 
 def read_expert(path: Path, code: str) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from transformers import (
     WhisperProcessor,
 )
 
-from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
+from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError, experts
 from distilwhisper_lib.authors import our_name, their_name
 from distilwhisper_lib.experts import convert_expert
 from distilwhisper_lib.files import sha256_file
@@ -227,6 +227,44 @@ def test_a_bin_is_converted_once_on_request(release):
     assert same(other, snapshot(original))
 
 
+def test_a_conversion_of_an_earlier_bin_is_not_loaded(release, tiny_model, tmp_path):
+    """The publisher mends a file, one downloads it anew, and the old conversion lies beside it."""
+    original, folder = release
+    source, target = folder / "expert.catalan.bin", folder / "expert.catalan.safetensors"
+    convert_expert(source, "ca")
+    mended = tiny_model("ca", "th", seed=5)
+    mended.save_experts("ca", folder, layout="authors")
+    model = DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    before = snapshot(model)
+    for place in (folder, target):
+        with pytest.raises(UserError, match="made of another expert.catalan.bin") as error:
+            model.load_experts("ca", place)
+        assert str(target) in str(error.value) and "convert=True" in str(error.value)
+        assert same(model, before)
+    name = "model.encoder.layers.0.clsr.ca.fc1.weight"
+    model.load_experts("ca", convert=True)
+    assert torch.equal(model.get_parameter(name), mended.get_parameter(name))
+    with safe_open(target, "pt") as file:
+        assert file.metadata()["source_sha256"] == sha256_file(source)
+    model.load_experts("ca")  # the two agree again
+    original.save_experts("ca", folder, layout="authors")
+    source.rename(tmp_path / "away.bin")
+    model.load_experts("ca")
+    assert torch.equal(model.get_parameter(name), mended.get_parameter(name))
+
+
+def test_a_damaged_bin_leaves_its_earlier_conversion(release):
+    _, folder = release
+    target = convert_expert(folder / "expert.catalan.bin", "ca")
+    content = target.read_bytes()
+    (folder / "expert.catalan.bin").write_bytes(b"cut")
+    model = DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    with pytest.raises(UserError, match="truncated or no torch file"):
+        model.load_experts("ca", convert=True)
+    assert target.read_bytes() == content
+    assert model.languages == []
+
+
 def test_conversion_never_replaces_another_expert(release):
     original, folder = release
     trained = original.save_experts("ca", folder, run="mine").read_bytes()
@@ -236,6 +274,13 @@ def test_conversion_never_replaces_another_expert(release):
         model.load_experts("ca", folder / "expert.catalan.bin", convert=True)
     assert same(model, before)
     assert (folder / "expert.catalan.safetensors").read_bytes() == trained
+    (folder / "expert.catalan.bin").rename(folder / "ca-experts.bin")
+    (folder / "expert.catalan.safetensors").unlink()
+    converted = convert_expert(folder / "ca-experts.bin", "ca").read_bytes()
+    original.save_experts("ca", folder, layout="authors", dtype=torch.float16)  # another file
+    with pytest.raises(UserError, match="is there already and is not made of expert.catalan.bin"):
+        convert_expert(folder / "expert.catalan.bin", "ca")
+    assert (folder / "expert.catalan.safetensors").read_bytes() == converted
 
 
 # A hub repository, as huggingface_hub keeps it in its cache ------------------------------------
@@ -266,13 +311,13 @@ def test_base_and_experts_come_from_the_same_revision_of_a_repository(hub_cache,
     assert torch.equal(model.get_parameter("model.encoder.layers.0.clsr.ca.fc1.weight"), expert)
 
 
-def test_a_repository_s_bin_is_converted_once_too(hub_cache):
+def test_a_repository_s_bin_is_converted_once_too(hub_cache, monkeypatch):
     cache, models = hub_cache
     model = DistilWhisperForConditionalGeneration.from_pretrained(REPOSITORY, cache_dir=cache)
     model.load_experts("ca", convert=True)
-    (converted,) = cache.rglob("expert.catalan.safetensors")
-    converted.with_name("expert.catalan.bin").write_bytes(b"no longer read")
+    assert len(list(cache.rglob("expert.catalan.safetensors"))) == 1
     model.remove_expert("ca")
+    monkeypatch.setattr(experts, "read_pickle", lambda path: pytest.fail(f"{path} was read"))
     model.load_experts("ca")
     assert same(model, snapshot(models["main"]))
 
