@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -200,7 +201,10 @@ def build_experts(
 def check_expert(
     model: DistilWhisperForConditionalGeneration, code: str, tensors: dict[str, Tensor]
 ) -> None:
-    """Raise UserError unless the tensors have just the names and shapes this model needs."""
+    """Raise UserError unless the tensors are just those this model needs, in name and shape.
+
+    Their values must be finite, and stay so in the model's dtype.
+    """
     wanted = {}
     for prefix, layer in zip(layer_names(model), model.routed_layers(), strict=True):
         blueprint = layer.new_expert("meta").state_dict()
@@ -218,3 +222,12 @@ def check_expert(
             + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
             + ": use the Whisper size and gate_dim that it was trained with"
         )
+    largest = torch.finfo(model.dtype).max
+    for name, tensor in tensors.items():
+        # Both are NaN where one value is. isfinite takes ten times as long.
+        lowest, highest = (bound.item() for bound in tensor.aminmax())
+        if not -largest <= lowest <= highest <= largest:
+            raise UserError(
+                f"the expert file for {code!r} holds values in {name} that are not finite in "
+                f"{model.dtype}: get the file again, train it anew or load the model in float32"
+            )
