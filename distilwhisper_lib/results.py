@@ -24,10 +24,11 @@ import pandas as pd
 from .config import PRESETS, RunConfig, resolve
 from .errors import UserError
 from .files import write_atomic
-from .languages import LANGUAGES
+from .languages import find_language
 from .records import DOMAINS, NORMALIZERS, Record, load_records
 
-METRICS = ("wer", "cer")
+RATES = ("wer", "cer")
+METRICS = ("headline", *RATES)
 AVERAGE = "average"
 NOT_RUN = "not run"
 
@@ -44,12 +45,17 @@ LABELS = {
 
 
 def results_table(
-    records: Sequence[Record], metric: str = "wer", normalizer: str = "marks"
+    records: Sequence[Record], metric: str = "headline", normalizer: str = "marks"
 ) -> pd.DataFrame:
     """Error rates in percent: one row per system, one column per (domain, language).
 
+    ``metric``: "wer", "cer" or, by default, "headline": WER, but CER for languages that are
+    written without spaces, whose columns say so, ``"th (CER)"``. ``table.attrs["title"]`` names
+    what the table shows.
+
     Rows stand in the paper's order, systems without a run included (NaN). Each domain ends with
-    an ``average`` column, which is filled only where the row has all of the domain's languages.
+    an ``average`` column, which is filled only where the row has all of the languages that it
+    averages. Beside a CER column that is ``average (WER)``, of the other languages alone.
     A record counts for the language it was run for. Several seeds become their mean; their
     sample standard deviation is in ``table.attrs["sd"][row][(domain, language)]`` and the number
     of seeds in ``table.attrs["seeds"]``. Runs of other presets, and runs of one method with
@@ -58,20 +64,23 @@ def results_table(
     _check_choice("metric", metric, METRICS)
     _check_choice("normalizer", normalizer, NORMALIZERS)
     cells = _collect(records, metric, normalizer)
-    columns = _columns(cells)
+    columns = _columns(cells, metric)
+    headings = _headings(columns, metric)
     rows = _row_labels(records)
     summary = {row: _summarise(cells.get(row, {}), columns) for row in rows}
     values = [[summary[row][column][0] for column in columns] for row in rows]
     index = pd.MultiIndex.from_arrays(
-        [[domain for domain, _ in columns], [name for _, name in columns]],
+        [[domain for domain, _ in headings.values()], [name for _, name in headings.values()]],
         names=["domain", "language"],
     )
     table = pd.DataFrame(values, pd.Index(rows, name="system"), index, dtype=float)
     table.attrs = {
-        "metric": metric,
+        "title": " or ".join(m.upper() for m in RATES if m in columns.values()),
         "normalizer": normalizer,
-        "sd": {row: {c: s[1] for c, s in line.items()} for row, line in summary.items()},
-        "seeds": {row: {c: s[2] for c, s in line.items()} for row, line in summary.items()},
+        "sd": {row: {headings[c]: s[1] for c, s in line.items()} for row, line in summary.items()},
+        "seeds": {
+            row: {headings[c]: s[2] for c, s in line.items()} for row, line in summary.items()
+        },
     }
     return table
 
@@ -81,14 +90,21 @@ def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
         raise UserError(f"unknown {what} {value!r}: expected one of {', '.join(known)}")
 
 
-# row label -> (domain, language) -> seed -> percent
-Cells = dict[str, dict[tuple[str, str], dict[int, float]]]
+Column = tuple[str, str]  # domain, and language or AVERAGE
+# row label -> column -> seed -> percent
+Cells = dict[str, dict[Column, dict[int, float]]]
+
+
+def _shown(language: str, metric: str) -> str:
+    """The rate that a table of this metric shows for a language."""
+    return find_language(language).headline if metric == "headline" else metric
 
 
 def _collect(records: Sequence[Record], metric: str, normalizer: str) -> Cells:
     cells: Cells = defaultdict(lambda: defaultdict(dict))
     for record, label in zip(records, _labels(records), strict=True):
         language, seed = record["config"]["language"], record["config"]["seed"]
+        rate = _shown(language, metric)
         for evaluation in record["evaluations"]:
             if evaluation["language"] != language:
                 continue
@@ -98,33 +114,53 @@ def _collect(records: Sequence[Record], metric: str, normalizer: str) -> Cells:
                     f"run {record['run_id']} gives {label!r} a second {evaluation['domain']} "
                     f"result for {language} with seed {seed}: pass each run once"
                 )
-            seeds[seed] = 100.0 * evaluation["scores"][normalizer][metric][metric]
+            seeds[seed] = 100.0 * evaluation["scores"][normalizer][rate][rate]
     return cells
 
 
-def _columns(cells: Cells) -> list[tuple[str, str]]:
+def _columns(cells: Cells, metric: str) -> dict[Column, str]:
+    """Every column in order, with the rate that it shows.
+
+    An average is of one rate: the WER of the languages that show it, the CER where none does.
+    """
     found = {column for row in cells.values() for column in row}
-    columns = []
+    columns = {}
     for domain in DOMAINS:
-        languages = sorted(language for d, language in found if d == domain)
-        columns += [(domain, language) for language in languages]
-        columns += [(domain, AVERAGE)] if languages else []
+        shown = {name: _shown(name, metric) for d, name in sorted(found) if d == domain}
+        columns |= {(domain, name): rate for name, rate in shown.items()}
+        if shown:
+            columns[domain, AVERAGE] = "wer" if "wer" in shown.values() else "cer"
     return columns
 
 
+def _headings(columns: dict[Column, str], metric: str) -> dict[Column, Column]:
+    """Each column as the table calls it: with its rate, where that is not the usual or only one."""
+    usual = "wer" if metric == "headline" else metric
+    headings = {}
+    for (domain, name), rate in columns.items():
+        alone = len({r for (d, _), r in columns.items() if d == domain}) == 1
+        plain = rate == usual and (alone or name != AVERAGE)
+        headings[domain, name] = (domain, name if plain else f"{name} ({rate.upper()})")
+    return headings
+
+
 def _summarise(
-    row: dict[tuple[str, str], dict[int, float]], columns: list[tuple[str, str]]
-) -> dict[tuple[str, str], tuple[float, float, int]]:
+    row: dict[Column, dict[int, float]], columns: dict[Column, str]
+) -> dict[Column, tuple[float, float, int]]:
     """(mean, standard deviation, seeds) per column; NaN where there is nothing to say."""
     filled = dict(row)
-    for domain in DOMAINS:
-        languages = [column for column in columns if column[0] == domain and column[1] != AVERAGE]
-        if languages and all(row.get(column) for column in languages):
+    for average in [column for column in columns if column[1] == AVERAGE]:
+        averaged = [
+            column
+            for column, rate in columns.items()
+            if column[0] == average[0] and column != average and rate == columns[average]
+        ]
+        if all(row.get(column) for column in averaged):
             # The spread of an average is that of the seeds which ran in every language.
-            seeds = set.intersection(*(set(row[column]) for column in languages))
-            filled[domain, AVERAGE] = {
-                seed: statistics.fmean(row[column][seed] for column in languages) for seed in seeds
-            } or {-1: statistics.fmean(statistics.fmean(row[c].values()) for c in languages)}
+            seeds = set.intersection(*(set(row[column]) for column in averaged))
+            filled[average] = {
+                seed: statistics.fmean(row[column][seed] for column in averaged) for seed in seeds
+            } or {-1: statistics.fmean(statistics.fmean(row[c].values()) for c in averaged)}
     return {column: _mean_sd(list(filled.get(column, {}).values())) for column in columns}
 
 
@@ -291,25 +327,31 @@ def readme_block(records: Sequence[Record]) -> str:
 
 def _tables(records: Sequence[Record], normalizer: str) -> str:
     note = _NORMALIZER_NOTES[normalizer]
+    metrics = ["headline", "cer"]
+    if normalizer == "whisper" and _unspaced(records):
+        metrics.insert(1, "wer")  # Whisper's rule sets their letters apart: what the paper compares
+    tables = [results_table(records, metric, normalizer) for metric in metrics]
     return "\n".join(
-        f"**{metric.upper()}** in percent, lower is better ({note})\n\n"
-        + to_markdown(results_table(records, metric, normalizer))
-        for metric in METRICS
+        f"**{table.attrs['title']}** in percent, lower is better ({note})\n\n{to_markdown(table)}"
+        for table in tables
     )
 
 
+def _unspaced(records: Sequence[Record]) -> list[str]:
+    """The names of the languages that are written without spaces."""
+    languages = [find_language(c) for c in sorted({r["config"]["language"] for r in records})]
+    return [language.name.capitalize() for language in languages if not language.spaced]
+
+
 def _notes(records: Sequence[Record]) -> str:
-    found = {record["config"]["language"] for record in records}
-    unspaced = [
-        LANGUAGES[code].name.capitalize()
-        for code in sorted(found)
-        if code in LANGUAGES and not LANGUAGES[code].spaced
-    ]
     notes = ["An average stands only where a system was run in every language of the table."]
     if len({record["config"]["seed"] for record in records}) > 1:
         notes.append("± is the sample standard deviation over seeds.")
-    if unspaced:
-        notes.append(f"Written without spaces, so read the CER first: {', '.join(unspaced)}.")
+    if unspaced := _unspaced(records):
+        notes.append(
+            f"Written without spaces, so its CER comes first: {', '.join(unspaced)}. An average "
+            "never mixes the two rates."
+        )
     conventions = sorted({record["config"]["conventions"] for record in records})
     notes.append(f"Conventions: {', '.join(conventions)}.")
     return " ".join(notes) + "\n"
@@ -395,10 +437,11 @@ def shown_tables(records: Sequence[Record], normalizer: str = "marks") -> str:
     if not records:
         return "No run is recorded here yet.\n"
     parts = []
-    for metric in METRICS:
-        body = formatted(results_table(records, metric, normalizer))
+    for metric in ("headline", "cer"):
+        table = results_table(records, metric, normalizer)
+        body = formatted(table)
         body.columns = [f"{DOMAINS[domain]} {name}" for domain, name in body.columns]
-        title = f"{metric.upper()} in percent, lower is better (normaliser: {normalizer})"
+        title = f"{table.attrs['title']} in percent, lower is better (normaliser: {normalizer})"
         parts.append(f"{title}\n{body.rename_axis(None).to_string()}\n")
     return "\n".join(parts)
 

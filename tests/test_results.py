@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import subprocess
 from pathlib import Path
 
@@ -61,6 +62,62 @@ def test_average_of_languages_without_a_common_seed_has_no_deviation():
     assert text.loc["+ CLSR + JS", ("in_domain", "average")] == "20.0"
 
 
+def test_headline_tables_name_the_rate_and_average_one_rate_only(tmp_path):
+    records = [
+        make_record("js", language, seed, wer=wer)
+        for language, wers in (("ca", (0.1, 0.2)), ("cs", (0.3, 0.5)), ("ja", (0.9, 0.7)))
+        for seed, wer in enumerate(wers)
+    ]
+    table = results.results_table(records)
+    names = ["ca", "cs", "ja (CER)", "average (WER)"]
+    assert list(table["in_domain"].columns) == names
+    assert table.attrs["title"] == "WER or CER"
+    row = "+ CLSR + JS"
+    assert list(table.loc[row, "in_domain"]) == pytest.approx([15, 40, 40, 27.5])
+    text = results.formatted(table).loc[row, "in_domain"]
+    assert list(text) == ["15.0 ± 7.1", "40.0 ± 14.1", "40.0 ± 7.1", "27.5 ± 10.6"]
+    assert table.attrs["seeds"][row]["in_domain", "ja (CER)"] == 2
+    assert (
+        results.to_csv(table, tmp_path / "a.csv")
+        .read_text()
+        .startswith(
+            "system,in_domain ca,in_domain cs,in_domain ja (CER),in_domain average (WER),out_of"
+        )
+    )
+    for metric, title in (("wer", "WER"), ("cer", "CER")):
+        pure = results.results_table(records, metric)
+        assert list(pure["in_domain"].columns) == ["ca", "cs", "ja", "average"]
+        assert pure.attrs["title"] == title
+    japanese = results.results_table(records[4:])
+    assert list(japanese["in_domain"].columns) == ["ja (CER)", "average (CER)"]
+    assert (japanese.attrs["title"], japanese.loc[row, ("in_domain", "average (CER)")]) == (
+        "CER", pytest.approx(40),
+    )  # fmt: skip
+    waiting = results.results_table([*records, make_record("kl", "ca", wer=0.4)])
+    assert math.isnan(waiting.loc["+ CLSR + KL", ("in_domain", "average (WER)")])
+    without_japanese = [*records, *(make_record("kl", c, wer=0.4) for c in ("ca", "cs"))]
+    complete = results.results_table(without_japanese)
+    assert complete.loc["+ CLSR + KL", ("in_domain", "average (WER)")] == pytest.approx(40)
+
+
+def test_each_domain_averages_what_it_has():
+    records = [make_record("js", "ca", wer=0.2), make_record("js", "th", wer=0.6)]
+    records[0]["evaluations"].pop()  # Catalan was not scored out of domain
+    table = results.results_table(records)
+    assert list(table["in_domain"].columns) == ["ca", "th (CER)", "average (WER)"]
+    assert list(table["out_of_domain"].columns) == ["th (CER)", "average (CER)"]
+
+
+def test_every_table_is_written_with_its_rate_in_the_headings(tmp_path):
+    records = [make_record("js", "th"), make_record("js", "ca")]
+    written = [Path(path) for path in results.write_tables(records, tmp_path)]
+    assert {path.stem for path in written} == {
+        f"{metric}-{rule}" for metric in ("headline", "wer", "cer") for rule in ("marks", "whisper")
+    }
+    for path in written:
+        assert ("th (CER)" in path.read_text()) == path.stem.startswith("headline")
+
+
 def test_exports_say_not_run(tmp_path):
     table = results.results_table([make_record("lora", "ca", wer=0.25, ood=1.25)])
     lines = results.to_markdown(table).splitlines()
@@ -110,7 +167,7 @@ def test_only_the_runs_own_language_is_tabled():
 
 
 def test_table_refuses_unknown_names_and_repeated_runs():
-    with pytest.raises(UserError, match="unknown metric 'mer': expected one of wer, cer"):
+    with pytest.raises(UserError, match="unknown metric 'mer': expected one of headline, wer, cer"):
         results.results_table([], "mer")
     with pytest.raises(UserError, match="unknown normalizer 'basic': expected one of marks"):
         results.results_table([], "wer", "basic")
@@ -175,11 +232,33 @@ def test_missing_readme_is_one_sentence(kit, tmp_path, capsys):
     assert "README.md: cannot be read (No such file" in capsys.readouterr().err
 
 
-def test_block_names_languages_scored_by_characters_first():
-    records = [make_record("js", "th"), make_record("js", "ca")]
+def tables_of(markdown):
+    """[(title, headings, the cells of + CLSR + JS)] of every table of rates in a text."""
+    found = re.findall(r"^\*\*(.+?)\*\* in percent[^|]*((?:\|.*\n)+)", markdown, re.MULTILINE)
+    tables = []
+    for title, body in found:
+        lines = [[cell.strip() for cell in line.split("|")[2:-1]] for line in body.splitlines()]
+        row = next(line for line in body.splitlines() if line.startswith("| + CLSR + JS |"))
+        tables.append((title, lines[0], [cell.strip() for cell in row.split("|")[2:-1]]))
+    return tables
+
+
+def test_block_leads_with_the_cer_of_languages_without_spaces():
+    records = [make_record("js", "th", wer=0.9, ood=0.8), make_record("js", "ca", wer=0.2, ood=0.3)]
     block = results.readme_block(records)
-    assert "read the CER first: Thai." in block
-    assert "Thai" not in results.readme_block(records[1:])
+    assert "Written without spaces, so its CER comes first: Thai." in block
+    first, second, *folded = tables_of(block)
+    domains = ("in domain", "out of domain")
+    mixed = [f"{d}<br>{name}" for d in domains for name in ("ca", "th (CER)", "average (WER)")]
+    assert first == ("WER or CER", mixed, ["20.0", "45.0", "20.0", "30.0", "40.0", "30.0"])
+    plain = [f"{d}<br>{name}" for d in domains for name in ("ca", "th", "average")]
+    assert second == ("CER", plain, ["10.0", "45.0", "27.5", "15.0", "40.0", "27.5"])
+    # Letters stand apart under Whisper's rule, and this is what the paper's numbers compare with.
+    assert [title for title, _, _ in folded] == ["WER or CER", "WER", "CER"]
+    assert folded[0][1] == mixed
+    spaced = results.readme_block(records[1:])
+    assert [title for title, _, _ in tables_of(spaced)] == ["WER", "CER", "WER", "CER"]
+    assert "Thai" not in spaced and "(CER)" not in spaced and "(WER)" not in spaced
 
 
 def test_block_is_the_same_in_any_order_of_records():
@@ -196,6 +275,12 @@ def test_show_prints_the_tables(kit, tmp_path, capsys):
     assert lines[2].endswith("not run")
     assert results.main(["show", *kit[3:]]) == 0
     assert capsys.readouterr().out == "No run is recorded here yet.\n"
+    record_files.write_record(make_record("js", "th", wer=0.9), tmp_path / "results" / "demo")
+    assert results.main(["show", "--demo", *kit[3:]]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "WER or CER in percent, lower is better (normaliser: marks)"
+    assert "in domain th (CER)" in lines[1] and "in domain average (WER)" in lines[1]
+    assert lines[8].split()[4:7] == ["12.3", "45.0", "12.3"]
 
 
 def test_the_committed_readme_shows_the_committed_records():
