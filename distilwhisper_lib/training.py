@@ -36,6 +36,7 @@ from .evaluation import transcribe
 from .features import Collator, SpeechDataset
 from .files import write_atomic
 from .gates import PROMPT_TOKENS
+from .hub import loading
 from .losses import LossParts
 from .model import DistilWhisperForConditionalGeneration
 from .objective import counted, gate_means, gate_noise, loss_parts
@@ -145,7 +146,8 @@ def load_model(
     model = DistilWhisperForConditionalGeneration.from_pretrained(
         source, revision=revision, dtype=torch.float32, attn_implementation="sdpa", **settings
     )
-    return model, WhisperProcessor.from_pretrained(source, revision=revision)
+    with loading(name):
+        return model, WhisperProcessor.from_pretrained(source, revision=revision)
 
 
 def expert_settings(config: RunConfig) -> dict[str, Any]:
