@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import io
 import math
+import os
 import statistics
 import sys
 from collections import defaultdict
@@ -463,7 +464,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show.set_defaults(call=_show_command)
     given = parser.parse_args(arguments)
     try:
-        return given.call(given)
+        status = given.call(given)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
