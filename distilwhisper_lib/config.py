@@ -113,7 +113,9 @@ class RunConfig:
 
     # Decoding and model selection.
     max_new_tokens: int = _setting(225)
-    eval_batch_size: int = _setting(16, hashed=False)
+    eval_batch_size: int = _setting(16, hashed=False)  # halved when memory runs out
+    # auto: half on a GPU. Records say which it was.
+    eval_precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("auto", hashed=False)
     selection_normalizer: Literal["whisper", "marks"] = _setting("whisper")
 
     @property

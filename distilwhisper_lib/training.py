@@ -295,6 +295,7 @@ class DistilTrainer(Seq2SeqTrainer):
             self.data.validation,
             max_new_tokens=self.run.max_new_tokens,
             batch_size=self.run.eval_batch_size,
+            precision=self.run.eval_precision,
             progress=False,
         )
         scores = score(rows, self.run.language)[self.run.selection_normalizer]
