@@ -13,6 +13,7 @@ from transformers import WhisperProcessor
 
 from .audio import SAMPLE_RATE, read_audio
 from .errors import UserError
+from .log_mel import log_mel
 from .losses import IGNORE
 
 # Two convolutions of Whisper turn 10 ms mel frames into 20 ms encoder positions.
@@ -99,7 +100,7 @@ class Collator:
 
 def extract_features(extractor: Any, audio: Sequence[Any]) -> Tensor:
     """Waveforms (float32, 16 kHz) -> log-mel (B, mels, frames), padded to Whisper's window."""
-    return extractor(list(audio), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+    return log_mel(extractor, audio)
 
 
 def audio_positions(extractor: Any, audio: Sequence[Any]) -> Tensor:
