@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -125,13 +123,10 @@ def test_training_follows_inference_on_the_same_batch(tiny_model, token):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_compiled_layer_is_one_graph_for_any_gates(layer, backend):
+def test_a_compiled_layer_is_one_graph_for_any_gates(layer):
     """Static shapes: no break in the graph, no second compilation for other gates and rows."""
-    if backend == "inductor" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        pytest.skip("inductor needs a C++ compiler, and there is none here")
     torch._dynamo.reset()
-    compiled = torch.compile(route, fullgraph=True, backend=backend)
+    compiled = torch.compile(route, fullgraph=True, backend="aot_eager")  # no compiler needed
     batches = (0.5, [0, 1, SHARED]), (0.0, [1, 1, 1]), (1.0, [SHARED, 0, 0])
     for number, (density, batch) in enumerate(batches):
         x, ids = tokens(3, density), torch.tensor(batch)
