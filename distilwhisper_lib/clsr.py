@@ -42,6 +42,16 @@ class GateTrace:
 
     encoder: list[Gates] = field(default_factory=list)
     decoder: list[Gates] = field(default_factory=list)
+    complete: bool = False  # the pass is over: a layer that runs again adds nothing
+
+    def add(self, side: str, gates: Gates) -> None:
+        """Note the gates of the next layer of "encoder" or "decoder".
+
+        With activation checkpointing each layer runs a second time in the backward pass. The
+        gates of its first run stay: they carry the gradients.
+        """
+        if not self.complete:
+            getattr(self, side).append(gates)
 
 
 class Gate(nn.Module):
