@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .losses import IGNORE, cross_entropy_sum, divergence_sum, log_probs
 
-# Positions x vocabulary of one chunk: 32 MiB a float32 tensor, of which a handful live at once.
-CHUNK_ELEMENTS = 2**23
+# Positions x vocabulary of one chunk: 40 MiB a float32 tensor, of which some ten live at once.
+# (glibc gives what is above 32 MiB straight back; smaller ones leave holes, and the heap grows.)
+CHUNK_ELEMENTS = 10 * 2**20
 
 
 class States(NamedTuple):

@@ -187,8 +187,10 @@ def _verified(
     for name, mine in identity.items():
         if (other := theirs.get(name)) != mine:
             raise _unsound(folder, f"were made for {name} {other!r}, this run has {mine!r}")
-    if clips != [list(place) for place in places]:
-        raise _unsound(folder, f"have other clips in {INDEX} than this run")
+    expected = {place.shard for place in places}
+    expected |= {HEAD} if identity["mode"] == "hidden" else set()
+    if clips != [list(place) for place in places] or sizes.keys() != expected:
+        raise _unsound(folder, f"list other clips or files in {INDEX} than this run needs")
     for name, (size, sha256) in sizes.items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else 0
