@@ -31,6 +31,13 @@ class _Maybe:
 
 
 @dataclass(frozen=True)
+class _Optional:
+    """The kind, or absent: what earlier records of the same schema do not have."""
+
+    kind: Any
+
+
+@dataclass(frozen=True)
 class _EachOf:
     """An object with free names whose values all have this kind."""
 
@@ -68,11 +75,13 @@ _EVALUATION = {
     "rtf": _Maybe(float),
     "capped": int,
     "hypotheses_sha256": str,
+    "published_sha256": _Optional(str),
     "scores": {name: _SCORES for name in NORMALIZERS},
     "gates": _Maybe({"encoder": [float], "decoder": [float]}),
 }
 # The kinds: a type (float takes whole numbers too), a tuple of allowed values, {name: kind} with
-# these names required and others allowed, [kind], _Maybe(kind), _EachOf(kind).
+# these names required, unless _Optional(kind), and others allowed, [kind], _Maybe(kind),
+# _EachOf(kind).
 SCHEMA: dict[str, Any] = {
     "schema": int,
     "run_id": str,
@@ -125,6 +134,10 @@ def _check(value: Any, kind: Any, field: str, source: str) -> None:
         _expect(isinstance(value, dict), value, "an object", field, source)
         for name, inner in kind.items():
             path = f"{field}.{name}" if field else name
+            if isinstance(inner, _Optional):
+                if name not in value:
+                    continue
+                inner = inner.kind
             if name not in value:
                 raise UserError(
                     f"{source}: field {path!r} is missing, expected {_kind_name(inner)}: run the "
