@@ -28,7 +28,7 @@ from .errors import UserError
 from .files import write_atomic
 from .languages import LANGUAGES
 from .records import DOMAINS
-from .results import AVERAGE, LABELS
+from .tables import AVERAGE, LABELS
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -209,7 +209,7 @@ def _draw_validation(axis: Axes, validation: pd.DataFrame, best: int | None) -> 
 
 
 def results_bars(table: pd.DataFrame) -> Figure:
-    """Error rates by language and system, one panel per domain, from ``results.results_table``.
+    """Error rates by language and system, one panel per domain, from ``tables.results_table``.
 
     Systems without any run are left out; whiskers are standard deviations over seeds.
     """

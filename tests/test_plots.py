@@ -18,7 +18,7 @@ import pytest
 from make_records import make_record
 from matplotlib.colors import to_rgb
 
-from distilwhisper_lib import plots, results
+from distilwhisper_lib import plots, tables
 from distilwhisper_lib.errors import UserError
 
 
@@ -125,7 +125,7 @@ def bars(axis) -> dict[str, list[float]]:
 def test_results_bars_show_the_table():
     records = [make_record("teacher", c, wer=0.1, ood=0.2) for c in ("ca", "cs")]
     records += [make_record("js", "ca", s, wer=w) for s, w in ((1, 0.2), (2, 0.4))]
-    figure = draw(plots.results_bars(results.results_table(records)))
+    figure = draw(plots.results_bars(tables.results_table(records)))
     inside, outside = figure.axes
     assert inside.get_ylabel() == "WER (%)"
     assert [label.get_text() for label in inside.get_xticklabels()] == [
@@ -144,9 +144,9 @@ def test_results_bars_show_the_table():
 
 
 def test_results_bars_take_all_systems_and_their_variants():
-    records = [make_record(method, "ca") for method in results.LABELS]
+    records = [make_record(method, "ca") for method in tables.LABELS]
     records.append(make_record("lora", "ca", max_steps=2, wer=0.9))
-    figure = draw(plots.results_bars(results.results_table(records)))
+    figure = draw(plots.results_bars(tables.results_table(records)))
     looks = {
         box.get_label(): (box[0].get_facecolor(), box[0].get_hatch())
         for box in figure.axes[0].containers
@@ -166,7 +166,7 @@ def test_no_two_systems_look_alike_in_grey_and_to_any_eye():
 
 def test_results_bars_need_a_number():
     with pytest.raises(UserError, match="the results table holds no number"):
-        plots.results_bars(results.results_table([]))
+        plots.results_bars(tables.results_table([]))
 
 
 # ------------------------------------------------------------------------------------- gates

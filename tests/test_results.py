@@ -1,124 +1,16 @@
-"""Tables and the README's blocks."""
+"""The README's blocks and the command line."""
 
 from __future__ import annotations
 
 import copy
-import math
 import subprocess
 from pathlib import Path
 
 import pytest
-from make_records import evaluation, make_record
+from make_records import make_record
 
+from distilwhisper_lib import readme, results
 from distilwhisper_lib import records as record_files
-from distilwhisper_lib import results
-from distilwhisper_lib.errors import UserError
-
-# ------------------------------------------------------------------------------------ tables
-
-
-def test_table_has_the_papers_rows_and_percentages():
-    records = [
-        make_record("js", "ca", wer=0.101, ood=0.2),
-        make_record("js", "cs", wer=0.303, ood=0.4),
-        make_record("teacher", "ca", wer=0.05, ood=0.06),
-    ]
-    table = results.results_table(records)
-    assert list(table.index) == list(results.LABELS.values())
-    assert list(table.columns) == [
-        *[("in_domain", name) for name in ("ca", "cs", "average")],
-        *[("out_of_domain", name) for name in ("ca", "cs", "average")],
-    ]
-    assert table.loc["+ CLSR + JS", ("in_domain", "average")] == pytest.approx(20.2)
-    assert table.loc["Teacher zero-shot", ("in_domain", "ca")] == pytest.approx(5.0)
-    assert math.isnan(table.loc["Teacher zero-shot", ("in_domain", "average")])
-    assert table.loc["+ LoRA"].isna().all()
-    cer = results.results_table(records, "cer", "whisper")
-    assert cer.loc["+ CLSR + JS", ("in_domain", "ca")] == pytest.approx(100 * 0.051 / 2)
-
-
-def test_seeds_become_mean_and_sample_standard_deviation():
-    records = [
-        make_record("js", language, seed, wer=wer)
-        for language, seed, wer in (
-            *(("ca", 1, 0.10), ("ca", 2, 0.20), ("ca", 3, 0.30)),
-            *(("cs", 1, 0.30), ("cs", 2, 0.40)),
-        )
-    ]
-    table = results.results_table(records)
-    text = results.formatted(table)
-    row = "+ CLSR + JS"
-    assert text.loc[row, ("in_domain", "ca")] == "20.0 ± 10.0"
-    assert text.loc[row, ("in_domain", "cs")] == "35.0 ± 7.1"
-    # Seeds 1 and 2 ran in both languages: averages 20 and 30.
-    assert text.loc[row, ("in_domain", "average")] == "25.0 ± 7.1"
-    assert table.attrs["seeds"][row]["in_domain", "ca"] == 3
-
-
-def test_average_of_languages_without_a_common_seed_has_no_deviation():
-    records = [make_record("js", "ca", 1, wer=0.1), make_record("js", "cs", 2, wer=0.3)]
-    text = results.formatted(results.results_table(records))
-    assert text.loc["+ CLSR + JS", ("in_domain", "average")] == "20.0"
-
-
-def test_exports_say_not_run(tmp_path):
-    table = results.results_table([make_record("lora", "ca", wer=0.25, ood=1.25)])
-    lines = results.to_markdown(table).splitlines()
-    assert lines[0] == (
-        "| System | in domain<br>ca | in domain<br>average | out of domain<br>ca "
-        "| out of domain<br>average |"
-    )
-    assert lines[1] == "| :-- | --: | --: | --: | --: |"
-    assert "| + LoRA | 25.0 | 25.0 | 125.0 | 125.0 |" in lines
-    assert "| + CLSR | not run | not run | not run | not run |" in lines
-    path = results.to_csv(table, tmp_path / "tables" / "wer.csv")
-    rows = path.read_text(encoding="utf-8").splitlines()
-    assert rows[0] == (
-        "system,in_domain ca,in_domain average,out_of_domain ca,out_of_domain average"
-    )
-    assert "+ LoRA,25.0,25.0,125.0,125.0" in rows
-    assert "+ CLSR,not run,not run,not run,not run" in rows
-
-
-def test_no_records_give_seven_empty_rows():
-    table = results.results_table([])
-    assert table.shape == (7, 0)
-    assert results.to_markdown(table).count("\n") == 9
-
-
-def test_other_settings_and_presets_are_never_averaged_together():
-    records = [make_record("js", wer=0.1), make_record("js", wer=0.9, max_steps=2)]
-    table = results.results_table(records)
-    assert table.loc["+ CLSR + JS", ("in_domain", "ca")] == pytest.approx(10)
-    assert table.loc["+ CLSR + JS (max_steps=2)", ("in_domain", "ca")] == pytest.approx(90)
-    assert len(table) == 8
-    presets = [make_record(preset="mine", wer=0.2), make_record(preset="theirs", wer=0.1)]
-    table = results.results_table(presets)
-    assert table.loc["+ CLSR + JS (theirs)", ("in_domain", "ca")] == pytest.approx(10)
-    assert table.loc["+ CLSR + JS (mine)", ("in_domain", "ca")] == pytest.approx(20)
-
-
-def test_hardware_settings_do_not_split_a_row():
-    records = [make_record(seed=1, wer=0.1), make_record(seed=2, wer=0.3, eval_batch_size=4)]
-    assert len(results.results_table(records)) == 7
-
-
-def test_only_the_runs_own_language_is_tabled():
-    record = make_record("js", "ca")
-    record["evaluations"].append(evaluation("in_domain", "en", 0.5))
-    assert ("in_domain", "en") not in results.results_table([record]).columns
-
-
-def test_table_refuses_unknown_names_and_repeated_runs():
-    with pytest.raises(UserError, match="unknown metric 'mer': expected one of wer, cer"):
-        results.results_table([], "mer")
-    with pytest.raises(UserError, match="unknown normalizer 'basic': expected one of marks"):
-        results.results_table([], "wer", "basic")
-    with pytest.raises(UserError, match="pass each run once"):
-        results.results_table([make_record(), make_record()])
-
-
-# ------------------------------------------------------------------------------------ README
 
 README = "# Kit\n<!-- results:demo:start -->\nold\n<!-- results:demo:end -->\ntail\n"
 
@@ -177,20 +69,22 @@ def test_missing_readme_is_one_sentence(kit, tmp_path, capsys):
 
 def test_block_names_languages_scored_by_characters_first():
     records = [make_record("js", "th"), make_record("js", "ca")]
-    block = results.readme_block(records)
+    block = readme.readme_block(records)
     assert "read the CER first: Thai." in block
-    assert "Thai" not in results.readme_block(records[1:])
+    assert "Thai" not in readme.readme_block(records[1:])
 
 
 def test_block_is_the_same_in_any_order_of_records():
     records = [make_record("js", "ca"), make_record("lora", "cs"), make_record("kl", "ca", 1)]
-    assert results.readme_block(records) == results.readme_block(copy.deepcopy(records[::-1]))
+    assert readme.readme_block(records) == readme.readme_block(copy.deepcopy(records[::-1]))
 
 
 def test_show_prints_the_tables(kit, tmp_path, capsys):
     assert results.main(["show", "--demo", *kit[3:]]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "WER in percent, lower is better (normaliser: marks)"
+    assert lines[0] == (
+        "WER in percent, lower is better (normaliser: marks), demo, all 800 training clips"
+    )
     assert "in domain ca" in lines[1]
     assert lines[8].split() == ["+", "CLSR", "+", "JS", "12.3", "12.3", "50.0", "50.0"]
     assert lines[2].endswith("not run")
@@ -204,4 +98,4 @@ def test_the_committed_readme_shows_the_committed_records():
     changed = subprocess.run(status, capture_output=True, text=True)
     if changed.returncode or changed.stdout:
         pytest.skip("own runs lie in results/: `python -m distilwhisper_lib.results readme`")
-    assert results.update_readme(root / "README.md", root / "results", check=True)
+    assert readme.update_readme(root / "README.md", root / "results", check=True)
