@@ -21,7 +21,7 @@ from .clips import COLUMNS, MALFORMED, NO_TEXT, TWICE, UNSAFE, VOTES, Corpus, Dr
 from .config import locate
 from .errors import UserError
 from .inspection import ClipChecks
-from .languages import find_language
+from .languages import code_in, find_language
 
 FOLDER = "common_voice"
 SITE = "https://mozilladatacollective.com"
@@ -45,7 +45,7 @@ def open_common_voice(rest: str, language: str, split: str, data_dir: str) -> Co
     Raises `UserError` when no release or several are found, and when the split's table is
     missing, not UTF-8 or lacks a column.
     """
-    code = find_language(language).common_voice
+    code = code_in(FOLDER, find_language(language))
     if split not in TABLES:
         raise UserError(f"Common Voice has no split {split!r}: choose from {', '.join(TABLES)}.")
     release = find_release(Path(locate(data_dir)), code, rest)

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -93,15 +94,20 @@ def write_authors_expert(tensors: dict[str, Tensor], code: str, folder: str | Pa
 def convert_expert(path: str | Path, language: str) -> Path:
     """Write our safetensors beside an authors' ``.bin``, with its name and SHA-256 in the metadata.
 
-    Converted once, it is not written again. Raises UserError when another file is in the way.
+    It is written again only when the ``.bin`` has changed since. Raises UserError when a file that
+    was not made of it is in the way.
     """
     path, (code, _) = Path(path), whisper_language(language)
     about = {"source": path.name, "source_sha256": sha256_file(path)}
     target = path.parent / file_names(code)[0]
     if target.exists():
-        if read_metadata(target).get("source_sha256") == about["source_sha256"]:
+        earlier = read_metadata(target)
+        if earlier.get("source_sha256") == about["source_sha256"]:
             return target
-        raise UserError(f"{target} is there already and is not made of {path.name}: move it away")
+        if "source_sha256" not in earlier or earlier.get("source") != path.name:
+            raise UserError(
+                f"{target} is there already and is not made of {path.name}: move it away"
+            )
     return write_expert(read_expert(path, code), code, path.parent, about)
 
 
@@ -118,6 +124,25 @@ def find_expert(language: str, source: str | Path, **hub: Any) -> Path:
     path = find_file(source, names, remedy, **hub)
     converted = path.with_name(names[0])
     return converted if not Path(source).is_file() and converted.is_file() else path
+
+
+def up_to_date(path: Path, convert: bool) -> Path:
+    """``path``, unless it was converted from a ``.bin`` beside it that has changed since.
+
+    Then it is the ``.bin`` that counts, with ``convert``; else a UserError.
+    """
+    about = read_metadata(path) if path.suffix == ".safetensors" else {}
+    if not about.keys() >= {"source", "source_sha256"}:
+        return path
+    source = path.parent / Path(about["source"]).name
+    if not source.is_file() or sha256_file(source) == about["source_sha256"]:
+        return path
+    if not convert:
+        raise UserError(
+            f"{path} was made of another {source.name} than the one that lies beside it: load with "
+            "convert=True to make it again, or move one of the two away"
+        )
+    return source
 
 
 def read_expert(path: Path, code: str) -> dict[str, Tensor]:
@@ -176,7 +201,10 @@ def build_experts(
 def check_expert(
     model: DistilWhisperForConditionalGeneration, code: str, tensors: dict[str, Tensor]
 ) -> None:
-    """Raise UserError unless the tensors have just the names and shapes this model needs."""
+    """Raise UserError unless the tensors are just those this model needs, in name and shape.
+
+    Their values must be finite, and stay so in the model's dtype.
+    """
     wanted = {}
     for prefix, layer in zip(layer_names(model), model.routed_layers(), strict=True):
         blueprint = layer.new_expert("meta").state_dict()
@@ -194,3 +222,12 @@ def check_expert(
             + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
             + ": use the Whisper size and gate_dim that it was trained with"
         )
+    largest = torch.finfo(model.dtype).max
+    for name, tensor in tensors.items():
+        # Both are NaN where one value is. isfinite takes ten times as long.
+        lowest, highest = (bound.item() for bound in tensor.aminmax())
+        if not -largest <= lowest <= highest <= largest:
+            raise UserError(
+                f"the expert file for {code!r} holds values in {name} that are not finite in "
+                f"{model.dtype}: get the file again, train it anew or load the model in float32"
+            )

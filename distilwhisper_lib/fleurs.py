@@ -26,7 +26,7 @@ from .config import locate
 from .errors import UserError, reason
 from .files import write_atomic
 from .inspection import require_readable
-from .languages import find_language
+from .languages import code_in, find_language
 
 REPOSITORY = "google/fleurs"
 # The hub's parquet files as they stood in September 2026; another is named behind "@".
@@ -56,7 +56,7 @@ def open_fleurs(rest: str, language: str, split: str, data_dir: str) -> Corpus:
     field, revision = _parse(rest)
     if split not in SPLITS:
         raise UserError(f"FLEURS has no split {split!r}: choose one of {', '.join(SPLITS)}.")
-    code, root = find_language(language).fleurs, Path(locate(data_dir)) / "fleurs"
+    code, root = code_in("fleurs", find_language(language)), Path(locate(data_dir)) / "fleurs"
     files = local_files(root, code, split)
     origin = "local" if files else revision.replace("/", "_")
     folder = root / code / "audio" / origin / split

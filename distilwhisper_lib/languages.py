@@ -1,12 +1,15 @@
 """The languages of the kit: what Whisper, Common Voice and FLEURS call them, and how they write.
 
-Source: the paper's settings (arXiv 2311.01070): the eight main languages, those added for the
-3k runs, plus English and Dutch, which the demo and the small real corpora use.
+Any language that Whisper knows will do for experts and own recordings. The table below has those
+whose names in the two corpora are needed. Source: the paper's settings (arXiv 2311.01070): the
+eight main languages, those added for the 3k runs, plus English and Dutch, which the demo and the
+small real corpora use.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from .errors import UserError
 
@@ -16,15 +19,16 @@ class Language:
     """One language under the names its models and corpora use.
 
     ``code`` and ``name`` are Whisper's (``"ca"``, ``"catalan"``), ``common_voice`` and ``fleurs``
-    the corpora's codes, ``script`` the writing system. ``spaced`` is False where words are
-    written without spaces between them, so that a word error rate means little.
+    the corpora's codes, ``script`` the writing system; these three are None outside the kit's
+    table. ``spaced`` is False where words are written without spaces between them, so that a word
+    error rate means little.
     """
 
     code: str
     name: str
-    common_voice: str
-    fleurs: str
-    script: str
+    common_voice: str | None = None
+    fleurs: str | None = None
+    script: str | None = None
     spaced: bool = True
 
     @property
@@ -60,6 +64,9 @@ _ALL = (
 
 LANGUAGES: dict[str, Language] = {language.code: language for language in _ALL}
 
+# Of Whisper's other languages: Chinese, Cantonese, Japanese, Lao, Khmer, Burmese, Tibetan.
+_UNSPACED = {"zh", "yue", "ja", "lo", "km", "my", "bo"}
+
 # Whisper accepts these other names for languages of the table.
 _ALIASES = {"valencian": "ca", "flemish": "nl", "moldavian": "ro", "moldovan": "ro"}
 
@@ -74,32 +81,49 @@ _BY_ANY_NAME: dict[str, Language] = {
 def find_language(name_or_code: str) -> Language:
     """The language known under this name or code, in any case.
 
-    Accepts Whisper's codes, English names and aliases (``"ca"``, ``"Catalan"``, ``"Valencian"``)
-    and FLEURS codes (``"ca_es"``). Raises `UserError` listing what is known.
+    Accepts the codes, English names and aliases of every language that Whisper knows (``"ca"``,
+    ``"Catalan"``, ``"Valencian"``, ``"eu"``) and the FLEURS codes of the kit's table
+    (``"ca_es"``). Raises `UserError` with examples.
     """
     key = name_or_code.strip().lower() if isinstance(name_or_code, str) else None
-    if key not in _BY_ANY_NAME:
-        known = ", ".join(f"{language.code} ({language.name})" for language in _ALL)
+    known = _BY_ANY_NAME.get(key) or (key and _others().get(key))
+    if not known:
+        examples = ", ".join(f"{language.code} ({language.name})" for language in _ALL)
         raise UserError(
-            f"Unknown language {name_or_code!r}: give one of these codes or names: {known}."
+            f"Unknown language {name_or_code!r}: give the code or English name of a language that "
+            f"Whisper knows, such as {examples}."
         )
-    return _BY_ANY_NAME[key]
+    return known
+
+
+@cache
+def _others() -> dict[str, Language]:
+    """Whisper's languages that the kit's table lacks, under each of their names."""
+    # Late, because importing transformers takes a second.
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES as CODES
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    made = {
+        code: Language(code, name, spaced=code not in _UNSPACED)
+        for code, name in CODES.items()
+        if code not in LANGUAGES
+    }
+    return made | {name: made[code] for name, code in TO_LANGUAGE_CODE.items() if code in made}
+
+
+def code_in(corpus: str, language: Language) -> str:
+    """What a corpus, "common_voice" or "fleurs", calls a language; `UserError` if not known."""
+    code = getattr(language, corpus)
+    if code is None:
+        known = ", ".join(LANGUAGES)
+        raise UserError(
+            f"The name of {language.code!r} ({language.name}) in corpus {corpus!r} is not known: "
+            f"choose one of {known}, or bring recordings of your own as 'folder/<name>'."
+        )
+    return code
 
 
 def whisper_language(name_or_code: str) -> tuple[str, str]:
-    """(code, English name) of any language that Whisper speaks, known to the kit's table or not.
-
-    Takes what find_language() takes, and Whisper's own codes, names and aliases in any case.
-    """
-    try:
-        known = find_language(name_or_code)
-        return known.code, known.name
-    except UserError:
-        # Late, because importing transformers takes a second.
-        from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
-
-        key = name_or_code.strip().lower() if isinstance(name_or_code, str) else None
-        code = key if key in LANGUAGES else TO_LANGUAGE_CODE.get(key)
-        if code is None:
-            raise
-        return code, LANGUAGES[code]
+    """(code, English name) of a language, as Whisper has them; takes what find_language() takes."""
+    language = find_language(name_or_code)
+    return language.code, language.name

@@ -220,8 +220,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         ``expert.<name>.safetensors``, ``expert.<name>.bin`` and ``<code>-experts.bin``, in this
         order; None: where this model came from. ``hub``: revision, token, cache_dir,
         local_files_only, force_download, subfolder. ``convert``: also write our safetensors beside
-        an authors' ``.bin``, once. Names and shapes are checked first, and a failed load, a
-        UserError, leaves the model as it was.
+        an authors' ``.bin``, and again when that has changed since, which is an error without it.
+        All is checked first, and a failed load, a UserError, leaves the model as it was.
         """
         code, _ = whisper_language(language)
         if code not in self.languages:
@@ -232,7 +232,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
                     "this model was loaded from nowhere that could hold experts: name their source"
                 )
             source, hub = self.name_or_path, self.hub | hub
-        path = experts.find_expert(code, source, **hub)
+        path = experts.up_to_date(experts.find_expert(code, source, **hub), convert)
         tensors = experts.read_expert(path, code)
         experts.check_expert(self, code, tensors)
         if convert and path.suffix != ".safetensors":

@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .errors import UserError
 from .files import write_atomic
-from .languages import LANGUAGES
+from .languages import find_language
 from .records import DOMAINS
 from .tables import AVERAGE, LABELS
 
@@ -117,7 +117,10 @@ def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
 
 
 def _language_name(code: str) -> str:
-    return LANGUAGES[code].name.capitalize() if code in LANGUAGES else code
+    try:
+        return find_language(code).name.capitalize()
+    except UserError:  # in a record of elsewhere
+        return code
 
 
 # ------------------------------------------------------------------------------------ training

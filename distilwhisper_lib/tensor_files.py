@@ -19,13 +19,15 @@ MAX_PICKLE_BYTES = 16 * 1024**2  # the part of a torch file that lists names and
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file."""
+    """Float tensors and metadata of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, file.metadata() or {}
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy or train it again") from None
+    _check_plain(path, tensors)
+    return tensors, metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -60,13 +62,7 @@ def read_pickle(path: Path, limit: int = MAX_BYTES) -> dict[str, Tensor]:
             f"{path} holds a {type(loaded).__name__}, expected a dict of names and tensors: "
             "name an expert file"
         )
-    for name, value in loaded.items():
-        if not isinstance(name, str) or not _is_plain(value):
-            what = f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
-            raise UserError(
-                f"{path} holds {what} under {name!r}, expected names with dense float tensors: "
-                "name an expert file"
-            )
+    _check_plain(path, loaded)
     return {name: value.detach() for name, value in loaded.items()}
 
 
@@ -101,11 +97,22 @@ def _check_container(path: Path, limit: int) -> None:
             )
 
 
+def _check_plain(path: Path, loaded: dict) -> None:
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not _is_plain(value):
+            what = f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(
+                f"{path} holds {what} under {name!r}, expected names with dense float tensors: "
+                "name an expert file"
+            )
+
+
 def _is_plain(value: object) -> bool:
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
         and value.is_floating_point()
+        and value.element_size() > 1  # of 8 bits, torch cannot even say whether they are finite
         and not value.is_quantized
         and value.device.type == "cpu"
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import huggingface_hub
 import pytest
 import soundfile
 import torch
+from make_releases import cached_snapshot, theirs, write_release
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -16,47 +15,13 @@ from transformers import (
     WhisperProcessor,
 )
 
-from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
+from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError, experts
 from distilwhisper_lib.authors import our_name, their_name
 from distilwhisper_lib.experts import convert_expert
 from distilwhisper_lib.files import sha256_file
 
 REPOSITORY = "naver/stand-in"
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
-
-
-def theirs(model, experts=True):
-    """A model's weights under the authors' names, one tied twin less, as they are stored."""
-    kept = {k: v for k, v in model.state_dict().items() if experts or ".clsr." not in k}
-    kept.pop("proj_out.weight")
-    return {their_name(name): tensor.contiguous() for name, tensor in kept.items()}
-
-
-def write_release(model, folder, form="safetensors", experts=True, langs=(), **generation):
-    """A checkpoint as transformers 4.30 and the public code write it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = model.config.to_dict()
-    for own in ("expert_tokens", "gate_dropout", "expert_dropout", "transformers_version"):
-        config.pop(own)
-    config |= {
-        "clsr_gate_dim": config.pop("gate_dim"), "skip_gate_prob": config.pop("skip"),
-        "clsr_langs": [*langs, "shared"], "clsr_max_steps": 10000, "clsr_residual": False,
-        "use_gate_budget": False, "gate_budget": 0.0, "model_type": "distilwhisper",
-        "torch_dtype": "float32", "max_length": 448, "forced_decoder_ids": None,
-        "transformers_version": "4.30.1",
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    old = json.loads(model.generation_config.to_json_string())
-    old |= {"forced_decoder_ids": [[1, None], [2, 5]], "transformers_version": "4.27.0"}
-    old = {k: v for k, v in (old | generation).items() if v is not None}
-    (folder / "generation_config.json").write_text(json.dumps(old))
-    state = theirs(model, experts)
-    if form == "safetensors":
-        save_file(state, folder / "model.safetensors", {"format": "pt"})
-    else:
-        state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"]
-        torch.save(state, folder / "pytorch_model.bin")
-    return folder
 
 
 def snapshot(model):
@@ -262,6 +227,44 @@ def test_a_bin_is_converted_once_on_request(release):
     assert same(other, snapshot(original))
 
 
+def test_a_conversion_of_an_earlier_bin_is_not_loaded(release, tiny_model, tmp_path):
+    """The publisher mends a file, one downloads it anew, and the old conversion lies beside it."""
+    original, folder = release
+    source, target = folder / "expert.catalan.bin", folder / "expert.catalan.safetensors"
+    convert_expert(source, "ca")
+    mended = tiny_model("ca", "th", seed=5)
+    mended.save_experts("ca", folder, layout="authors")
+    model = DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    before = snapshot(model)
+    for place in (folder, target):
+        with pytest.raises(UserError, match="made of another expert.catalan.bin") as error:
+            model.load_experts("ca", place)
+        assert str(target) in str(error.value) and "convert=True" in str(error.value)
+        assert same(model, before)
+    name = "model.encoder.layers.0.clsr.ca.fc1.weight"
+    model.load_experts("ca", convert=True)
+    assert torch.equal(model.get_parameter(name), mended.get_parameter(name))
+    with safe_open(target, "pt") as file:
+        assert file.metadata()["source_sha256"] == sha256_file(source)
+    model.load_experts("ca")  # the two agree again
+    original.save_experts("ca", folder, layout="authors")
+    source.rename(tmp_path / "away.bin")
+    model.load_experts("ca")
+    assert torch.equal(model.get_parameter(name), mended.get_parameter(name))
+
+
+def test_a_damaged_bin_leaves_its_earlier_conversion(release):
+    _, folder = release
+    target = convert_expert(folder / "expert.catalan.bin", "ca")
+    content = target.read_bytes()
+    (folder / "expert.catalan.bin").write_bytes(b"cut")
+    model = DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    with pytest.raises(UserError, match="truncated or no torch file"):
+        model.load_experts("ca", convert=True)
+    assert target.read_bytes() == content
+    assert model.languages == []
+
+
 def test_conversion_never_replaces_another_expert(release):
     original, folder = release
     trained = original.save_experts("ca", folder, run="mine").read_bytes()
@@ -271,6 +274,13 @@ def test_conversion_never_replaces_another_expert(release):
         model.load_experts("ca", folder / "expert.catalan.bin", convert=True)
     assert same(model, before)
     assert (folder / "expert.catalan.safetensors").read_bytes() == trained
+    (folder / "expert.catalan.bin").rename(folder / "ca-experts.bin")
+    (folder / "expert.catalan.safetensors").unlink()
+    converted = convert_expert(folder / "ca-experts.bin", "ca").read_bytes()
+    original.save_experts("ca", folder, layout="authors", dtype=torch.float16)  # another file
+    with pytest.raises(UserError, match="is there already and is not made of expert.catalan.bin"):
+        convert_expert(folder / "expert.catalan.bin", "ca")
+    assert (folder / "expert.catalan.safetensors").read_bytes() == converted
 
 
 # A hub repository, as huggingface_hub keeps it in its cache ------------------------------------
@@ -279,17 +289,13 @@ def test_conversion_never_replaces_another_expert(release):
 @pytest.fixture
 def hub_cache(tiny_model, tmp_path):
     """A cache with two revisions of a release: (its folder, the model of each revision)."""
-    repository = tmp_path / "cache" / f"models--{REPOSITORY.replace('/', '--')}"
-    models = {}
+    cache, models = tmp_path / "cache", {}
     for seed, (revision, commit) in enumerate(COMMITS.items()):
         models[revision] = tiny_model("ca", seed=seed)
-        folder = write_release(
-            models[revision], repository / "snapshots" / commit, "bin", experts=False
-        )
+        folder = cached_snapshot(cache, REPOSITORY, revision, commit)
+        write_release(models[revision], folder, "bin", experts=False)
         models[revision].save_experts("ca", folder, layout="authors")
-        (repository / "refs").mkdir(exist_ok=True)
-        (repository / "refs" / revision).write_text(commit)
-    return tmp_path / "cache", models
+    return cache, models
 
 
 @pytest.mark.parametrize("revision", COMMITS)
@@ -305,13 +311,13 @@ def test_base_and_experts_come_from_the_same_revision_of_a_repository(hub_cache,
     assert torch.equal(model.get_parameter("model.encoder.layers.0.clsr.ca.fc1.weight"), expert)
 
 
-def test_a_repository_s_bin_is_converted_once_too(hub_cache):
+def test_a_repository_s_bin_is_converted_once_too(hub_cache, monkeypatch):
     cache, models = hub_cache
     model = DistilWhisperForConditionalGeneration.from_pretrained(REPOSITORY, cache_dir=cache)
     model.load_experts("ca", convert=True)
-    (converted,) = cache.rglob("expert.catalan.safetensors")
-    converted.with_name("expert.catalan.bin").write_bytes(b"no longer read")
+    assert len(list(cache.rglob("expert.catalan.safetensors"))) == 1
     model.remove_expert("ca")
+    monkeypatch.setattr(experts, "read_pickle", lambda path: pytest.fail(f"{path} was read"))
     model.load_experts("ca")
     assert same(model, snapshot(models["main"]))
 

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from distilwhisper_lib import corpora, own_folder
+from distilwhisper_lib.config import resolve
 from distilwhisper_lib.corpora import (
     COLUMNS,
     corpus_hash,
@@ -21,7 +22,9 @@ from distilwhisper_lib.corpora import (
     open_corpus,
     read_folder,
 )
+from distilwhisper_lib.data import load_data
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.scoring import score
 
 
 def row(name: str, text: str = "bon dia", **others: object) -> dict[str, object]:
@@ -296,6 +299,34 @@ def test_load_corpus_goes_by_name(tmp_path, monkeypatch):
 def test_load_corpus_refuses(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         load_corpus(name, "ca", "train", tmp_path)
+
+
+def test_own_recordings_may_be_in_any_language_of_whisper(tmp_path):
+    """Basque and Japanese stand in no table of the kit: data and scores work all the same."""
+    rows = [
+        row(f"{code}-{split}.wav", f"{text} {split}", language=name, split=split)
+        for code, name, text in (
+            ("eu", "Basque", "egun on"),
+            ("ja", "ja", "おはよう"),
+        )
+        for split in ("train", "validation", "test")
+    ]
+    write_csv(tmp_path / "speech", rows)
+    settings = {"data_dir": str(tmp_path), "in_domain": "folder/speech"}
+    settings["out_of_domain"] = "folder/speech"
+    for language, code in (("basque", "eu"), ("Japanese", "ja")):
+        config = resolve("clsr", "demo", language, overrides=settings)
+        assert config.language == code and f"-{code}-" in config.run_id
+        data = load_data(config)
+        assert [list(table["id"]) for table in data.tables().values()] == [
+            [f"{code}-train"], [f"{code}-validation"], [f"{code}-test"], [f"{code}-test"],
+        ]  # fmt: skip
+        assert set(data.train["language"]) == {code}
+        said = [{"reference": text, "hypothesis": text} for text in data.train["text"]]
+        assert score(said, language)["marks"]["cer"]["cer"] == 0
+    for corpus in ("fleurs", "common_voice"):
+        with pytest.raises(UserError, match="'eu'.*not known.*recordings of your own"):
+            load_data(resolve("clsr", "demo", "eu", overrides={"in_domain": corpus}))
 
 
 def test_load_corpus_refuses_an_unknown_language(tmp_path):

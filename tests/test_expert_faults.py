@@ -119,6 +119,41 @@ def test_one_tensor_wrong(files, refused, layout, change, message):
     refused(path, message)
 
 
+@pytest.mark.parametrize("layout", ["kit", "authors"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e5m2])
+def test_tensors_that_are_no_floats(files, refused, layout, dtype):
+    """Copied into a weight they would load, as whole numbers or without their other half."""
+    key = {"kit": "decoder.1.fc2.weight", "authors": f"{FIRST}proj.catalan.fc2.weight"}[layout]
+    rewrite(files[layout], lambda tensors: tensors.update({key: tensors[key].to(dtype)}))
+    refused(files[layout], f"holds a {dtype} tensor under '{key}', expected")
+
+
+@pytest.mark.parametrize("layout", ["kit", "authors"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_values_that_are_not_finite(files, refused, layout, value, dtype):
+    key = {"kit": "encoder.0.fc2.weight", "authors": f"{FIRST}proj.catalan.fc2.weight"}[layout]
+
+    def spoil(tensors):
+        tensors[key] = tensors[key].to(dtype)
+        tensors[key][3, 5] = value
+
+    rewrite(files[layout], spoil)
+    refused(files[layout], "holds values in encoder.0.fc2.weight that are not finite")
+
+
+def test_values_too_large_for_the_model_s_own_dtype(files, tiny_model):
+    def spoil(tensors):
+        tensors["encoder.0.fc1.bias"][0] = 1e5
+
+    rewrite(files["kit"], spoil)
+    tiny_model().load_experts("ca", files["kit"])
+    half = tiny_model().half()
+    with pytest.raises(UserError, match="in encoder.0.fc1.bias that are not finite in torch.floa"):
+        half.load_experts("ca", files["kit"])
+    assert half.languages == []
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

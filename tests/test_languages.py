@@ -7,7 +7,13 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES as WHISPE
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.languages import _ALIASES, LANGUAGES, find_language
+from distilwhisper_lib.languages import (
+    _ALIASES,
+    LANGUAGES,
+    code_in,
+    find_language,
+    whisper_language,
+)
 
 PAPER = "ca cs gl hu pl ta th uk bg fi hi id ro sk sl vi ar".split()
 
@@ -41,8 +47,27 @@ def test_any_case_name_code_alias_and_fleurs_code(given):
 
 def test_unspaced_languages_are_headlined_by_characters():
     assert find_language("thai").headline == "cer"
-    assert [code for code, language in LANGUAGES.items() if not language.spaced] == ["th"]
     assert find_language("tamil").headline == "wer"
+    unspaced = {code for code in WHISPER if find_language(code).headline == "cer"}
+    assert unspaced == {"th", "zh", "yue", "ja", "lo", "km", "my", "bo"}
+
+
+def test_every_language_of_whisper_is_known_by_each_of_its_names():
+    for code, name in WHISPER.items():
+        language = find_language(code.upper())
+        assert (language.code, language.name) == (code, name)
+        assert whisper_language(f" {name.title()} ") == (code, name)
+        assert (language.code in LANGUAGES) == (language.fleurs is not None)
+    for alias, code in TO_LANGUAGE_CODE.items():
+        assert find_language(alias).code == code
+
+
+def test_corpora_know_the_languages_of_the_table_only():
+    assert code_in("common_voice", find_language("ca")) == "ca"
+    assert code_in("fleurs", find_language("ca")) == "ca_es"
+    for corpus in ("common_voice", "fleurs"):
+        with pytest.raises(UserError, match=rf"'eu' \(basque\) in corpus '{corpus}' is not known"):
+            code_in(corpus, find_language("basque"))
 
 
 @pytest.mark.parametrize("given", ["klingon", "", "c", None, 7, ["ca"]])

@@ -5,19 +5,26 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
+import torch
+from make_releases import cached_snapshot, write_release
+from transformers import WhisperProcessor
 
-from distilwhisper_lib import __version__
+from distilwhisper_lib import DistilWhisperForConditionalGeneration, __version__
 from distilwhisper_lib.badges import repository, write_badges
 from distilwhisper_lib.batch import NOTEBOOKS
-from distilwhisper_lib.config import METHODS
+from distilwhisper_lib.config import METHODS, locate, resolve
+from distilwhisper_lib.data import sample_clips
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.evaluation import transcribe
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -215,6 +222,61 @@ def test_papermill_runs_from_a_folder_that_has_nothing_to_do_with_it(batch, chec
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert [p.name for p in tmp_path.iterdir()] == ["out.ipynb"]
+
+
+NAVER = "naver/stand-in"
+
+
+def write_stand_in(cache):
+    """NAVER in a hub cache: base and expert in the authors' layout; returns the model."""
+    model = DistilWhisperForConditionalGeneration.from_pretrained(locate("embedded/student"))
+    folder = cached_snapshot(cache, NAVER, "main", "a" * 40)
+    write_release(model, folder)
+    WhisperProcessor.from_pretrained(locate("embedded/student")).save_pretrained(folder)
+    model.load_experts("catalan", locate("embedded/experts"))
+    assert model.save_experts("catalan", folder, layout="authors").suffix == ".bin"
+    return model
+
+
+def test_quickstart_speaks_with_a_released_expert_and_ones_own(checkout, tmp_path, monkeypatch):
+    """Base and expert come from a hub repository as the authors have them, here from its cache."""
+    model, clips = write_stand_in(tmp_path), sample_clips(resolve("zero_shot"), 5)
+    processor = WhisperProcessor.from_pretrained(locate("embedded/student"))
+    overrides = {"student": NAVER, "experts": NAVER, "max_new_tokens": 30}
+
+    def spoken():
+        options = {"max_new_tokens": overrides["max_new_tokens"], "progress": False}
+        return [row["hypothesis"] for row in transcribe(model, processor, clips, **options)]
+
+    expected = {"ready-made expert": spoken()}
+    with torch.no_grad():  # one's own: of the same language, and different
+        for layer in model.routed_layers():
+            layer.clsr["ca"].fc2.weight.mul_(0.3)
+    own = checkout / resolve("js", overrides=overrides).output_dir
+    model.save_experts("ca", own)
+    (own / "record.json").write_text("{}")
+    expected["own expert"] = spoken()
+    model.remove_expert("ca")
+    expected["without"] = spoken()
+    assert len({tuple(texts) for texts in expected.values()}) == 3
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    before = sorted(path for path in checkout.rglob("*") if path.is_file())
+    done = kit(
+        "papermill", "00_quickstart.ipynb", str(tmp_path / "out.ipynb"), "-p", "overrides",
+        json.dumps(overrides), "--no-progress-bar", cwd=checkout / "notebooks",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = [output for cell in cells(read(tmp_path / "out.ipynb")) for output in cell.outputs]
+    html = ["".join(output.get("data", {}).get("text/html", "")) for output in outputs]
+    assert any("<audio" in page for page in html)
+    (page,) = [page for page in html if "own expert" in page]
+    table = ElementTree.fromstring(re.search("<table.*</table>", page, re.DOTALL)[0])
+    head, *rows = [[cell.text or "" for cell in row] for row in table.iter("tr")]
+    shown = dict(zip(head, zip(*rows, strict=True), strict=True))
+    assert {name: list(shown[name]) for name in expected} == expected
+    assert list(shown["reference"]) == list(clips["text"])
+    assert sorted(path for path in checkout.rglob("*") if path.is_file()) == before
 
 
 def test_the_readmes_library_and_batch_lines_refuse_wrong_input(checkout):
