@@ -18,7 +18,7 @@ import pandas as pd
 
 from .config import PRESETS, RunConfig, resolve
 from .errors import UserError
-from .languages import LANGUAGES
+from .languages import find_language
 from .records import DOMAINS, NORMALIZERS, Record
 
 # "headline" is each language's own: the CER where words are not spaced, else the WER.
@@ -108,9 +108,7 @@ def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
 
 def metric_of(metric: str, language: str) -> str:
     """The metric itself, or what "headline" means for the language."""
-    if metric != HEADLINE:
-        return metric
-    return LANGUAGES[language].headline if language in LANGUAGES else "wer"
+    return find_language(language).headline if metric == HEADLINE else metric
 
 
 def blocks(records: Sequence[Record]) -> dict[str, list[Record]]:
