@@ -105,6 +105,10 @@ class RunConfig:
     task_weight: float = _setting(1.0)
     distil_weight: float = _setting(2.0)
     temperature: float = _setting(1.0)
+    # The teacher runs once and its final hidden states are kept, or its likeliest tokens, or it
+    # runs in every step, as it always does under the authors' conventions: see targets.py.
+    teacher_targets: Literal["hidden", "top_k", "online"] = _setting("hidden")
+    rebuild_teacher_targets: bool = _setting(False, hashed=False)  # where they are damaged
 
     # LoRA baseline, on fc1 and fc2 of every layer.
     lora_rank: int = _setting(64)
@@ -113,7 +117,9 @@ class RunConfig:
 
     # Decoding and model selection.
     max_new_tokens: int = _setting(225)
-    eval_batch_size: int = _setting(16, hashed=False)
+    eval_batch_size: int = _setting(16, hashed=False)  # halved when memory runs out
+    # auto: half on a GPU. Records say which it was.
+    eval_precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("auto", hashed=False)
     selection_normalizer: Literal["whisper", "marks"] = _setting("whisper")
 
     @property
@@ -160,6 +166,13 @@ class RunConfig:
     def results_dir(self) -> Path:
         """Where its record and gate file are published."""
         return Path("results/demo") if self.demo else Path("results")
+
+    @property
+    def targets(self) -> str | None:
+        """How this run learns from a teacher: "hidden", "top_k", "online", or not at all."""
+        if self.method not in DISTILLED:
+            return None
+        return "online" if self.conventions == "authors" else self.teacher_targets
 
     @property
     def student_or_teacher(self) -> str:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, WhisperProcessor
 
 from . import gates as gate_statistics
+from .clsr import Gate
+from .errors import UserError
 from .features import SpeechDataset, audio_positions, extract_features
 from .files import write_atomic
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def transcribe(
@@ -28,6 +34,7 @@ def transcribe(
     *,
     max_new_tokens: int = 225,
     batch_size: int = 16,
+    precision: str = "auto",
     task: str = "transcribe",
     expert_encoder: bool = False,
     progress: bool = True,
@@ -37,53 +44,160 @@ def transcribe(
     Returns one dict a row, in the table's order: id, reference, hypothesis, language, speaker,
     seconds, tokens (of the hypothesis), capped (the token limit cut it), and gates (share of
     expert routing per layer, or None without experts). With ``path`` they are written there as
-    JSON lines; an interrupted call goes on where it stopped, a finished one is read back.
+    JSON lines, and how they were made to timing_path(); an interrupted call goes on where it
+    stopped, a finished one is read back.
+
+    ``batch_size`` is halved when memory runs out, and stays so; the longest clips come first, so
+    that this happens at the beginning. Which clips share a batch can move a score's last digits
+    and, rarely, a token; nothing else depends on it. A clip that does not fit by itself raises
+    UserError; what is finished is kept.
+
+    ``precision``: "fp32", "bf16", "fp16", or "auto": half on a GPU, else as the model is. The
+    model itself stays as it is.
 
     ``task`` "translate" goes through the shared branch; ``expert_encoder`` lets each row's expert
     speak in the encoder all the same.
     """
+    partial = path and path.with_suffix(".batches.jsonl")
     if path is not None and path.exists():
+        partial.unlink(missing_ok=True)
         return read_hypotheses(path)
-    partial = path and path.with_suffix(".partial.jsonl")
-    done = {row["id"]: row for row in _read_finished_lines(partial)}
-    missing = table[~table["id"].isin(done)].sort_values(["seconds", "id"], ascending=False)
-    begin = time.perf_counter()
+    batches = _read_finished_batches(partial)
+    finished = {row["id"] for batch in batches for row in batch["rows"]}
+    missing = table[~table["id"].isin(finished)].sort_values(["seconds", "id"], ascending=False)
+    if batches:
+        batch_size = min(batch_size, batches[-1]["batch_size"])
+    options = {"task": task, "max_new_tokens": max_new_tokens}
     with (
         _open_for_appending(partial) as file,
         tqdm(total=len(missing), unit="clip", desc="transcribe", disable=not progress) as bar,
-        _evaluating(model),
+        evaluating(model, precision) as ready,
     ):
-        for start in range(0, len(missing), batch_size):
-            batch = missing.iloc[start : start + batch_size]
-            options = {"task": task, "max_new_tokens": max_new_tokens}
-            for row in _transcribe_batch(model, processor, batch, expert_encoder, **options):
-                done[row["id"]] = row
-                if file is not None:
-                    file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
+        while len(missing):
+            batch, begin = missing.iloc[:batch_size], time.perf_counter()
+            rows = _if_it_fits(
+                _transcribe_batch, ready, processor, batch, expert_encoder, **options
+            )
+            if rows is None:
+                batch_size = _halved(batch, ready, kept=partial and len(table) - len(missing))
+                continue
+            about = {"batch_size": batch_size, "precision": precision_of(ready)}
+            seconds = time.perf_counter() - begin
+            batches.append({"rows": rows, "seconds": seconds, **about})
             if file is not None:
+                file.write(json.dumps(batches[-1], ensure_ascii=False, sort_keys=True) + "\n")
                 file.flush()
+            missing = missing.iloc[len(batch) :]
             bar.update(len(batch))
+    done = {row["id"]: row for batch in batches for row in batch["rows"]}
     rows = [done[clip] for clip in table["id"]]
     if path is not None:
-        _write_lines(rows, partial)
-        if len(missing):
-            seconds = round(time.perf_counter() - begin, 2)
-            heard = round(float(missing["seconds"].sum()), 2)
-            write_atomic(
-                timing_path(path), json.dumps({"seconds": seconds, "audio_seconds": heard})
-            )
-        os.replace(partial, path)
+        if batches:
+            write_atomic(timing_path(path), json.dumps(_how(batches)))
+        lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+        write_atomic(path, "".join(lines))
+        partial.unlink(missing_ok=True)
     return rows
 
 
 def timing_path(path: Path) -> Path:
-    """Where transcribe() notes how long it took, for the clips of the call that finished."""
+    """Where transcribe() notes how the hypotheses of ``path`` were made.
+
+    seconds and audio_seconds over all clips, however often the call was interrupted; precision;
+    batch_size, the last one.
+    """
     return path.with_suffix(".timing.json")
 
 
 def read_hypotheses(path: Path) -> list[dict[str, Any]]:
     """The rows that transcribe() wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+# Precision -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, precision: str = "auto") -> Iterator[nn.Module]:
+    """The model in evaluation mode and in the dtype that ``precision`` asks for, for a while.
+
+    Another dtype is a copy that lives as long as the block: autocast would cast the frozen weights
+    anew in every operation of every decoding step (it remembers only casts of weights that
+    train). A model in training comes out as it went in.
+    """
+    # Mixed-precision training wraps forward() in autocast: a model must decode in the same way
+    # right after training and when it is loaded again.
+    wrapped, training = vars(model).pop("forward", None), model.training
+    dtype = _dtype(model, precision)
+    try:
+        yield (model if dtype == model.dtype else _copy(model, dtype)).eval()
+    finally:
+        model.train(training)
+        if wrapped is not None:
+            model.forward = wrapped
+
+
+def precision_of(model: nn.Module) -> str:
+    """A model's dtype as the setting ``eval_precision`` names it."""
+    return {dtype: name for name, dtype in DTYPES.items()}[model.dtype]
+
+
+def _dtype(model: nn.Module, precision: str) -> torch.dtype:
+    if precision != "auto":
+        return DTYPES[precision]
+    if model.device.type != "cuda" or model.dtype != torch.float32:
+        return model.dtype
+    # A GPU before Ampere only emulates bfloat16, slowly.
+    fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float16
+
+
+def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model with its weights cast, without a second copy in the old dtype on the way.
+
+    Gates keep theirs: they score in float32, and rounded weights would flip tokens.
+    """
+    gates = {id(p) for m in model.modules() if isinstance(m, Gate) for p in m.parameters()}
+    cast: dict[int, Any] = {}  # what deepcopy() takes instead of copying; tied weights stay tied
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            new = tensor.detach().to(torch.float32 if id(tensor) in gates else dtype)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            cast[id(tensor)] = nn.Parameter(new, requires_grad=False) if is_parameter else new
+    return copy.deepcopy(model, cast)
+
+
+# Batches -------------------------------------------------------------------------------------
+
+_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+
+
+def _if_it_fits(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What ``work`` returns, or None when memory ran out.
+
+    None rather than a retry in the handler: an exception holds the failed pass's tensors.
+    """
+    try:
+        return work(*args, **kwargs)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        about_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not about_memory and not any(m in str(error) for m in _MEMORY_MESSAGES):
+            raise
+    return None
+
+
+def _halved(batch: pd.DataFrame, model: nn.Module, kept: int | None) -> int:
+    """Half the size of a batch that did not fit; UserError when it was a single clip."""
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(batch) > 1:
+        return len(batch) // 2
+    clip = batch.iloc[0]
+    raise UserError(
+        f"clip {clip['id']!r} ({clip['seconds']:.1f} s) does not fit into memory by itself, in "
+        f"{precision_of(model)}: use a device with more memory, a smaller model or lower "
+        "max_new_tokens" + (f"; the {kept} clips that are finished are kept" if kept else "")
+    )
 
 
 def _transcribe_batch(
@@ -129,15 +243,14 @@ def _transcribe_batch(
     ]
 
 
-@contextlib.contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode for a while: training goes on after a validation."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+def _how(batches: list[dict[str, Any]]) -> dict[str, Any]:
+    heard = sum(row["seconds"] for batch in batches for row in batch["rows"])
+    return {
+        "seconds": round(sum(batch["seconds"] for batch in batches), 2),
+        "audio_seconds": round(heard, 2),
+        "precision": ", ".join(sorted({batch["precision"] for batch in batches})),
+        "batch_size": batches[-1]["batch_size"],
+    }
 
 
 @contextlib.contextmanager
@@ -150,19 +263,11 @@ def _open_for_appending(path: Path | None) -> Iterator[Any]:
         yield file
 
 
-def _read_finished_lines(path: Path | None) -> list[dict[str, Any]]:
+def _read_finished_batches(path: Path | None) -> list[dict[str, Any]]:
     """Whole lines of an interrupted call; the last one may be torn and is cut off."""
     if path is None or not path.exists():
         return []
-    whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
-    if torn:
-        path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+    whole = path.read_bytes()
+    whole = whole[: whole.rfind(b"\n") + 1]
+    os.truncate(path, len(whole))
     return [json.loads(line) for line in whole.splitlines()]
-
-
-def _write_lines(rows: list[dict[str, Any]], path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,6 +13,7 @@ from transformers import WhisperProcessor
 
 from .audio import SAMPLE_RATE, read_audio
 from .errors import UserError
+from .log_mel import log_mel
 from .losses import IGNORE
 
 # Two convolutions of Whisper turn 10 ms mel frames into 20 ms encoder positions.
@@ -20,22 +21,29 @@ SAMPLES_PER_POSITION = SAMPLE_RATE // 50
 
 
 class SpeechDataset(Dataset):
-    """A corpus table as the rows that a Collator takes; audio is read when asked for."""
+    """A corpus table as the rows that a Collator takes; audio is read when asked for.
 
-    def __init__(self, table: pd.DataFrame) -> None:
+    ``targets``: what the teacher said about a clip, by its id, where that is known already.
+    """
+
+    def __init__(
+        self, table: pd.DataFrame, targets: Callable[[str], dict[str, Tensor]] | None = None
+    ) -> None:
         self.rows = table.to_dict("records")
+        self.targets = targets
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        return {
+        item = {
             "id": row["id"],
             "audio": read_audio(row["audio"], row["start"], row["end"]),
             "text": row["text"],
             "language": row["language"],
         }
+        return item if self.targets is None else item | {"teacher": self.targets(row["id"])}
 
 
 class Collator:
@@ -45,6 +53,8 @@ class Collator:
     - ``audio_positions`` (B,): encoder positions that hold audio rather than padding
     - ``decoder_input_ids`` and ``labels`` (B, T); -100 where there is no label
     - ``language_ids`` (B,): language token of each row
+    - ``teacher_<name>`` (B, T, ...): the rows' stored teacher targets, where there are any, at the
+      labelled positions; zeros elsewhere
 
     conventions "corrected": decoder input start, language, task, no-timestamps, text; the prompt
     carries no label. "authors": the start token stands twice, the language is missing, and the
@@ -65,13 +75,17 @@ class Collator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         inputs, labels = zip(*(self.label_tokens(row) for row in rows), strict=True)
         audio = [row["audio"] for row in rows]
-        return {
+        batch = {
             "input_features": extract_features(self.extractor, audio),
             "audio_positions": audio_positions(self.extractor, audio),
             "decoder_input_ids": _pad(inputs, self.tokenizer.eos_token_id),
             "labels": _pad(labels, IGNORE),
             "language_ids": torch.tensor([self._token(f"<|{row['language']}|>") for row in rows]),
         }
+        for name in rows[0].get("teacher", ()):
+            known = [row["teacher"][name] for row in rows]
+            batch[f"teacher_{name}"] = _at_labels(batch["labels"], known)
+        return batch
 
     def label_tokens(self, row: dict[str, Any]) -> tuple[list[int], list[int]]:
         """(decoder input, labels) of one row, equally long."""
@@ -99,13 +113,20 @@ class Collator:
 
 def extract_features(extractor: Any, audio: Sequence[Any]) -> Tensor:
     """Waveforms (float32, 16 kHz) -> log-mel (B, mels, frames), padded to Whisper's window."""
-    return extractor(list(audio), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+    return log_mel(extractor, audio)
 
 
 def audio_positions(extractor: Any, audio: Sequence[Any]) -> Tensor:
     """How many encoder positions of 20 ms hold audio rather than padding: (B,)."""
     heard = (min(len(samples), extractor.n_samples) for samples in audio)
     return torch.tensor([-(-samples // SAMPLES_PER_POSITION) for samples in heard])
+
+
+def _at_labels(labels: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    """One (N, ...) a row, N its labelled positions -> (B, T, ...), zeros where no label is."""
+    spread = rows[0].new_zeros((*labels.shape, *rows[0].shape[1:]))
+    spread[labels != IGNORE] = torch.cat(list(rows))
+    return spread
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -38,7 +38,14 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     kept = labels != IGNORE
     if not kept.any():
         return logits.sum() * 0.0
-    return F.cross_entropy(logits[kept].float(), labels[kept], label_smoothing=smoothing)
+    return cross_entropy_sum(logits[kept], labels[kept], smoothing) / kept.sum()
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The same, (N, V) and (N,), summed: positions labelled -100 add nothing."""
+    return F.cross_entropy(
+        logits.float(), labels, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
+    )
 
 
 def divergence(
@@ -60,8 +67,22 @@ def divergence(
         if not keep.any():
             return student.sum() * 0.0
         student, teacher = student[keep], teacher[keep]
-    p = F.log_softmax(student.float() / temperature, -1).flatten(0, -2)  # (N, V)
-    q = F.log_softmax(teacher.float() / temperature, -1).flatten(0, -2)  # (N, V)
+    p, q = (log_probs(logits, temperature).flatten(0, -2) for logits in (student, teacher))
+    return divergence_sum(p, q, kind, temperature, epsilon) / len(p)
+
+
+def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of softened logits (..., V), always float32."""
+    return F.log_softmax(logits.float() / temperature, -1)
+
+
+def divergence_sum(
+    p: Tensor, q: Tensor, kind: Literal["kl", "js"], temperature: float = 1.0, epsilon: float = 0.0
+) -> Tensor:
+    """The same of the log-probabilities (N, V) of student p and teacher q, summed over N.
+
+    Both were softened with ``temperature``, which only scales here.
+    """
     if kind == "kl":
         return _kl(q, p) * temperature**2
     mixture = torch.logaddexp(p, q) - math.log(2)
@@ -71,8 +92,8 @@ def divergence(
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) of log-probabilities (N, V), averaged over N."""
-    return F.kl_div(q, p, reduction="batchmean", log_target=True)
+    """KL(p || q) of log-probabilities (N, V), summed over N."""
+    return F.kl_div(q, p, reduction="sum", log_target=True)
 
 
 def gate_mean(gates: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:

@@ -55,9 +55,13 @@ class DistilWhisperConfig(WhisperConfig):
 
 @dataclass
 class DistilWhisperOutput(Seq2SeqLMOutput):
-    """transformers' output plus the gates of this pass (with ``output_gates=True``)."""
+    """transformers' output plus the gates of this pass (with ``output_gates=True``).
+
+    ``last_hidden_state``: (B, T, D), what the tied head reads; with ``with_logits=False``.
+    """
 
     gates: GateTrace | None = None
+    last_hidden_state: Tensor | None = None
 
 
 class _ExpertsFromPrompt(GenerationMixin):
@@ -336,6 +340,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         gate_mode: str = "learned",
         gate_noise: float = 0.0,
         output_gates: bool = False,
+        with_logits: bool = True,
         **kwargs: Any,
     ) -> DistilWhisperOutput:
         """Whisper's forward, routed.
@@ -343,7 +348,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         ``language_ids``: language token of each row (B,); read from the decoder prompt when left
         out. ``expert_ids``: the same as indices, see expert_ids_of(). ``gate_mode``: "learned",
         "open" (expert everywhere) or "closed" (shared everywhere). ``gate_noise``: its alpha, in
-        training. ``output_gates``: return a GateTrace.
+        training. ``output_gates``: return a GateTrace. ``with_logits=False``: stop before the head,
+        and return the decoder's final hidden states instead of logits (and of any loss).
         """
         if gate_mode not in GATE_MODES:
             raise UserError(
@@ -358,10 +364,11 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         if expert_ids is None and decoder_input_ids is not None:
             expert_ids = self.expert_ids_of_prompt(decoder_input_ids)
         trace = GateTrace() if output_gates else None
-        out = super().forward(
+        if with_logits:
+            kwargs["labels"] = labels
+        out = (super().forward if with_logits else self.model)(
             input_features=input_features,
             decoder_input_ids=decoder_input_ids,
-            labels=labels,
             encoder_outputs=encoder_outputs,
             decoder_attention_mask=decoder_attention_mask,
             past_key_values=past_key_values,

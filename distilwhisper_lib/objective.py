@@ -14,16 +14,8 @@ from torch import Tensor
 
 from .clsr import GateTrace
 from .config import WITH_EXPERTS, RunConfig
-from .losses import (
-    AUTHORS_EPSILON,
-    IGNORE,
-    LossParts,
-    combine,
-    cross_entropy,
-    divergence,
-    gate_budget,
-    gate_mean,
-)
+from .loss_block import States, TopK, token_losses
+from .losses import AUTHORS_EPSILON, IGNORE, LossParts, combine, gate_budget, gate_mean
 
 
 class Counted(NamedTuple):
@@ -81,30 +73,29 @@ def gate_means(gates: GateTrace, masks: Counted) -> GateMeans:
 
 def loss_parts(
     run: RunConfig,
-    logits: Tensor,  # (B, T, V)
+    student: States,  # (B, T, D) and (V, D)
     labels: Tensor,  # (B, T), -100 where there is none
     mean_gate: Tensor | None = None,  # GateMeans.gate_mean; methods with experts need it
-    teacher_logits: Tensor | None = None,  # (B, T, V) where there is a teacher
+    teacher: States | TopK | None = None,  # of the same (B, T), where there is one
 ) -> LossParts:
     """Every part of the loss and their sum, as the run's method and conventions have it."""
-    ce = cross_entropy(logits, labels, run.label_smoothing)
+    authors = run.conventions == "authors"
+    ce, distil = token_losses(
+        student,
+        labels,
+        teacher,
+        run.method,
+        keep=None if authors else labels != IGNORE,
+        smoothing=run.label_smoothing,
+        temperature=run.temperature,
+        epsilon=AUTHORS_EPSILON if authors else 0.0,
+    )
     if run.method not in WITH_EXPERTS:
         return combine(ce)
-    authors = run.conventions == "authors"
-    distil = None
-    if teacher_logits is not None:
-        distil = divergence(
-            logits,
-            teacher_logits,
-            run.method,
-            run.temperature,
-            keep=None if authors else labels != IGNORE,
-            epsilon=AUTHORS_EPSILON if authors else 0.0,
-        )
     return combine(
         ce,
         gate_budget(mean_gate, run.budget),
-        distil,
+        None if teacher is None else distil,
         task_weight=run.task_weight,
         gate_weight=run.gate_weight,
         distil_weight=run.distil_weight,

@@ -31,10 +31,8 @@ class _Maybe:
 
 
 @dataclass(frozen=True)
-class _Optional:
-    """The kind, or absent: what earlier records of the same schema do not have."""
-
-    kind: Any
+class _Added(_Maybe):
+    """The kind or null; missing from records that are older than the field."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +71,16 @@ _EVALUATION = {
     "audio_seconds": float,
     "seconds": _Maybe(float),
     "rtf": _Maybe(float),
+    "precision": _Added(str),
+    "batch_size": _Added(int),
     "capped": int,
     "hypotheses_sha256": str,
-    "published_sha256": _Optional(str),
+    "published_sha256": _Added(str),
     "scores": {name: _SCORES for name in NORMALIZERS},
     "gates": _Maybe({"encoder": [float], "decoder": [float]}),
 }
 # The kinds: a type (float takes whole numbers too), a tuple of allowed values, {name: kind} with
-# these names required, unless _Optional(kind), and others allowed, [kind], _Maybe(kind),
-# _EachOf(kind).
+# these names required and others allowed, [kind], _Maybe(kind), _Added(kind), _EachOf(kind).
 SCHEMA: dict[str, Any] = {
     "schema": int,
     "run_id": str,
@@ -134,10 +133,8 @@ def _check(value: Any, kind: Any, field: str, source: str) -> None:
         _expect(isinstance(value, dict), value, "an object", field, source)
         for name, inner in kind.items():
             path = f"{field}.{name}" if field else name
-            if isinstance(inner, _Optional):
-                if name not in value:
-                    continue
-                inner = inner.kind
+            if name not in value and isinstance(inner, _Added):
+                continue
             if name not in value:
                 raise UserError(
                     f"{source}: field {path!r} is missing, expected {_kind_name(inner)}: run the "

@@ -29,7 +29,7 @@ def evaluate(config: RunConfig, trained: Trained, data: RunData) -> list[dict[st
     """Transcribe and score both test sets: the record's "evaluations".
 
     Hypotheses go to ``<output_dir>/<domain>-test.jsonl``. What is finished is not decoded again,
-    and keeps the timing of the call that decoded it.
+    and keeps the timing, precision and batch size that decoded it.
     """
     return [_evaluate_domain(config, trained, data, domain) for domain in DOMAINS]
 
@@ -118,16 +118,18 @@ def _evaluate_domain(
         path,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.eval_batch_size,
+        precision=config.eval_precision,
     )
-    timing = _timing(path)
+    how = _how_decoded(path)
     return {
         "domain": domain,
         "corpus": data.corpora[domain],
         "language": config.language,
         "clips": len(rows),
         "audio_seconds": round(sum(row["seconds"] for row in rows), 2),
-        "seconds": timing["seconds"],
-        "rtf": timing["seconds"] and round(timing["seconds"] / timing["audio_seconds"], 4),
+        "seconds": how.get("seconds"),
+        "rtf": round(how["seconds"] / how["audio_seconds"], 4) if how else None,
+        **{name: how[name] for name in ("precision", "batch_size") if name in how},
         "capped": sum(row["capped"] for row in rows),
         "hypotheses_sha256": sha256_file(path),
         "scores": score(rows, config.language),
@@ -135,10 +137,10 @@ def _evaluate_domain(
     }
 
 
-def _timing(path: Path) -> dict[str, Any]:
-    """What transcribe() noted; nothing when a kill came between its last clip and the note."""
+def _how_decoded(path: Path) -> dict[str, Any]:
+    """What transcribe() noted; nothing beside hypotheses that an earlier version left."""
     note = timing_path(path)
-    return json.loads(note.read_text()) if note.exists() else {"seconds": None}
+    return json.loads(note.read_text()) if note.exists() else {}
 
 
 def _gate_means(rows: list[dict[str, Any]]) -> dict[str, list[float]] | None:

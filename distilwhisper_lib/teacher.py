@@ -2,39 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import PretrainedConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 from .errors import UserError
 from .features import Collator, SpeechDataset
+from .loss_block import States
 from .losses import IGNORE, divergence
+from .model import DistilWhisperForConditionalGeneration
 
 
 class Teacher:
     """Runs beside the student, on the same features and the same decoder input."""
 
-    def __init__(self, model: WhisperForConditionalGeneration) -> None:
+    def __init__(self, model: DistilWhisperForConditionalGeneration) -> None:
         self.model = model.eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def logits(self, input_features: Tensor, decoder_input_ids: Tensor) -> Tensor:
-        """(B, mels, frames), (B, T) -> next-token logits (B, T, V)."""
-        return self.model(
-            input_features=input_features, decoder_input_ids=decoder_input_ids, use_cache=False
-        ).logits
+    def to(self, device: torch.device | str) -> Teacher:
+        self.model.to(device)
+        return self
 
-    def check_student(self, student: WhisperForConditionalGeneration) -> None:
-        """Raise UserError unless both speak the same vocabulary and hear the same mel bins."""
-        for name in ("vocab_size", "num_mel_bins", "max_source_positions"):
-            mine, theirs = getattr(self.model.config, name), getattr(student.config, name)
-            if mine != theirs:
-                raise UserError(
-                    f"the teacher has {name} {mine}, the student {theirs}: distil between Whispers "
-                    "that share tokenizer and features (large-v2, not large-v3, for whisper-small)"
-                )
+    @property
+    def head(self) -> Tensor:
+        """(V, D), tied to the token embedding."""
+        return self.model.get_output_embeddings().weight
+
+    @torch.no_grad()
+    def targets(self, batch: dict[str, Tensor]) -> States:
+        """What it would say at every position of a Collator's batch: (B, T, D) and the head."""
+        out = self.model(
+            input_features=batch["input_features"],
+            decoder_input_ids=batch["decoder_input_ids"],
+            use_cache=False,
+            with_logits=False,
+        )
+        return States(out.last_hidden_state, self.head)
+
+
+class TeacherSource(NamedTuple):
+    """A teacher that need not be loaded: what is known of it, and how to get it."""
+
+    about: dict[str, str]  # the record's: name and hash of its weights
+    config: PretrainedConfig
+    load: Callable[[], Teacher]
+
+
+def check_pair(teacher: PretrainedConfig, student: PretrainedConfig) -> None:
+    """Raise UserError unless both speak the same vocabulary and hear the same mel bins."""
+    for name in ("vocab_size", "num_mel_bins", "max_source_positions"):
+        theirs, mine = getattr(teacher, name), getattr(student, name)
+        if mine != theirs:
+            raise UserError(
+                f"the teacher has {name} {theirs}, the student {mine}: distil between Whispers "
+                "that share tokenizer and features (large-v2, not large-v3, for whisper-small)"
+            )
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""One train() for every method, on transformers' Seq2SeqTrainer.
+"""One train() for every method: models, folders and what is left of a run; see trainer.py.
 
 What differs between methods is which weights train and which loss parts are on; everything else
 (data order, schedule, checkpoints, model selection by generated WER, resuming) is shared.
@@ -6,46 +6,33 @@ What differs between methods is which weights train and which loss parts are on;
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import shutil
-import time
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import (
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    TrainerCallback,
-    WhisperProcessor,
-    set_seed,
-)
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, WhisperProcessor, set_seed
 
-from .config import DISTILLED, TRAINED, WITH_EXPERTS, RunConfig, locate
+from .config import TRAINED, WITH_EXPERTS, RunConfig, locate
 from .data import RunData
 from .device import best_device, peak_memory, precision_here
 from .errors import UserError
-from .evaluation import transcribe
-from .features import Collator, SpeechDataset
+from .features import Collator
 from .files import write_atomic
 from .gates import PROMPT_TOKENS
-from .losses import LossParts
 from .model import DistilWhisperForConditionalGeneration
-from .objective import counted, gate_means, gate_noise, loss_parts
-from .scoring import score
-from .teacher import Teacher
+from .targets import StoredTargets, stored_targets
+from .teacher import Teacher, TeacherSource, check_pair
+from .trainer import ELAPSED, Clock, DistilTrainer, make_trainer
+from .weights import checkpoint_hash, trained_tensors, weights_hash
 
-WEIGHTS = "trained.safetensors"
 SUMMARY = "training.json"
 DATA = "data.json"
-ELAPSED = "elapsed.json"
+TARGETS = "targets.json"
 
 
 @dataclass
@@ -77,26 +64,29 @@ def train(config: RunConfig, data: RunData) -> Trained:
     if config.method not in TRAINED:
         _claim_folder(config, data)
         return Trained(base.to(best_device()).eval(), processor, None, models)
-    teacher = None
-    if config.method in DISTILLED:
-        teacher = Teacher(load_model(config.teacher, config.teacher_revision)[0])
-        teacher.check_student(base)
-        models["teacher"] = _about(config.teacher, teacher.model)
+    source = None
+    if config.targets:
+        source = find_teacher(config)
+        check_pair(source.config, base.config)
+        models["teacher"] = source.about
     _claim_folder(config, data)
     finished = config.output_dir / SUMMARY
     if finished.exists():
         model = _load_trained(base, config).to(best_device()).eval()
         return Trained(model, processor, json.loads(finished.read_text()), models)
 
+    checkpoints = config.output_dir / "checkpoints"
+    with torch.random.fork_rng(devices=[]):  # the same weights, whether targets were built or not
+        teacher = source and teacher_of(config, data, processor, source, base.config)
+    about = _targets_about(config, teacher, checkpoints / TARGETS)
     model = prepare(base, config)
     for stale in config.output_dir.glob("*.jsonl"):  # of other weights
         stale.unlink()
-    checkpoints = config.output_dir / "checkpoints"
-    clock = _Clock(checkpoints / ELAPSED)
-    trainer = _trainer(model, processor, teacher, config, data, clock)
+    clock = Clock(checkpoints / ELAPSED)
+    trainer = make_trainer(model, processor, teacher, config, data, clock)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     _save_trained(model, config)
-    summary = _summary(trainer, config, clock.seconds())
+    summary = _summary(trainer, config, clock.seconds()) | about
     write_atomic(finished, json.dumps(summary, indent=1))
     shutil.rmtree(checkpoints, ignore_errors=True)
     return Trained(model.eval(), processor, summary, models)
@@ -132,6 +122,53 @@ def last_checkpoint(folder: Path) -> str | None:
         except (ValueError, KeyError):
             continue  # cut off while it was written
     return found[max(found)] if found else None
+
+
+# The teacher -------------------------------------------------------------------------------
+
+
+def find_teacher(config: RunConfig) -> TeacherSource:
+    """A run's teacher: its name, configuration and hash; it is loaded only if it has to be."""
+
+    def load() -> Teacher:
+        return Teacher(load_model(config.teacher, config.teacher_revision)[0])
+
+    place = locate(config.teacher)
+    sha256 = checkpoint_hash(place, config.teacher_revision)
+    about = {
+        "name": _published(config.teacher),
+        "sha256": sha256 or weights_hash(dict(load().model.named_parameters())),
+    }
+    fields = AutoConfig.from_pretrained(place, revision=config.teacher_revision)
+    return TeacherSource(about, fields, load)
+
+
+def teacher_of(
+    config: RunConfig,
+    data: RunData,
+    processor: WhisperProcessor,
+    source: TeacherSource,
+    student: PretrainedConfig,
+) -> Teacher | StoredTargets:
+    """What a run learns from: stored targets, built if need be, or the teacher itself."""
+    if config.targets == "online":
+        return source.load()
+    collator = Collator(processor, config.conventions, student.max_target_positions)
+    data_hash = data.describe()["train"]["sha256"]
+    return stored_targets(config, data.train, data_hash, collator, source)
+
+
+def _targets_about(
+    config: RunConfig, teacher: Teacher | StoredTargets | None, note: Path
+) -> dict[str, Any]:
+    """The record's "teacher_targets"; what a run found when it began stays, if it is resumed."""
+    if teacher is None:
+        return {}
+    if not isinstance(teacher, StoredTargets):
+        return {"teacher_targets": {"mode": config.targets}}
+    if not note.exists():
+        write_atomic(note, json.dumps(teacher.about))
+    return {"teacher_targets": json.loads(note.read_text())}
 
 
 # Models ------------------------------------------------------------------------------------
@@ -179,27 +216,12 @@ def prepare(model: DistilWhisperForConditionalGeneration, config: RunConfig) -> 
     return model
 
 
-def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What trains, by name: all that a checkpoint needs beside the base model."""
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def weights_hash(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _about(name: str, model: nn.Module) -> dict[str, str]:
-    name = Path(name).name if Path(name).is_absolute() else name  # no host path in a record
-    return {"name": name, "sha256": weights_hash(dict(model.named_parameters()))}
+    return {"name": _published(name), "sha256": weights_hash(dict(model.named_parameters()))}
+
+
+def _published(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name  # no host path in a record
 
 
 def _save_trained(model: Any, config: RunConfig) -> None:
@@ -227,193 +249,7 @@ def _artifact_folder(config: RunConfig) -> Path:
     return config.output_dir / ("adapter" if config.method == "lora" else "model")
 
 
-# The trainer -------------------------------------------------------------------------------
-
-
-class DistilTrainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer with this paper's losses, and validation by the kit's own transcribe().
-
-    Checkpoints hold only what trains. The Trainer's own generation loop is not used: it repeats
-    clips under several processes, and would be a second way to compute a WER.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        run: RunConfig,
-        data: RunData,
-        processor: WhisperProcessor,
-        teacher: Teacher | None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.run, self.data, self.processor, self.teacher = run, data, processor, teacher
-        if teacher is not None:
-            teacher.model.to(self.args.device)
-        self._parts: dict[str, list[Tensor]] = defaultdict(list)
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
-    ) -> Any:
-        out = model(
-            input_features=inputs["input_features"],
-            decoder_input_ids=inputs["decoder_input_ids"],
-            language_ids=inputs["language_ids"],
-            gate_noise=gate_noise(self.run, self.state.global_step / max(self.state.max_steps, 1)),
-            output_gates=True,
-            use_cache=False,
-        )
-        parts = self._loss_parts(out, inputs)
-        if model.training:
-            for name, value in zip(LossParts._fields, parts, strict=True):
-                if name != "total":  # the Trainer logs it as "loss"
-                    self._parts[f"loss_{name}"].append(value.detach())
-        return (parts.total, out) if return_outputs else parts.total
-
-    def _loss_parts(self, out: Any, inputs: dict[str, Tensor]) -> LossParts:
-        run, labels = self.run, inputs["labels"]
-        if run.method not in WITH_EXPERTS:
-            return loss_parts(run, out.logits, labels)
-        length = out.gates.encoder[0].values.shape[1]
-        masks = counted(run, length, inputs, self.processor.tokenizer.eos_token_id)
-        means = gate_means(out.gates, masks)
-        if self.model.training:
-            for name, mean in means._asdict().items():
-                self._parts[name].append(mean.detach())
-        target = None
-        if self.teacher is not None:
-            target = self.teacher.logits(inputs["input_features"], inputs["decoder_input_ids"])
-        return loss_parts(run, out.logits, labels, means.gate_mean, target)
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Generated WER and CER on the validation set: what model selection looks at."""
-        rows = transcribe(
-            self.model,
-            self.processor,
-            self.data.validation,
-            max_new_tokens=self.run.max_new_tokens,
-            batch_size=self.run.eval_batch_size,
-            progress=False,
-        )
-        scores = score(rows, self.run.language)[self.run.selection_normalizer]
-        metrics = {f"{metric_key_prefix}_{m}": scores[m][m] for m in ("wer", "cer")}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss parts' means since the last log."""
-        if "loss" in logs:
-            logs |= {name: torch.stack(v).mean().item() for name, v in self._parts.items()}
-            self._parts.clear()
-        super().log(logs, start_time)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(trained_tensors(self.model), folder / WEIGHTS)
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        tensors = load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        (model or self.model).load_state_dict(tensors, strict=False)
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-class _Clock(TrainerCallback):
-    """Training time over interruptions: noted with each checkpoint, gone on with after it."""
-
-    def __init__(self, note: Path) -> None:
-        self.note, self.earlier, self.begin = note, 0.0, time.perf_counter()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step and self.note.exists():  # resumed
-            self.earlier = json.loads(self.note.read_text())
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        write_atomic(self.note, json.dumps(round(self.seconds(), 1)))
-
-    def seconds(self) -> float:
-        return self.earlier + time.perf_counter() - self.begin
-
-
-class _LogAtEpochEnd(TrainerCallback):
-    """Closes a log window where a checkpoint is written, so that a resumed run logs the same."""
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        control.should_log = True
-        return control
-
-
-def _trainer(
-    model: nn.Module,
-    processor: WhisperProcessor,
-    teacher: Teacher | None,
-    config: RunConfig,
-    data: RunData,
-    clock: TrainerCallback,
-) -> DistilTrainer:
-    limit = model.config.max_target_positions
-    trainer = DistilTrainer(
-        model=model,
-        args=training_arguments(config, len(data.train)),
-        train_dataset=SpeechDataset(data.train),
-        eval_dataset=SpeechDataset(data.validation),
-        data_collator=Collator(processor, config.conventions, limit),
-        callbacks=[_LogAtEpochEnd(), clock],
-        run=config,
-        data=data,
-        processor=processor,
-        teacher=teacher,
-    )
-    return trainer
-
-
-def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArguments:
-    """A run's configuration in the Trainer's words."""
-    micro = min(config.micro_batch, config.batch_size)
-    steps_per_epoch = math.ceil(clips / config.batch_size)
-    total = config.max_steps if config.max_steps > 0 else steps_per_epoch * config.epochs
-    precision = precision_here(config)
-    return Seq2SeqTrainingArguments(
-        output_dir=str(config.output_dir / "checkpoints"),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // micro,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=math.ceil(config.warmup_fraction * total),
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.clip_norm,
-        logging_steps=max(1, steps_per_epoch // 5),
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=1,  # beside the best one
-        load_best_model_at_end=True,
-        metric_for_best_model="wer",
-        greater_is_better=False,
-        seed=config.seed,
-        data_seed=config.seed,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        gradient_checkpointing=config.activation_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        dataloader_num_workers=config.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        disable_tqdm=False,
-        report_to="none",
-    )
+# The summary ---------------------------------------------------------------------------
 
 
 def _summary(trainer: DistilTrainer, config: RunConfig, seconds: float) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from golden_bundles import SIDES, Bundle, code_of, languages_of, prompt_of, runs_of
 from safetensors.torch import load_file
-from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+from transformers import GenerationConfig
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration, resolve
 from distilwhisper_lib.authors import their_name
 from distilwhisper_lib.clsr import SHARED, Gates, GateTrace
+from distilwhisper_lib.loss_block import States
 from distilwhisper_lib.model import DistilWhisperConfig
 from distilwhisper_lib.objective import Counted, counted, gate_means, gate_noise, loss_parts
 from distilwhisper_lib.teacher import Teacher
@@ -87,11 +88,11 @@ def _load(path: Path, **settings: Any) -> DistilWhisperForConditionalGeneration:
     return DistilWhisperForConditionalGeneration.from_pretrained(path, **quiet | settings)
 
 
-def load_teacher(golden: Path) -> WhisperForConditionalGeneration:
+def load_teacher(golden: Path) -> DistilWhisperForConditionalGeneration:
     bundle = Bundle(golden, "clsr_train")
     settings = Bundle(golden, "base").json("config.json")
-    model = WhisperForConditionalGeneration(
-        WhisperConfig(
+    model = DistilWhisperForConditionalGeneration(
+        DistilWhisperConfig(
             **bundle.json("config.json")["teacher_whisper"],
             activation_function=settings["activation_function"],
             scale_embedding=settings["scale_embedding"],
@@ -214,26 +215,40 @@ def train_step(golden, model, inputs, name, monkeypatch):
         skipped = {side: [True] * len(getattr(model.model, side).layers) for side in SIDES}
     replay(monkeypatch, golden, model, skipped)
     alpha = gate_noise(run, recorded["step_proportion"])
-    out = forward(model, inputs, recorded["language"], gate_noise=alpha, output_gates=True)
-    target = None
-    if run.method != "clsr":
-        teacher = Teacher(load_teacher(golden))
-        target = teacher.logits(inputs["input_features"], inputs["decoder_input_ids"])
+    target = None if run.method == "clsr" else Teacher(load_teacher(golden)).targets(inputs)
+    out = forward(
+        model,
+        inputs,
+        recorded["language"],
+        gate_noise=alpha,
+        output_gates=True,
+        with_logits=False,
+    )
+    head = model.get_output_embeddings()
     masks = counted(run, out.gates.encoder[0].values.shape[1], inputs, model.config.eos_token_id)
     mean = gate_means(out.gates, masks).gate_mean
-    parts = loss_parts(run, out.logits, inputs["labels"], mean, target)
+    student = States(out.last_hidden_state, head.weight)
+    parts = loss_parts(run, student, inputs["labels"], mean, target)
     parts.total.backward()
     printed = {
         "gate_states": mean, "gate_loss": run.gate_weight * parts.gate, "ce_loss": parts.ce,
         "kd_loss": times * parts.distil, "loss": parts.total,
     }  # fmt: skip
-    tensors = {"logits": out.logits, "encoder_last_hidden_state": out.encoder_last_hidden_state}
+    tensors = {
+        "logits": head(out.last_hidden_state),
+        "encoder_last_hidden_state": out.encoder_last_hidden_state,
+    }
     for side, i in layers_of(model):
         tensors[f"{side}_gate/{i}"] = getattr(out.gates, side)[i].values
     for parameter_name, parameter in model.named_parameters():
         if parameter.grad is not None:
             tensors[f"grad/{their_name(parameter_name)}"] = parameter.grad
     return printed, tensors
+
+
+def states_of(logits):
+    """Hidden states and a head that give just these logits."""
+    return States(logits, torch.eye(logits.shape[-1]))
 
 
 def recorded_gates(tensors):

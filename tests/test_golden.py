@@ -58,6 +58,7 @@ from golden_models import (
     load_student,
     load_teacher,
     recorded_gates,
+    states_of,
     train_step,
     whisper_small,
     write_checkpoint,
@@ -260,9 +261,8 @@ def test_train(golden, models, inputs, compare, monkeypatch, run_name):
 
 
 def test_teacher(golden, inputs, compare):
-    logits = Teacher(load_teacher(golden)).logits(
-        inputs["input_features"], inputs["decoder_input_ids"]
-    )
+    states, head = Teacher(load_teacher(golden)).targets(inputs)
+    logits = states @ head.T
     expected = Bundle(golden, "clsr_train").tensors["teacher_logits"]
     compare("clsr_train")("teacher_logits", logits, expected, **LOGITS)
 
@@ -334,7 +334,7 @@ def test_losses(golden, compare, case):
     for key in [key for key in recorded if key.startswith("gate_loss(")]:
         budget = float(re.search(r"budget=([\d.]+)", key)[1])
         run = configured("clsr", budget=budget)
-        parts = loss_parts(run, student, labels, mean)
+        parts = loss_parts(run, states_of(student), labels, mean)
         compare(f"{case}/{key}", parts.gate, recorded[key], **LOSSES)
         compare(f"{case}/cross entropy", parts.ce, recorded["ce_loss"], **LOSSES)
         (gradient,) = torch.autograd.grad(parts.ce, student)
@@ -349,7 +349,7 @@ def test_losses(golden, compare, case):
                 sigma = json.loads(sigma_key.removeprefix("sigma="))
                 run = configured(kind, sigma, times, temperature=temperature)
                 mean = gate_means(trace, EVERYWHERE).gate_mean
-                parts = loss_parts(run, student, labels, mean, teacher)
+                parts = loss_parts(run, states_of(student), labels, mean, states_of(teacher))
                 compare(f"{name}/{sigma_key}", parts.total, total, **value | {"rtol": 1e-5})
                 wanted = f"{name}/sigma_{'_'.join(f'{s:g}' for s in sigma)}/grad_total"
                 if wanted in tensors:
@@ -381,13 +381,12 @@ def test_gate_loss_variants(golden, compare):
         elif budget := re.match(r"trainer gate_loss with budget ([\d.]+)", name):
             off = float(budget[1]) == 0.0
             run = configured("clsr", budget=float(budget[1]), gate_weight=float(not off))
-            parts = loss_parts(run, torch.zeros(1, 1, 2), torch.zeros(1, 1).long(), mean)
+            parts = loss_parts(run, states_of(torch.zeros(1, 1, 2)), torch.zeros(1, 1).long(), mean)
             compare(name, run.gate_weight * parts.gate, value, **({} if off else LOSSES))
         elif name.startswith("no teacher"):
             logits, labels = tensors["pad/student_logits"], tensors["pad/labels"]
-            compare(
-                name, loss_parts(configured("clsr"), logits, labels, mean).total, value, **LOSSES
-            )
+            parts = loss_parts(configured("clsr"), states_of(logits), labels, mean)
+            compare(name, parts.total, value, **LOSSES)
 
 
 # expert and convert --------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 
 from distilwhisper_lib import resolve
 from distilwhisper_lib.clsr import Gates, GateTrace
+from distilwhisper_lib.loss_block import States
 from distilwhisper_lib.losses import IGNORE
 from distilwhisper_lib.objective import Counted, counted, gate_means, gate_noise, loss_parts
 
@@ -21,6 +22,11 @@ def run_of(method="clsr", **overrides):
 
 def draw(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def states_of(logits):
+    """Hidden states and a head that give just these logits."""
+    return States(logits, torch.eye(logits.shape[-1]))
 
 
 @pytest.fixture
@@ -83,7 +89,7 @@ def test_corrected_parts_have_their_closed_form(method, batch):
     student[1, 2] = 100 * draw(0, vocabulary)  # behind the end: must not be seen
     labels = torch.tensor([[2, 3, 2], [3, 2, IGNORE]])
     run = run_of(method, label_smoothing=0.0, budget=0.3)
-    parts = loss_parts(run, student, labels, torch.tensor(0.5), teacher)
+    parts = loss_parts(run, states_of(student), labels, torch.tensor(0.5), states_of(teacher))
     kl = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     js = 0.25 * math.log(0.25 / 0.375) + 0.75 * math.log(0.75 / 0.625)
     js = (js + 0.5 * math.log(0.5 / 0.375) + 0.5 * math.log(0.5 / 0.625)) / 2
@@ -98,6 +104,7 @@ def test_the_authors_divide_by_padding_and_weigh_by_sigma(batch):
     student, teacher = draw(0, 2, 3, 10), draw(1, 2, 3, 10)
     teacher[1, 2] = student[1, 2]  # padding adds nothing here, but is counted
     labels, mean = batch["labels"], torch.tensor(0.5)
+    student, teacher = states_of(student), states_of(teacher)
     corrected = loss_parts(run_of("kl"), student, labels, mean, teacher)
     authors = loss_parts(run_of("kl", conventions="authors"), student, labels, mean, teacher)
     assert authors.ce == corrected.ce
@@ -108,6 +115,6 @@ def test_the_authors_divide_by_padding_and_weigh_by_sigma(batch):
 
 def test_methods_without_experts_have_cross_entropy_only(batch):
     for method in ("full", "lora"):
-        parts = loss_parts(run_of(method), draw(0, 2, 3, 10), batch["labels"])
+        parts = loss_parts(run_of(method), states_of(draw(0, 2, 3, 10)), batch["labels"])
         assert parts.total == parts.ce
         assert parts.gate == parts.distil == 0

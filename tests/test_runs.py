@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import pytest
 
-from distilwhisper_lib import UserError
+from distilwhisper_lib import UserError, training
 from distilwhisper_lib.clips import TOO_LONG
 from distilwhisper_lib.data import load_data, write_data_report
+from distilwhisper_lib.evaluation import transcribe
 from distilwhisper_lib.gates import gate_path, read_gates
 from distilwhisper_lib.hypotheses import read_published
 from distilwhisper_lib.runs import evaluate, record_run, scores_table, written
@@ -72,6 +75,38 @@ def test_new_weights_do_not_keep_old_hypotheses(study):
     stale = (config.output_dir / "in_domain-test.jsonl").stat().st_mtime_ns
     complete(config)
     assert (config.output_dir / "in_domain-test.jsonl").stat().st_mtime_ns != stale
+
+
+def test_a_record_says_how_its_clips_were_decoded(study):
+    record = complete(study("clsr", eval_precision="bf16"))
+    for evaluation in record["evaluations"]:
+        assert evaluation["precision"] == "bf16"
+        assert evaluation["batch_size"] == 4
+        assert evaluation["rtf"] == pytest.approx(
+            evaluation["seconds"] / evaluation["audio_seconds"], abs=1e-4
+        )
+
+
+def test_there_is_no_teacher_in_memory_when_a_run_is_evaluated(study, monkeypatch):
+    teachers, alive = [], []
+    build = training.Teacher.__init__
+
+    def remember(self, model, *args, **kwargs):
+        build(self, model, *args, **kwargs)
+        teachers.append(weakref.ref(self.model))
+
+    def look(*args, **kwargs):
+        alive.extend(ref() for ref in teachers)
+        return transcribe(*args, **kwargs)
+
+    monkeypatch.setattr(training.Teacher, "__init__", remember)
+    monkeypatch.setattr("distilwhisper_lib.runs.transcribe", look)
+    gc.disable()  # nobody comes by
+    try:
+        complete(study("js"))
+    finally:
+        gc.enable()
+    assert len(teachers) == 1 and alive == [None, None]
 
 
 def test_a_data_report_lists_what_a_run_reads(study):

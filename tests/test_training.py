@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distilwhisper_lib import UserError
+from distilwhisper_lib import UserError, trainer
 from distilwhisper_lib import training as kit
 from distilwhisper_lib.data import load_data
 
@@ -99,13 +99,15 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_log(method, step, st
     with pytest.raises(KeyboardInterrupt):
         kit.train(config, data)
     checkpoints = config.output_dir / "checkpoints"
-    saved = load_file(checkpoints / "checkpoint-3" / kit.WEIGHTS)
+    saved = load_file(checkpoints / "checkpoint-3" / trainer.WEIGHTS)
     fresh = kit.prepare(kit.load_model("student", gate_dim=8)[0], config)
     assert saved.keys() == kit.trained_tensors(fresh).keys()
     monkeypatch.setattr(kit.DistilTrainer, "compute_loss", compute_loss)
     resumed = kit.train(config, data).summary
     for volatile in ("seconds", "peak_memory_bytes"):
         resumed.pop(volatile), undisturbed.pop(volatile)
+    for summary in (resumed, undisturbed):  # the second of two runs finds the targets of the first
+        summary.get("teacher_targets", {}).pop("built", None)
     for log in (resumed["log"], undisturbed["log"]):
         for entry in log:
             entry.pop("grad_norm", None)
@@ -223,7 +225,7 @@ def test_a_token_limit_beyond_the_model_is_refused_before_training(study):
 def test_training_time_goes_on_after_an_interruption(tmp_path):
     note = tmp_path / "elapsed.json"
     note.write_text("100.5")
-    clock = kit._Clock(note)
+    clock = trainer.Clock(note)
     clock.on_train_begin(None, SimpleNamespace(global_step=0), None)
     assert clock.seconds() < 100
     clock.on_train_begin(None, SimpleNamespace(global_step=3), None)

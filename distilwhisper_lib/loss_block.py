@@ -1,0 +1,116 @@
+"""The losses over the vocabulary, from hidden states, a few positions at a time.
+
+A Whisper's logits are its final hidden states times its tied head: 51,865 numbers for each token.
+Here they exist for a chunk of positions only, and again for a moment when gradients are taken, so
+that memory does not grow with batch x vocabulary. The formulas are those of losses.py.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .losses import IGNORE, cross_entropy_sum, divergence_sum, log_probs
+
+# Positions x vocabulary of one chunk: 32 MiB a float32 tensor, of which a handful live at once.
+CHUNK_ELEMENTS = 2**23
+
+
+class States(NamedTuple):
+    """Final decoder hidden states, after the last layer norm, and the head that reads them."""
+
+    states: Tensor  # (..., D)
+    head: Tensor  # (V, D)
+
+
+class TopK(NamedTuple):
+    """A teacher's likeliest next tokens, at the temperature of the run."""
+
+    log_probs: Tensor  # (..., K + 1), the last one of all other tokens together
+    tokens: Tensor  # (..., K)
+
+
+def token_losses(
+    student: States,
+    labels: Tensor,
+    teacher: States | TopK | None = None,
+    kind: Literal["kl", "js"] = "js",
+    *,
+    keep: Tensor | None = None,
+    smoothing: float = 0.0,
+    temperature: float = 1.0,
+    epsilon: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """(cross entropy, divergence) as losses.cross_entropy and losses.divergence define them.
+
+    ``labels`` (...) with -100 where there is none; ``keep`` (...) marks the positions that the
+    divergence counts, all labelled ones among them (None: all). Without a teacher the divergence
+    is 0, as both are where nothing counts. Gradients reach the states and the head. Against TopK
+    the divergence is that of distributions whose other tokens are taken together as one.
+    """
+    kept = torch.ones_like(labels, dtype=torch.bool) if keep is None else keep
+    rows = kept.flatten().nonzero().squeeze(-1)
+    labels = labels.flatten()[rows]
+    labelled = (labels != IGNORE).sum()
+    states = student.states.flatten(0, -2)[rows]  # (N, D)
+    head = _in_working_precision(student.head)
+    target = _rows_of(teacher, rows)
+
+    def losses_of(part: slice) -> tuple[Tensor, Tensor]:
+        logits = F.linear(states[part].to(head.dtype), head)  # (n, V)
+        ce = cross_entropy_sum(logits, labels[part], smoothing)
+        if target is None:
+            return ce, ce.new_zeros(())
+        p, q = _log_probs_of_both(logits, target, part, temperature)
+        return ce, divergence_sum(p, q, kind, temperature, epsilon)
+
+    ce = distil = states[:0].float().sum()  # 0 with a gradient of 0, where nothing counts
+    step = max(1, CHUNK_ELEMENTS // len(head))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        # Nothing in there is random, so no random state has to be put back.
+        parts = checkpoint(losses_of, part, use_reentrant=False, preserve_rng_state=False)
+        ce, distil = ce + parts[0], distil + parts[1]
+    return ce / labelled.clamp(min=1), distil / max(len(rows), 1)
+
+
+def _in_working_precision(head: Tensor) -> Tensor:
+    """The head as autocast would have it in every product: turned over once, not in each chunk."""
+    kind = head.device.type
+    return head.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else head
+
+
+def _rows_of(teacher: States | TopK | None, rows: Tensor) -> States | TopK | None:
+    if teacher is None:
+        return None
+    first = teacher[0].flatten(0, -2)[rows]
+    if isinstance(teacher, States):
+        return States(first, _in_working_precision(teacher.head))
+    return TopK(first, teacher.tokens.flatten(0, -2)[rows])
+
+
+def _log_probs_of_both(
+    logits: Tensor, target: States | TopK, part: slice, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Student's and teacher's log-probabilities (n, V), or (n, K + 1) with the others together."""
+    p = log_probs(logits, temperature)
+    if isinstance(target, States):
+        states = target.states[part].to(target.head.dtype)
+        return p, log_probs(F.linear(states, target.head), temperature)
+    tokens = target.tokens[part].long()
+    others = p.scatter(-1, tokens, float("-inf")).logsumexp(-1, keepdim=True)
+    # Normalised again: half precision rounded each of them.
+    return torch.cat([p.gather(-1, tokens), others], -1), log_probs(target.log_probs[part])
+
+
+def top_k(states: States, k: int, temperature: float) -> TopK:
+    """The k likeliest tokens of each position, and the mass of all others."""
+    everything = log_probs(F.linear(states.states, states.head), temperature)
+    k = min(k, everything.shape[-1] - 1)
+    found, tokens = everything.topk(k, -1)
+    others = everything.scatter(-1, tokens, float("-inf")).logsumexp(-1, keepdim=True)
+    return TopK(torch.cat([found, others], -1), tokens)

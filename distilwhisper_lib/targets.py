@@ -1,0 +1,239 @@
+"""What the teacher says about a training set, computed once and read by every run that needs it.
+
+Before distillation the teacher runs over the training set with the student's labels. What is kept
+of each labelled position is its final decoder hidden state in float16 ("hidden"; logits are made
+of it again in loss_block.py, with the teacher's own head, so KL and JS at any temperature share
+it), or, for small disks, the TOP_K likeliest tokens at the run's temperature and the mass of all
+others ("top_k"). Measured on the embedded pair (tests/test_targets.py) against the teacher itself:
+hidden is off by less than 0.01 % in the loss and 0.1 % in its gradient, with TOP_K_ERRORS in the
+compact mode.
+
+``outputs/teacher_targets/<language>-<hash of the identity>/`` holds flat safetensors shards, the
+teacher's head, and, written last, index.json: the identity (everything that decides the targets),
+each file's SHA-256, and where each clip stands. Student, seed, loss, dropout and SpecAugment are
+no part of the identity. Whatever is: another value is another folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .config import RunConfig
+from .device import precision_here
+from .errors import UserError, reason
+from .features import Collator
+from .files import sha256_file
+from .loss_block import States, TopK
+from .losses import IGNORE
+from .target_files import FORMAT, HEAD, INDEX, TOP_K, Place, build, plan
+from .teacher import TeacherSource
+
+FOLDER = Path("outputs/teacher_targets")
+
+
+@dataclass(frozen=True)
+class StoredTargets:
+    """Verified targets on disk. Small, so that it travels to the workers that read audio."""
+
+    folder: Path
+    places: dict[str, Place]
+    about: dict[str, Any]  # mode, bytes, seconds of the build, and whether this run built them
+
+    def read(self, clip: str) -> dict[str, Tensor]:
+        """One clip's targets by name, (N, ...) of its N labelled positions."""
+        _, shard, start, stop = self.places[clip]
+        with safe_open(self.folder / shard, framework="pt") as file:  # mapped, not read
+            return {name: file.get_slice(name)[start:stop] for name in file.keys()}
+
+    def teacher(self) -> StoredTeacher:
+        """What a trainer asks instead of a Teacher."""
+        if self.about["mode"] == "top_k":
+            return StoredTeacher(None)
+        return StoredTeacher(load_file(self.folder / HEAD)["head"].float())
+
+
+class StoredTeacher:
+    """A Teacher whose answers stand in the batch; of its model only the head is held."""
+
+    def __init__(self, head: Tensor | None) -> None:
+        self.head = head
+
+    def to(self, device: torch.device | str) -> StoredTeacher:
+        self.head = None if self.head is None else self.head.to(device)
+        return self
+
+    def targets(self, batch: dict[str, Tensor]) -> States | TopK:
+        """As Teacher.targets(), of a Collator's batch of rows with targets."""
+        if self.head is None:
+            return TopK(batch["teacher_log_probs"], batch["teacher_tokens"])
+        return States(batch["teacher_states"], self.head)
+
+
+def stored_targets(
+    config: RunConfig,
+    table: pd.DataFrame,
+    data_hash: str,
+    collator: Collator,
+    source: TeacherSource,
+) -> StoredTargets:
+    """The targets of a training table, built when they are not there yet.
+
+    ``data_hash`` is the table's corpora.corpus_hash; the source's teacher is loaded only to build.
+    An interrupted build goes on; of several processes that want the same targets one builds and
+    the others wait. Raises UserError when what is there is damaged, unless the run asks to
+    rebuild (which makes the damaged files anew), and when the disk is too small.
+    """
+    counts, labels_hash = _labels_of(table, collator)
+    identity = _identity(config, labels_hash, data_hash, collator, source)
+    digest = _digest(json.dumps([FORMAT, identity], sort_keys=True))
+    folder = FOLDER / f"{config.language}-{digest[:12]}"
+    width = TOP_K * 6 + 2 if config.targets == "top_k" else source.config.d_model * 2  # bytes
+    places = plan(counts, width)
+    found = _found(folder, identity, places, config.rebuild_teacher_targets)
+    if found is None:
+        with _alone(folder):  # where another process may just have built them
+            found = _found(folder, identity, places, config.rebuild_teacher_targets)
+            if found is None:
+                _check_room(folder, places, width)
+                build(folder, identity, places, table, collator, config, source)
+                found = _verified(folder, identity, places, built=True)
+    return found
+
+
+# Identity ------------------------------------------------------------------------------------
+
+
+def _labels_of(table: pd.DataFrame, collator: Collator) -> tuple[dict[str, int], str]:
+    """How many labelled positions each clip has, and the hash of all decoder inputs and labels."""
+    counts, digest = {}, hashlib.sha256()
+    for row in table[["id", "text", "language"]].to_dict("records"):
+        inputs, labels = collator.label_tokens(row)
+        counts[row["id"]] = sum(label != IGNORE for label in labels)
+        digest.update(json.dumps([row["id"], inputs, labels]).encode() + b"\n")
+    return counts, digest.hexdigest()
+
+
+def _identity(
+    config: RunConfig,
+    labels_hash: str,
+    data_hash: str,
+    collator: Collator,
+    source: TeacherSource,
+) -> dict[str, Any]:
+    """Everything that decides the targets, as JSON has it."""
+    compact = {"k": TOP_K, "temperature": config.temperature}
+    return {
+        "mode": config.targets,
+        "teacher": source.about["name"],
+        "teacher_revision": config.teacher_revision,
+        "teacher_weights": source.about["sha256"],
+        "data": data_hash,
+        "labels": labels_hash,
+        "tokenizer": _digest(json.dumps(sorted(collator.tokenizer.get_vocab().items()))),
+        "extractor": _digest(json.dumps(collator.extractor.to_dict(), sort_keys=True, default=str)),
+        "precision": precision_here(config),
+        "dtype": "float16",
+    } | (compact if config.targets == "top_k" else {})
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# What is there already -----------------------------------------------------------------------
+
+
+def _found(
+    folder: Path, identity: dict[str, Any], places: list[Place], rebuild: bool
+) -> StoredTargets | None:
+    """Complete and sound targets; None where there are none, or none that may stay."""
+    if not (folder / INDEX).exists():
+        return None
+    try:
+        return _verified(folder, identity, places, built=False)
+    except UserError:
+        if rebuild:
+            return None
+        raise
+
+
+def _verified(
+    folder: Path, identity: dict[str, Any], places: list[Place], built: bool
+) -> StoredTargets:
+    """Compare a folder with what it must be, byte by byte; UserError at the first difference."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        version, files, clips = index["format"], index["files"], index["clips"]
+        theirs, seconds = index["identity"], index["seconds"]
+        sizes = {file["file"]: (file["bytes"], file["sha256"]) for file in files}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unsound(folder, f"have an unreadable {INDEX} ({reason(error)})") from None
+    if version != FORMAT:
+        raise _unsound(folder, f"have format {version!r}, expected {FORMAT}")
+    for name, mine in identity.items():
+        if (other := theirs.get(name)) != mine:
+            raise _unsound(folder, f"were made for {name} {other!r}, this run has {mine!r}")
+    if clips != [list(place) for place in places]:
+        raise _unsound(folder, f"have other clips in {INDEX} than this run")
+    for name, (size, sha256) in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else 0
+        if found != size:
+            raise _unsound(folder, f"are cut off: {name} has {found} bytes, expected {size}")
+        if sha256_file(path) != sha256:
+            raise _unsound(folder, f"are damaged: {name} is not what was written (SHA-256)")
+    about = {
+        "mode": identity["mode"],
+        "bytes": sum(size for size, _ in sizes.values()),
+        "seconds": seconds,
+        "built": built,
+    }
+    return StoredTargets(folder, {place.clip: place for place in places}, about)
+
+
+def _unsound(folder: Path, what: str) -> UserError:
+    return UserError(
+        f"the teacher targets in {folder} {what}: remove that folder, or set "
+        '{"rebuild_teacher_targets": true}, to have them built again'
+    )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which dies with the process that holds it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is building the teacher targets in {folder}: waiting", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_room(folder: Path, places: list[Place], width: int) -> None:
+    needed = width * sum(place.stop - place.start for place in places)
+    free = shutil.disk_usage(folder.parent).free
+    there = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if needed > free + there:
+        raise UserError(
+            f"the teacher targets need {needed / 1e9:.1f} GB in {folder.parent}, which has "
+            f'{free / 1e9:.1f} GB left: make room, or set teacher_targets to "top_k" or "online"'
+        )
