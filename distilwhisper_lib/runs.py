@@ -13,6 +13,7 @@ from .config import NOTEBOOK_OF, WITH_EXPERTS, RunConfig
 from .data import RunData
 from .evaluation import read_hypotheses, timing_path, transcribe
 from .files import sha256_file, write_atomic
+from .forgetting import hear_untrained
 from .gates import SCHEMA as GATE_SCHEMA
 from .gates import gate_path, inspect_clip, summarise
 from .hypotheses import FIELD, hypotheses_path, publish
@@ -54,6 +55,7 @@ def record_run(
         "data": data.describe(),
         "training": trained.summary,
         "evaluations": evaluations,
+        "forgetting": hear_untrained(config, trained),
     }
     finished = config.output_dir / RECORD
     if finished.exists():
@@ -175,5 +177,5 @@ def _publish(config: RunConfig, domain: str) -> str:
 
 def _findings(record: dict[str, Any]) -> dict[str, Any]:
     """What of a record must be equal for two records to tell of the same run."""
-    keys = ("run_id", "models", "data", "training", "evaluations")
-    return {key: record[key] for key in keys}
+    keys = ("run_id", "models", "data", "training", "evaluations", "forgetting")
+    return {key: record.get(key) for key in keys}
