@@ -38,6 +38,7 @@ _EXACT_SEEK = {("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")}
 # soundfile takes a name that ends in .raw for samples without a header: TypeError.
 _READ_ERRORS = (soundfile.SoundFileError, OSError, TypeError)
 
+Readable = str | Path | bytes | bytearray | memoryview  # what callers give
 Source = Path | bytes
 
 
@@ -55,7 +56,7 @@ class Header(NamedTuple):
 
 
 def read_audio(
-    source: str | Path | bytes, start: float | None = None, end: float | None = None
+    source: Readable, start: float | None = None, end: float | None = None
 ) -> np.ndarray:
     """The samples of a file, or of its segment from `start` to `end` in seconds.
 
@@ -72,22 +73,22 @@ def read_audio(
     and when the segment is not inside it.
     """
     start, end = _bound(start), _bound(end)
+    source = _source(source)
     if isinstance(source, bytes):
         samples = _decode(source, _header(source))
         first, last = _segment(source, start, end, len(samples))
         return samples[first:last]
-    path = Path(source)
     if start is None and end is None:
-        return _decode(path, _header(path))
-    if (samples := _CACHE.get(path)) is None:
-        header = _header(path)
+        return _decode(source, _header(source))
+    if (samples := _CACHE.get(source)) is None:
+        header = _header(source)
         if header.rate == SAMPLE_RATE and header.exact_seek:
-            first, last = _segment(path, start, end, header.frames)
-            return _decode(path, header, first, last)
+            first, last = _segment(source, start, end, header.frames)
+            return _decode(source, header, first, last)
         # Before the decoding, which takes longer than finding the segment outside the file.
-        _segment(path, start, end, round(header.seconds * SAMPLE_RATE))
-        samples = _CACHE.put(path, _decode(path, header))
-    first, last = _segment(path, start, end, len(samples))
+        _segment(source, start, end, round(header.seconds * SAMPLE_RATE))
+        samples = _CACHE.put(source, _decode(source, header))
+    first, last = _segment(source, start, end, len(samples))
     return samples[first:last].copy()
 
 
@@ -96,12 +97,12 @@ def audio_seconds(path: str | Path) -> float:
     return _header(Path(path)).seconds
 
 
-def decoded_seconds(source: str | Path | bytes, far: float = math.inf) -> float:
+def decoded_seconds(source: Readable, far: float = math.inf) -> float:
     """The length that decoding gives: slower than `audio_seconds`, and sure that all is there.
 
     Where the header says more than `far` seconds, nothing is decoded and that is the answer.
     """
-    source = source if isinstance(source, bytes) else Path(source)
+    source = _source(source)
     header = _header(source)
     if header.seconds > far:
         return header.seconds
@@ -111,6 +112,10 @@ def decoded_seconds(source: str | Path | bytes, far: float = math.inf) -> float:
 def check_segment(path: str | Path, start: float | None, end: float | None, seconds: float) -> None:
     """Raise `UserError` unless [start, end) lies within a file of this length in seconds."""
     _segment(Path(path), _bound(start), _bound(end), round(seconds * SAMPLE_RATE))
+
+
+def _source(given: Readable) -> Source:
+    return bytes(given) if isinstance(given, bytes | bytearray | memoryview) else Path(given)
 
 
 def _header(source: Source) -> Header:

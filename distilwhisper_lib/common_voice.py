@@ -22,6 +22,7 @@ from .config import locate
 from .errors import UserError
 from .inspection import ClipChecks
 from .languages import code_in, find_language
+from .text import says_nothing
 
 FOLDER = "common_voice"
 SITE = "https://mozilladatacollective.com"
@@ -39,7 +40,7 @@ def open_common_voice(rest: str, language: str, split: str, data_dir: str) -> Co
 
     The id of a clip is its file name without the suffix, which survives re-hosting. Seconds are
     those of clip_durations.tsv, where the release has it, else the recording's. Left out and
-    reported: rows without text or with a file name that leaves clips/, rows of the wrong shape
+    reported: rows that say nothing or with a file name that leaves clips/, rows of the wrong shape
     and clips named twice; `inspect` finds recordings that are missing, empty or broken.
 
     Raises `UserError` when no release or several are found, and when the split's table is
@@ -173,8 +174,8 @@ def _check_row(
         reason, detail = UNSAFE, f": {ascii(given)}"
     elif wrong := [vote for vote in VOTES if not _is_count(row.get(vote) or "0")]:
         reason, detail = MALFORMED, f": {wrong[0]} is {reprlib.repr(row[wrong[0]])}"
-    elif not text:
-        reason, detail = NO_TEXT, ""
+    elif says_nothing(text):
+        reason, detail = NO_TEXT, f": {reprlib.repr(text)}" if text else ""
     else:
         return row | {"path": name, "sentence": text}
     where = f"{path.name}, line {number}"

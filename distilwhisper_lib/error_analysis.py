@@ -14,9 +14,9 @@ import pandas as pd
 
 from .hypotheses import Row, read_published
 from .records import NORMALIZERS, Record
-from .scoring import COUNTS, METRICS, utterance_errors
+from .scoring import COUNTS, utterance_errors
 from .significance import NO_HYPOTHESES
-from .tables import LABELS, blocks, metric_of, own_evaluations, row_labels
+from .tables import HEADLINE, LABELS, RATES, blocks, own_evaluations, rate_of, row_labels
 from .text import normalize
 
 # Some text of 1 to 60 characters that stands four times or more in a row, 12 characters in all.
@@ -54,12 +54,12 @@ def each_evaluation(records: Sequence[Record], folder: str | Path | None = None)
 
 
 def error_kinds(
-    records: Sequence[Record], metric: str = "headline", normalizer: str = "marks"
+    records: Sequence[Record], metric: str = HEADLINE, normalizer: str = "marks"
 ) -> pd.DataFrame:
     """Substitutions, deletions and insertions in per cent of the references, per evaluation."""
     rows = []
     for said in each_evaluation(records):
-        name = metric_of(metric, said.place["language"])
+        name = rate_of(metric, said.place["language"])
         counts = said.evaluation["scores"][normalizer][name]
         units = counts["hits"] + counts["substitutions"] + counts["deletions"]
         shares = {kind: 100 * counts[kind] / units for kind in COUNTS[:3]}
@@ -77,7 +77,7 @@ def normalizers_side_by_side(records: Sequence[Record]) -> pd.DataFrame:
         said.place
         | {
             f"{metric.upper()} {name}": 100 * said.evaluation["scores"][name][metric][metric]
-            for metric in METRICS
+            for metric in RATES
             for name in NORMALIZERS
         }
         for said in each_evaluation(records)
@@ -135,7 +135,7 @@ def hallucinations(
 def error_by_length(
     records: Sequence[Record],
     folder: str | Path,
-    metric: str = "headline",
+    metric: str = HEADLINE,
     normalizer: str = "marks",
     bins: int = 5,
 ) -> pd.DataFrame:
@@ -149,7 +149,7 @@ def error_by_length(
         if said.rows is None:
             continue
         language = said.place["language"]
-        scored = utterance_errors(said.rows, language, normalizer, metric_of(metric, language))
+        scored = utterance_errors(said.rows, language, normalizer, rate_of(metric, language))
         seconds = np.array([row["seconds"] for row in said.rows])
         edges = np.unique(np.quantile(seconds, np.linspace(0, 1, bins + 1)))
         edges = edges if len(edges) > 1 else np.array([edges[0], edges[0]])
@@ -182,7 +182,7 @@ def worst_utterances(
     Columns id, seconds, errors, "error (%)", reference and hypothesis as normalised; `alignment`
     shows such a table. Empty, with a sentence in ``attrs["note"]``, where nothing is published.
     """
-    system, metric = LABELS.get(method, method), metric_of("headline", language)
+    system, metric = LABELS.get(method, method), rate_of(HEADLINE, language)
     columns = ["id", "seconds", "errors", "error (%)", "reference", "hypothesis"]
     place = {"system": system, "language": language, "domain": domain}
     matching = [

@@ -16,7 +16,7 @@ import pandas as pd
 
 from .files import write_atomic
 from .records import DOMAINS, NORMALIZERS, Record
-from .tables import METRICS, NOT_RUN, Tables, results_tables
+from .tables import AVERAGE, METRICS, NOT_RUN, Tables, results_tables
 
 
 def formatted(tables: Tables | pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +58,12 @@ def stacked(texts: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def _place(column: tuple[str, ...]) -> tuple:
     domain, language, *kind = column
     kinds = ("ours", "published", "difference")
-    return list(DOMAINS).index(domain), language == "average", language, *map(kinds.index, kind)
+    return (
+        list(DOMAINS).index(domain),
+        language.startswith(AVERAGE),
+        language,
+        *map(kinds.index, kind),
+    )
 
 
 def _sections(text: pd.DataFrame) -> Iterator[tuple[str | None, pd.DataFrame]]:

@@ -27,6 +27,7 @@ from .errors import UserError, reason
 from .files import write_atomic
 from .inspection import require_readable
 from .languages import code_in, find_language
+from .text import says_nothing
 
 REPOSITORY = "google/fleurs"
 # The hub's parquet files as they stood in September 2026; another is named behind "@".
@@ -244,7 +245,7 @@ def _table(
     records = []
     for clip in index["clips"]:
         id_, text = Path(clip["file"]).stem, clip[field]
-        if not text:
+        if says_nothing(text):
             dropped.append(Dropped(id_, NO_TEXT, f"{field} of sentence {clip[SENTENCE]}"))
             continue
         place = (str(folder / clip["file"]), math.nan, math.nan)

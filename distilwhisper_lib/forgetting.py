@@ -25,7 +25,7 @@ from .languages import find_language
 from .records import Record
 from .scoring import score
 from .subsets import take_usable
-from .tables import HEADLINE, LABELS, blocks, metric_of, row_labels
+from .tables import HEADLINE, LABELS, blocks, rate_of, row_labels
 from .training import Trained
 
 DOMAIN = "out_of_domain"  # FLEURS in the paper's presets: there in every language
@@ -151,5 +151,5 @@ def _same_part(
 def _rate(entry: Mapping[str, Any], metric: str, normalizer: str) -> float:
     if entry["scores"] is None:
         return math.nan
-    name = metric_of(metric, entry["language"])
+    name = rate_of(metric, entry["language"])
     return 100 * entry["scores"][normalizer][name][name]

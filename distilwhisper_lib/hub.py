@@ -1,16 +1,20 @@
-"""Finding one file, of several names that it may have, in a local folder or a hub repository."""
+"""Folders and hub repositories: finding one file of several names, and saying what is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import pickle
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 
-from .errors import UserError
+from .errors import UserError, reason
 
 # What a caller can say about a repository, as huggingface_hub and transformers call it.
 OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
@@ -45,6 +49,23 @@ def find_file(source: str | Path, names: Sequence[str], remedy: str, **hub: Any)
     if isinstance(source, Path) or not _could_be_repository(source):
         raise UserError(f"there is no file or folder {str(source)!r} with {names[0]}: {remedy}")
     return _download(source, names, remedy, hub)
+
+
+@contextlib.contextmanager
+def loading(name: str | Path | None) -> Iterator[None]:
+    """Say in one sentence, as a UserError, why a model or what belongs to it cannot be loaded."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        why = reason(error)[:300]
+        if isinstance(error, pickle.UnpicklingError):  # torch then advises to switch safety off
+            why = "its weights hold something other than tensors, and were not unpickled"
+        raise UserError(
+            f"model {str(name)!r} cannot be loaded ({why}): expected a folder or the hub name of a "
+            "Whisper; check the name, the revision and the network, or get its files again"
+        ) from None
 
 
 def _download(repository: str, names: Sequence[str], remedy: str, hub: dict[str, Any]) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForSpeechSeq2Seq,
+    GenerationConfig,
     WhisperConfig,
     WhisperForConditionalGeneration,
 )
@@ -27,7 +28,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from . import authors, experts
 from .clsr import GATE_MODES, SHARED, Expert, GateTrace
 from .errors import UserError
-from .hub import hub_options
+from .hub import hub_options, loading
 from .languages import whisper_language
 from .layers import RoutedDecoderLayer, RoutedEncoderLayer
 
@@ -110,20 +111,21 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         """Load a stock Whisper, a saved DistilWhisper or a checkpoint of the authors' layout.
 
         From a folder or a hub name. Fields of DistilWhisperConfig can be given by name, as with
-        any transformers model.
+        any transformers model. Raises UserError when there is no such model, or it cannot be read.
         """
         hub = hub_options(kwargs)
         given = "config" in kwargs
-        fields = _read_config(name, hub, optional=given)
-        own = [] if given else [key for key in kwargs if hasattr(DistilWhisperConfig, key)]
-        if authors.is_theirs(fields):
-            fields |= {key: kwargs.pop(key) for key in own}
-            model = cls._from_authors(name, fields, hub, *args, **kwargs)
-        else:
-            if fields.pop("model_type", None) == "whisper" and not given:
+        with loading(name):
+            fields = _read_config(name, hub, optional=given)
+            own = [] if given else [key for key in kwargs if hasattr(DistilWhisperConfig, key)]
+            if authors.is_theirs(fields):
                 fields |= {key: kwargs.pop(key) for key in own}
-                kwargs["config"] = DistilWhisperConfig.from_dict(fields)
-            model = super().from_pretrained(name, *args, **kwargs)
+                model = cls._from_authors(name, fields, hub, *args, **kwargs)
+            else:
+                if fields.pop("model_type", None) == "whisper" and not given:
+                    fields |= {key: kwargs.pop(key) for key in own}
+                    kwargs["config"] = DistilWhisperConfig.from_dict(fields)
+                model = super().from_pretrained(name, *args, **kwargs)
         (model[0] if isinstance(model, tuple) else model).hub = hub
         return model
 
@@ -327,6 +329,15 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         tokens = torch.tensor([self._language_token(code) for code in codes])
         return self.model.encoder(input_features, expert_ids=self.expert_ids_of(tokens))
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Whisper's generate(), with ``language`` (or a list, one a row) by any name or code."""
+        if (given := kwargs.get("language")) is not None:
+            config = kwargs.get("generation_config") or self.generation_config
+            listed = given if isinstance(given, (list, tuple)) else [given]
+            codes = [_prompt_language(language, config) for language in listed]
+            kwargs["language"] = codes if listed is given else codes[0]
+        return super().generate(*args, **kwargs)
+
     def forward(
         self,
         input_features: Tensor | None = None,
@@ -379,6 +390,17 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             **kwargs,
         )
         return DistilWhisperOutput(**out, gates=trace)
+
+
+def _prompt_language(language: str, generation_config: GenerationConfig) -> str:
+    """A language as generate() takes it: its token as it stands, else its code."""
+    tokens = getattr(generation_config, "lang_to_id", None) or {}
+    if language in tokens:
+        return language
+    code, _ = whisper_language(language)
+    if tokens:
+        authors.language_token(generation_config, code)
+    return code
 
 
 def _read_config(name: str | Path | None, hub: dict[str, Any], optional: bool) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from .config import EMBEDDED, locate
 from .errors import UserError, reason
 from .inspection import require_readable
 from .languages import find_language
+from .text import says_nothing
 
 _NEEDED = ("file_name", "text", "language", "split")
 # What a user takes for a recording, readable or not.
@@ -237,8 +238,9 @@ def _record(
     """One checked row of the table; `seconds_of` gives the length of a file."""
     number, fields = row
     text, speaker = fields["text"].strip(), fields.get("speaker", "").strip()
-    if not text:
-        raise UserError(f"{path}, line {number}: the text is empty; write or drop the row.")
+    if says_nothing(text):
+        said = f" ({reprlib.repr(text)} says nothing)" if text else ""
+        raise UserError(f"{path}, line {number}: the text is empty{said}; write or drop the row.")
     start, end, seconds = (_number(path, row, name) for name in ("start", "end", "seconds"))
     audio = _audio_path(path, row)
     if not (math.isnan(start) and math.isnan(end)):

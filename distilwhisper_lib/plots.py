@@ -232,7 +232,7 @@ def results_bars(table: pd.DataFrame) -> Figure:
         for axis, domain in zip(axes.flat, domains, strict=True):
             _draw_bars(axis, table, domain, numbers=bars <= 30)
         for row in axes:
-            row[0].set_ylabel(f"{table.attrs.get('metric', 'error rate').upper()} (%)")
+            row[0].set_ylabel(f"{table.attrs.get('title', 'Error rate')} (%)")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     return figure
@@ -271,8 +271,8 @@ def _draw_bars(axis: Axes, table: pd.DataFrame, domain: str, numbers: bool) -> N
     axis.grid(axis="x", visible=False)
     axis.set_title(DOMAINS[domain].capitalize())
     axis.margins(x=0.02, y=0.12)
-    if AVERAGE in names and len(names) > 1:
-        axis.axvline(names.index(AVERAGE) - 0.5, color="#BBBBBB", linewidth=0.8)
+    if len(names) > 1 and names[-1].startswith(AVERAGE):
+        axis.axvline(len(names) - 1.5, color="#BBBBBB", linewidth=0.8)
 
 
 def _system_style(system: str, index: int) -> tuple[str, str]:
@@ -282,8 +282,10 @@ def _system_style(system: str, index: int) -> tuple[str, str]:
     return known or ((base or (PURPLE, ""))[0], ("xx", "..", "oo", "++")[index % 4])
 
 
-def _group_name(name: str) -> str:
-    return "Average" if name == AVERAGE else _language_name(name)
+def _group_name(heading: str) -> str:
+    """ "th (CER)" -> "Thai (CER)"."""
+    name, space, rate = heading.partition(" ")
+    return ("Average" if name == AVERAGE else _language_name(name)) + space + rate
 
 
 def _number_bars(axis: Axes, bars: Any, texts: Sequence[str | None], above: np.ndarray) -> None:

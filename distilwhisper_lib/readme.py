@@ -11,9 +11,9 @@ from pathlib import Path
 from .errors import UserError
 from .exports import formatted, to_markdown
 from .files import write_atomic
-from .languages import LANGUAGES
+from .languages import find_language
 from .records import Record, load_records
-from .tables import METRICS, results_tables
+from .tables import HEADLINE, results_tables, title_of
 
 _NORMALIZER_NOTES = {
     "marks": "marks kept: the kit's own rule, which keeps vowel signs and tone marks",
@@ -33,25 +33,32 @@ def readme_block(records: Sequence[Record]) -> str:
 
 def _tables(records: Sequence[Record], normalizer: str) -> str:
     note = _NORMALIZER_NOTES[normalizer]
-    return "\n".join(
-        f"**{metric.upper()}** in percent, lower is better ({note})\n\n"
-        + to_markdown(formatted(results_tables(records, metric, normalizer)))
-        for metric in METRICS
-    )
+    metrics = [HEADLINE, "cer"]
+    if normalizer == "whisper" and _unspaced(records):
+        metrics.insert(1, "wer")  # Whisper's rule sets their letters apart: what the paper compares
+    parts = []
+    for metric in metrics:
+        tables = results_tables(records, metric, normalizer)
+        text = to_markdown(formatted(tables))
+        parts.append(f"**{title_of(tables)}** in percent, lower is better ({note})\n\n{text}")
+    return "\n".join(parts)
+
+
+def _unspaced(records: Sequence[Record]) -> list[str]:
+    """The names of the languages that are written without spaces."""
+    languages = [find_language(c) for c in sorted({r["config"]["language"] for r in records})]
+    return [language.name.capitalize() for language in languages if not language.spaced]
 
 
 def _notes(records: Sequence[Record]) -> str:
-    found = {record["config"]["language"] for record in records}
-    unspaced = [
-        LANGUAGES[code].name.capitalize()
-        for code in sorted(found)
-        if code in LANGUAGES and not LANGUAGES[code].spaced
-    ]
     notes = ["An average stands only where a system was run in every language of the table."]
     if len({record["config"]["seed"] for record in records}) > 1:
         notes.append("± is the sample standard deviation over seeds.")
-    if unspaced:
-        notes.append(f"Written without spaces, so read the CER first: {', '.join(unspaced)}.")
+    if unspaced := _unspaced(records):
+        notes.append(
+            f"Written without spaces, so its CER comes first: {', '.join(unspaced)}. An average "
+            "never mixes the two rates."
+        )
     conventions = sorted({record["config"]["conventions"] for record in records})
     notes.append(f"Conventions: {', '.join(conventions)}.")
     return " ".join(notes) + "\n"

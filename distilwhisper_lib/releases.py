@@ -35,8 +35,9 @@ def unpack_common_voice(archive: str | Path, folder: str | Path) -> Path:
     wrong. Files beside the language's folder stay in the archive.
 
     Raises `UserError`, and writes nothing, for an archive that is missing, cut short or no
-    .tar.gz, holds links, devices or paths that lead out, unpacks to more than `MAX_BYTES`,
-    `MAX_MEMBERS` or the free disk, holds not exactly one language, or is unpacked already.
+    .tar.gz, holds links, devices, paths that lead out or a file twice, unpacks to more than
+    `MAX_BYTES`, `MAX_MEMBERS` or the free disk, holds not exactly one language, or is unpacked
+    already.
     """
     archive, folder = Path(archive), Path(folder)
     if not hasattr(tarfile, "data_filter"):
@@ -166,6 +167,10 @@ def _extract(archive: Path, stream: IO[bytes], temporary: Path, folder: Path) ->
                     "make room on the disk, or do not trust the archive."
                 )
             _check_member(archive, member, folder)
+            if member.isreg() and (temporary / member.name).is_file():
+                raise UserError(
+                    f"Archive {archive} holds {_NAMES.repr(member.name)} twice: do not trust it."
+                )
             members.extract(member, temporary, filter="data")
             members.members.clear()  # tarfile would keep all of a million of them
     while stream.read(2**20):  # to the end, where gzip's checksum is compared

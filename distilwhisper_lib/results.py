@@ -17,21 +17,21 @@ from .errors import UserError
 from .exports import formatted
 from .readme import update_readme
 from .records import DOMAINS, Record, load_records
-from .tables import METRICS, results_tables
+from .tables import HEADLINE, results_tables
 
 
 def shown_tables(records: Sequence[Record], normalizer: str = "marks") -> str:
-    """The WER and CER tables as aligned text for a terminal."""
+    """The headline and CER tables as aligned text for a terminal."""
     if not records:
         return "No run is recorded here yet.\n"
     parts = []
-    for metric in METRICS:
-        title = f"{metric.upper()} in percent, lower is better (normaliser: {normalizer})"
+    for metric in (HEADLINE, "cer"):
         for training, table in results_tables(records, metric, normalizer).items():
             body = formatted(table)
             body.columns = [f"{DOMAINS[domain]} {name}" for domain, name in body.columns]
+            title = f"{table.attrs['title']} in percent, lower is better"
             text = body.rename_axis(None).to_string()
-            parts.append(f"{title}, {training}\n{text}\n")
+            parts.append(f"{title} (normaliser: {normalizer}), {training}\n{text}\n")
     return "\n".join(parts)
 
 

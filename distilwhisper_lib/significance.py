@@ -33,10 +33,12 @@ from .tables import (
     HEADLINE,
     LABELS,
     METRICS,
+    RATES,
+    averaged,
     blocks,
     check_choice,
-    metric_of,
     own_evaluations,
+    rate_of,
     row_labels,
 )
 
@@ -131,7 +133,7 @@ _DIFFERENCE_COLUMNS = [
 def resample(
     records: Sequence[Record],
     folder: str | Path,
-    metric: str = "wer",
+    metric: str = HEADLINE,
     normalizer: str = "marks",
     *,
     resamples: int = RESAMPLES,
@@ -143,7 +145,7 @@ def resample(
     numbers, whatever other records there are. Raises UserError for an unknown name, a damaged
     file of hypotheses, and fewer than 100 resamples.
     """
-    check_choice("metric", metric, (*METRICS, HEADLINE))
+    check_choice("metric", metric, METRICS)
     check_choice("normalizer", normalizer, NORMALIZERS)
     if resamples < 100:
         raise UserError(f"resamples={resamples} is too few for a 95 % interval: expected >= 100")
@@ -170,12 +172,13 @@ def _resample_block(
         languages = sorted(language for d, language in runs if d == domain)
         for language in languages:
             cell = _resample_cell(
-                runs[domain, language], folder, metric_of(metric, language), normalizer,
+                runs[domain, language], folder, rate_of(metric, language), normalizer,
                 resamples, place=(seed, domain, language),
             )  # fmt: skip
             found |= {(s, domain, language): cell[s] for s in systems if s in cell}
+        counted = averaged(languages, metric)
         for system in systems:
-            cells = [found.get((system, domain, language)) for language in languages]
+            cells = [found.get((system, domain, language)) for language in counted]
             if cells and None not in cells:  # as in the table: only where all languages ran
                 found[system, domain, AVERAGE] = _average(cells)
     return found
@@ -287,7 +290,7 @@ def check_scores(records: Sequence[Record], folder: str | Path) -> list[str]:
                 findings.append(f"{where}: {len(rows)} clips published, {evaluation['clips']} said")
                 continue
             for normalizer in NORMALIZERS:
-                for metric in METRICS:
+                for metric in RATES:
                     scored = utterance_errors(rows, evaluation["language"], normalizer, metric)
                     again = scored.errors.sum() / scored.units.sum()
                     said = evaluation["scores"][normalizer][metric][metric]

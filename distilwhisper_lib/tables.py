@@ -21,9 +21,10 @@ from .errors import UserError
 from .languages import find_language
 from .records import DOMAINS, NORMALIZERS, Record
 
-# "headline" is each language's own: the CER where words are not spaced, else the WER.
-METRICS = ("wer", "cer")
+RATES = ("wer", "cer")
+# The CER where words are not spaced, else the WER.
 HEADLINE = "headline"
+METRICS = (HEADLINE, *RATES)
 AVERAGE = "average"
 NOT_RUN = "not run"
 
@@ -46,7 +47,7 @@ Cells = dict[str, dict[Column, dict[int, float]]]
 
 def results_tables(
     records: Sequence[Record],
-    metric: str = "wer",
+    metric: str = HEADLINE,
     normalizer: str = "marks",
     languages: Sequence[str] | None = None,
 ) -> Tables:
@@ -60,22 +61,27 @@ def results_tables(
 
 def results_table(
     records: Sequence[Record],
-    metric: str = "wer",
+    metric: str = HEADLINE,
     normalizer: str = "marks",
     languages: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Error rates in percent: one row per system, one column per (domain, language).
 
+    ``metric``: "wer", "cer" or, by default, "headline": WER, but CER for languages that are
+    written without spaces, whose columns say so, ``"th (CER)"``. ``table.attrs["title"]`` names
+    what the table shows.
+
     Rows stand in the paper's order, systems without a run included (NaN). ``languages`` are
     columns in any case; without it, those of the records are. Each domain ends with an
-    ``average`` column, which is filled only where the row has all of the domain's languages. A
+    ``average`` column, which is filled only where the row has all of the languages that it
+    averages. Beside a CER column that is ``average (WER)``, of the other languages alone. A
     record counts for the language it was run for. Several seeds become their mean; their sample
     standard deviation is in ``table.attrs["sd"][row][(domain, language)]`` and the number of
     seeds in ``table.attrs["seeds"]``. Runs of one method with different settings get rows of
     their own, which name the settings that differ. UserError for an unknown name, records of
     several training sizes, and a run given twice.
     """
-    check_choice("metric", metric, (*METRICS, HEADLINE))
+    check_choice("metric", metric, METRICS)
     check_choice("normalizer", normalizer, NORMALIZERS)
     if len(titles := list(blocks(records))) > 1:
         raise UserError(
@@ -83,21 +89,34 @@ def results_table(
             "use results_tables"
         )
     cells = _collect(records, metric, normalizer)
-    columns = _columns(cells, languages)
+    columns = _columns(cells, metric, languages)
+    headings = _headings(columns, metric)
     rows = _rows(records)
     summary = {row: _summarise(cells.get(row, {}), columns) for row in rows}
-    index = pd.MultiIndex.from_tuples(columns, names=["domain", "language"]) if columns else []
     values = [[summary[row][column][0] for column in columns] for row in rows]
+    index = pd.MultiIndex.from_arrays(
+        [[domain for domain, _ in headings.values()], [name for _, name in headings.values()]],
+        names=["domain", "language"],
+    )
     table = pd.DataFrame(values, pd.Index(rows, name="system"), index, dtype=float)
     table.attrs = {
+        "title": " or ".join(m.upper() for m in RATES if m in columns.values()),
         "metric": metric,
         "normalizer": normalizer,
-        "sd": {row: {c: s[1] for c, s in line.items()} for row, line in summary.items()},
-        "seeds": {row: {c: s[2] for c, s in line.items()} for row, line in summary.items()},
+        "sd": {row: {headings[c]: s[1] for c, s in line.items()} for row, line in summary.items()},
+        "seeds": {
+            row: {headings[c]: s[2] for c, s in line.items()} for row, line in summary.items()
+        },
         "train_size": next((record["config"].get("train_size") for record in records), None),
         "corpora": {e["domain"]: e["corpus"] for r in records for e in r["evaluations"]},
     }
     return table
+
+
+def title_of(tables: Tables) -> str:
+    """What the tables show: "WER", "CER" or "WER or CER"."""
+    shown = [table.attrs["title"] for table in tables.values()]
+    return " or ".join(rate.upper() for rate in RATES if any(rate.upper() in t for t in shown))
 
 
 def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
@@ -106,9 +125,17 @@ def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
         raise UserError(f"unknown {what} {value!r}: expected one of {', '.join(known)}")
 
 
-def metric_of(metric: str, language: str) -> str:
-    """The metric itself, or what "headline" means for the language."""
+def rate_of(metric: str, language: str) -> str:
+    """The rate, "wer" or "cer", that a table of this metric shows for a language."""
     return find_language(language).headline if metric == HEADLINE else metric
+
+
+def averaged(languages: Sequence[str], metric: str) -> list[str]:
+    """The languages that an average is over. It is of one rate: the WER of those that show it,
+    the CER where none does."""
+    rates = {language: rate_of(metric, language) for language in languages}
+    rate = "wer" if "wer" in rates.values() else "cer"
+    return [language for language in languages if rates[language] == rate]
 
 
 def blocks(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -143,7 +170,7 @@ def _collect(records: Sequence[Record], metric: str, normalizer: str) -> Cells:
     cells: Cells = defaultdict(lambda: defaultdict(dict))
     for record, label in zip(records, row_labels(records), strict=True):
         language, seed = record["config"]["language"], record["config"]["seed"]
-        name = metric_of(metric, language)
+        name = rate_of(metric, language)
         for evaluation in own_evaluations(record):
             seeds = cells[label][evaluation["domain"], language]
             if seed in seeds:
@@ -155,30 +182,47 @@ def _collect(records: Sequence[Record], metric: str, normalizer: str) -> Cells:
     return cells
 
 
-def _columns(cells: Cells, languages: Sequence[str] | None) -> list[Column]:
+def _columns(cells: Cells, metric: str, languages: Sequence[str] | None) -> dict[Column, str]:
+    """Every column in order, with the rate that it shows."""
     found = {column for row in cells.values() for column in row}
     found |= {(domain, language) for domain in DOMAINS for language in languages or ()}
-    columns = []
+    columns = {}
     for domain in DOMAINS:
-        names = sorted(language for d, language in found if d == domain)
-        columns += [(domain, language) for language in names]
-        columns += [(domain, AVERAGE)] if names else []
+        names = sorted(name for d, name in found if d == domain)
+        columns |= {(domain, name): rate_of(metric, name) for name in names}
+        if names:
+            columns[domain, AVERAGE] = rate_of(metric, averaged(names, metric)[0])
     return columns
 
 
+def _headings(columns: Mapping[Column, str], metric: str) -> dict[Column, Column]:
+    """Each column as the table calls it: with its rate, where that is not the usual or only one."""
+    usual = "wer" if metric == HEADLINE else metric
+    headings = {}
+    for (domain, name), rate in columns.items():
+        alone = len({r for (d, _), r in columns.items() if d == domain}) == 1
+        plain = rate == usual and (alone or name != AVERAGE)
+        headings[domain, name] = (domain, name if plain else f"{name} ({rate.upper()})")
+    return headings
+
+
 def _summarise(
-    row: Mapping[Column, dict[int, float]], columns: Sequence[Column]
+    row: Mapping[Column, dict[int, float]], columns: Mapping[Column, str]
 ) -> dict[Column, tuple[float, float, int]]:
     """(mean, standard deviation, seeds) per column; NaN where there is nothing to say."""
     filled = dict(row)
-    for domain in DOMAINS:
-        languages = [column for column in columns if column[0] == domain and column[1] != AVERAGE]
-        if languages and all(row.get(column) for column in languages):
+    for average in [column for column in columns if column[1] == AVERAGE]:
+        shown = [
+            column
+            for column, rate in columns.items()
+            if column[0] == average[0] and column != average and rate == columns[average]
+        ]
+        if all(row.get(column) for column in shown):
             # The spread of an average is that of the seeds which ran in every language.
-            seeds = set.intersection(*(set(row[column]) for column in languages))
-            filled[domain, AVERAGE] = {
-                seed: statistics.fmean(row[column][seed] for column in languages) for seed in seeds
-            } or {-1: statistics.fmean(statistics.fmean(row[c].values()) for c in languages)}
+            seeds = set.intersection(*(set(row[column]) for column in shown))
+            filled[average] = {
+                seed: statistics.fmean(row[column][seed] for column in shown) for seed in seeds
+            } or {-1: statistics.fmean(statistics.fmean(row[c].values()) for c in shown)}
     return {column: _mean_sd(list(filled.get(column, {}).values())) for column in columns}
 
 

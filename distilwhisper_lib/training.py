@@ -24,6 +24,7 @@ from .errors import UserError
 from .features import Collator
 from .files import write_atomic
 from .gates import PROMPT_TOKENS
+from .hub import loading
 from .model import DistilWhisperForConditionalGeneration
 from .targets import StoredTargets, stored_targets
 from .teacher import Teacher, TeacherSource, check_pair
@@ -182,7 +183,8 @@ def load_model(
     model = DistilWhisperForConditionalGeneration.from_pretrained(
         source, revision=revision, dtype=torch.float32, attn_implementation="sdpa", **settings
     )
-    return model, WhisperProcessor.from_pretrained(source, revision=revision)
+    with loading(name):
+        return model, WhisperProcessor.from_pretrained(source, revision=revision)
 
 
 def expert_settings(config: RunConfig) -> dict[str, Any]:

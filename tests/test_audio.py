@@ -80,6 +80,9 @@ def test_bytes_give_the_samples_of_the_file(tmp_path, suffix, kind, subtype):
     segment = read_audio(path.read_bytes(), 0.5, 1.0)
     np.testing.assert_array_equal(segment, samples[8_000:16_000])
     assert decoded_seconds(path) == decoded_seconds(path.read_bytes())
+    for given in (bytearray(path.read_bytes()), memoryview(path.read_bytes())):
+        np.testing.assert_array_equal(read_audio(given, 0.5, 1.0), segment)
+        assert decoded_seconds(given) == decoded_seconds(path)
     assert decoded_seconds(path) == pytest.approx(2.0, rel=0.05)
 
 

@@ -70,6 +70,8 @@ def test_the_hostile_release_loses_what_is_broken_and_nothing_else(tmp_path, pla
     details = {d.id: d.detail for d in dropped}
     assert details["common_voice_ca_31s"] == "31.00 s"
     assert details["common_voice_ca_silent"] == "train.tsv, line 9"
+    assert details["common_voice_ca_width"] == r"train.tsv, line 10: '\u200b'"
+    assert details["common_voice_ca_dots"] == "train.tsv, line 11: '...'"
     assert details["common_voice_ca_label"].endswith("tokens, at most 448")
 
 

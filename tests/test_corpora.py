@@ -137,7 +137,8 @@ def test_given_seconds_spare_the_headers(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"text": "  "}, "the text is empty"),
+        ({"text": "  "}, "the text is empty; write"),
+        ({"text": " \u200b..."}, r"the text is empty \('\\u200b...' says nothing\); write"),
         ({"language": "klingon"}, "Unknown language 'klingon'"),
         ({"id": "a"}, "the id 'a' stands on line 2 already"),
         ({"id": "x\ny"}, r"the id 'x\\ny' must be one line"),

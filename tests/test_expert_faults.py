@@ -213,6 +213,32 @@ def test_a_malicious_base_does_not_run(tiny_model, tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("model_type", ["whisper", "distilwhisper"])
+@pytest.mark.parametrize("damage", ["malicious", "cut", "text"])
+def test_a_damaged_or_malicious_stock_checkpoint(tiny_model, tmp_path, model_type, damage):
+    """Transformers' own answer has ten lines and advises to switch torch's safety off."""
+    marker, folder = tmp_path / "owned", tmp_path / "base"
+    model = tiny_model()
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"distilwhisper"', f'"{model_type}"'))
+    weights = folder / "pytorch_model.bin"
+    torch.save({"weight": Bomb(marker)} if damage == "malicious" else model.state_dict(), weights)
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif damage == "text":
+        weights.write_text("<html>not found</html>" * 9)
+    with pytest.raises(
+        UserError, match=r"model '.*base' cannot be loaded \(.+\): expected"
+    ) as error:
+        DistilWhisperForConditionalGeneration.from_pretrained(folder)
+    said = str(error.value)
+    assert "\n" not in said and "weights_only" not in said and len(said) < 550
+    assert error.value.__suppress_context__
+    assert not marker.exists()
+
+
 def test_a_file_that_would_unpack_into_more_than_it_weighs(files, refused):
     path = files["authors"]
     with zipfile.ZipFile(path) as archive:

@@ -8,6 +8,7 @@ from transformers import AutoModelForSpeechSeq2Seq, WhisperConfig, WhisperForCon
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
 from distilwhisper_lib.clsr import SHARED, soft_gate
+from distilwhisper_lib.training import load_model
 
 FRAMES = 300
 
@@ -249,3 +250,56 @@ def test_unknown_gate_mode_and_language_are_refused(tiny_model, features, prompt
         tiny_model("ca")(features, prompts("ca", "ca", "ca", "ca"), gate_mode="ajar")
     with pytest.raises(UserError, match="'klingon'"):
         tiny_model("klingon")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("language", ["ca", "CA", " Catalan ", "Valencian", "<|ca|>"])
+def test_generate_takes_a_language_by_any_name(tiny_model, features, language):
+    model = tiny_model("ca")
+    expected = model.generate(features, language=["ca"] * 4, task="transcribe", max_new_tokens=8)
+    given = model.generate(features, language=language, task="transcribe", max_new_tokens=8)
+    assert given.tolist() == expected.tolist()
+    listed = model.generate(features, language=[language] * 4, max_new_tokens=8)
+    assert listed.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("language", ["xx", "klingon", 7, "<|xx|>", ["ca", "xx", "ca", "ca"], ""])
+def test_generate_refuses_an_unknown_language_in_one_sentence(tiny_model, features, language):
+    model = tiny_model("ca")
+    with pytest.raises(UserError, match="Unknown language .*: give the code or English") as error:
+        model.generate(features, language=language, task="transcribe", max_new_tokens=3)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_generate_refuses_a_language_that_this_model_has_not(tiny_model, features):
+    model = tiny_model("ca")
+    del model.generation_config.lang_to_id["<|yue|>"]  # as in large-v2 and everything before it
+    with pytest.raises(
+        UserError, match="'yue' is not in this model's generation_config.lang_to_id"
+    ):
+        model.generate(features, language="Cantonese", max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("naver/absent", "find them in the cached files"),
+        ("/no/such/folder", "Repo id"),
+        ("not a name!", "Repo id"),
+    ],
+)
+def test_a_model_that_does_not_exist_is_one_sentence(name, message):
+    for load in (DistilWhisperForConditionalGeneration.from_pretrained, load_model):
+        with pytest.raises(
+            UserError, match=f"model '{name}' cannot be loaded .*{message}"
+        ) as error:
+            load(name)
+        said = str(error.value)
+        assert "\n" not in said and "check the name, the revision and the network" in said
+
+
+def test_a_model_without_its_processor_is_one_sentence(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match="base' cannot be loaded .*feature extractor") as error:
+        load_model(str(tmp_path / "base"))
+    assert "\n" not in str(error.value)

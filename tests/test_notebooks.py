@@ -169,10 +169,11 @@ def test_the_runs_leave_records_gates_tables_and_figures(batch, checkout):
     assert len(list((demo / "data").glob("demo-ca-*.json"))) == 1  # named after what it read
     assert len(list((demo / "subsets").glob("demo-ca-*.txt"))) == 4
     assert {p.name for p in (demo / "tables").glob("*.csv")} == {
-        "wer-marks.csv", "wer-whisper.csv", "cer-marks.csv", "cer-whisper.csv",
+        "headline-marks.csv", "headline-whisper.csv", "wer-marks.csv", "wer-whisper.csv",
+        "cer-marks.csv", "cer-whisper.csv",
     }  # fmt: skip
     figures = {p.stem.split("-")[0] for p in (demo / "figures").glob("*.png")}
-    assert figures == {"corpus", "preflight", "training", "wer", "gate", "tokens"}
+    assert figures == {"corpus", "preflight", "training", "error_rates", "gate", "tokens"}
     for run in (checkout / "outputs").glob("*-ca-s77-*"):
         assert (run / "record.json").is_file()
         assert not (run / "checkpoints").exists()

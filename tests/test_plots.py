@@ -143,6 +143,16 @@ def test_results_bars_show_the_table():
     np.testing.assert_allclose([s[:, 1] for s in whiskers], [[30 - spread, 30 + spread]])
 
 
+def test_results_bars_name_the_rate_of_languages_without_spaces():
+    records = [make_record("js", c, wer=0.4) for c in ("ca", "cs", "th")]
+    inside = draw(plots.results_bars(tables.results_table(records))).axes[0]
+    assert inside.get_ylabel() == "WER or CER (%)"
+    assert [label.get_text() for label in inside.get_xticklabels()] == [
+        *("Catalan", "Czech", "Thai (CER)", "Average (WER)")
+    ]
+    np.testing.assert_allclose(bars(inside)["+ CLSR + JS"], [40, 40, 20, 40])
+
+
 def test_results_bars_take_all_systems_and_their_variants():
     records = [make_record(method, "ca") for method in tables.LABELS]
     records.append(make_record("lora", "ca", max_steps=2, wer=0.9))

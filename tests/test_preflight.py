@@ -75,7 +75,7 @@ def test_real_corpora_with_every_fault_give_a_correct_table(two_corpora, configu
     assert table["speakers"].tolist() == [2, 2, 2, "not told apart"]
     assert table["dropped: over the window"].tolist() == [1, 0, 0, 1]
     assert table["dropped: label over the limit"].tolist() == [1, 0, 0, 0]
-    assert table["dropped: no text"].tolist() == [1, 0, 0, 0]
+    assert table["dropped: no text"].tolist() == [3, 0, 0, 0]
     assert table["dropped: unreadable"].tolist() == [5, 0, 0, 1]  # gone, zero, cut, text; the link
     assert table["dropped: other"].tolist() == [4, 0, 0, 0]
     assert table["repeated sentences"].tolist() == [0, 0, 0, 2]

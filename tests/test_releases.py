@@ -98,6 +98,16 @@ def test_a_hostile_member_stops_everything(tmp_path, data_dir, built, extra, mes
     assert not list(tmp_path.glob("**/evil*"))
 
 
+@pytest.mark.parametrize("name", ["ca/train.tsv", "./ca/train.tsv", "ca/clips/../train.tsv"])
+def test_a_file_that_stands_twice_is_refused(tmp_path, data_dir, built, name):
+    """The second would take the place of the first, which a reader may have looked at."""
+    twice = tarball(tmp_path / "bad.tar.gz", built, f"{VERSION}/ca", member(f"{VERSION}/{name}"))
+    wrong = "leads out" if ".." in name else "train.tsv' twice: do not trust it"
+    with pytest.raises(UserError, match=wrong):
+        unpack_common_voice(twice, data_dir)
+    assert everything(data_dir) == []
+
+
 def test_a_hostile_release_in_an_archive_drops_its_link_only_when_it_is_one(tmp_path, data_dir):
     folder = hostile_release(tmp_path / "built")
     with pytest.raises(UserError, match="common_voice_ca_link.mp3', a link or device"):

@@ -147,6 +147,9 @@ def test_the_headline_is_each_languages_own_metric(tmp_path):
         scores = runs[language == "th"]["evaluations"][0]["scores"]["marks"]
         row = only(intervals, domain="in_domain", language=language)
         assert row["error"] == pytest.approx(100 * scores[metric][metric])
+    average = only(intervals, domain="in_domain", language="average")
+    catalan = only(intervals, domain="in_domain", language="ca")
+    assert average["error"] == catalan["error"]  # rates are never mixed
 
 
 def test_every_published_cell_scores_again(study, tmp_path):

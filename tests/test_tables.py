@@ -60,6 +60,62 @@ def test_average_of_languages_without_a_common_seed_has_no_deviation():
     assert text.loc["+ CLSR + JS", ("in_domain", "average")] == "20.0"
 
 
+def test_headline_tables_name_the_rate_and_average_one_rate_only(tmp_path):
+    records = [
+        make_record("js", language, seed, wer=wer)
+        for language, wers in (("ca", (0.1, 0.2)), ("cs", (0.3, 0.5)), ("ja", (0.9, 0.7)))
+        for seed, wer in enumerate(wers)
+    ]
+    table = tables.results_table(records)
+    names = ["ca", "cs", "ja (CER)", "average (WER)"]
+    assert list(table["in_domain"].columns) == names
+    assert table.attrs["title"] == "WER or CER"
+    row = "+ CLSR + JS"
+    assert list(table.loc[row, "in_domain"]) == pytest.approx([15, 40, 40, 27.5])
+    text = exports.formatted(table).loc[row, "in_domain"]
+    assert list(text) == ["15.0 ± 7.1", "40.0 ± 14.1", "40.0 ± 7.1", "27.5 ± 10.6"]
+    assert table.attrs["seeds"][row]["in_domain", "ja (CER)"] == 2
+    assert (
+        exports.to_csv(exports.formatted(table), tmp_path / "a.csv")
+        .read_text()
+        .startswith(
+            "system,in_domain ca,in_domain cs,in_domain ja (CER),in_domain average (WER),out_of"
+        )
+    )
+    for metric, title in (("wer", "WER"), ("cer", "CER")):
+        pure = tables.results_table(records, metric)
+        assert list(pure["in_domain"].columns) == ["ca", "cs", "ja", "average"]
+        assert pure.attrs["title"] == title
+    japanese = tables.results_table(records[4:])
+    assert list(japanese["in_domain"].columns) == ["ja (CER)", "average (CER)"]
+    assert (japanese.attrs["title"], japanese.loc[row, ("in_domain", "average (CER)")]) == (
+        "CER", pytest.approx(40),
+    )  # fmt: skip
+    waiting = tables.results_table([*records, make_record("kl", "ca", wer=0.4)])
+    assert math.isnan(waiting.loc["+ CLSR + KL", ("in_domain", "average (WER)")])
+    without_japanese = [*records, *(make_record("kl", c, wer=0.4) for c in ("ca", "cs"))]
+    complete = tables.results_table(without_japanese)
+    assert complete.loc["+ CLSR + KL", ("in_domain", "average (WER)")] == pytest.approx(40)
+
+
+def test_each_domain_averages_what_it_has():
+    records = [make_record("js", "ca", wer=0.2), make_record("js", "th", wer=0.6)]
+    records[0]["evaluations"].pop()  # Catalan was not scored out of domain
+    table = tables.results_table(records)
+    assert list(table["in_domain"].columns) == ["ca", "th (CER)", "average (WER)"]
+    assert list(table["out_of_domain"].columns) == ["th (CER)", "average (CER)"]
+
+
+def test_every_table_is_written_with_its_rate_in_the_headings(tmp_path):
+    records = [make_record("js", "th"), make_record("js", "ca")]
+    written = [Path(path) for path in exports.write_tables(records, tmp_path)]
+    assert {path.stem for path in written} == {
+        f"{metric}-{rule}" for metric in ("headline", "wer", "cer") for rule in ("marks", "whisper")
+    }
+    for path in written:
+        assert ("th (CER)" in path.read_text()) == path.stem.startswith("headline")
+
+
 def test_exports_say_not_run(tmp_path):
     table = tables.results_table([make_record("lora", "ca", wer=0.25, ood=1.25)])
     lines = exports.to_markdown(exports.formatted(table)).splitlines()
@@ -114,7 +170,7 @@ def test_only_the_runs_own_language_is_tabled():
 
 
 def test_table_refuses_unknown_names_and_repeated_runs():
-    with pytest.raises(UserError, match="unknown metric 'mer': expected one of wer, cer"):
+    with pytest.raises(UserError, match="unknown metric 'mer': expected one of headline, wer, cer"):
         tables.results_table([], "mer")
     with pytest.raises(UserError, match="unknown normalizer 'basic': expected one of marks"):
         tables.results_table([], "wer", "basic")
@@ -184,21 +240,14 @@ def test_latex_escapes_what_latex_reads():
 
 
 def test_languages_that_were_not_run_are_columns_when_asked_for():
-    table = tables.results_table([make_record("js", "ca")], languages=("ca", "th"))
-    assert ("out_of_domain", "th") in table.columns
+    table = tables.results_table([make_record("js", "ca")], languages=("ca", "cs"))
+    assert ("out_of_domain", "cs") in table.columns
     assert exports.formatted(table).loc["+ CLSR + JS", ("in_domain", "average")] == "not run"
-
-
-def test_the_headline_is_cer_where_words_are_not_spaced():
-    records = [make_record("js", "ca", wer=0.3), make_record("js", "th", wer=0.9)]
-    table = tables.results_table(records, tables.HEADLINE)
-    assert table.loc["+ CLSR + JS", ("in_domain", "ca")] == pytest.approx(30)
-    assert table.loc["+ CLSR + JS", ("in_domain", "th")] == pytest.approx(45)  # its CER
 
 
 def test_all_tables_are_written_in_three_formats(tmp_path):
     written = exports.write_tables([make_record()], tmp_path)
-    assert len(written) == 12
+    assert len(written) == 18
     assert {p.suffix for p in tmp_path.iterdir()} == {".csv", ".md", ".tex"}
 
 

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.text import NORMALIZERS, normalize, normalize_marks, normalize_whisper
+from distilwhisper_lib.text import (
+    NORMALIZERS,
+    normalize,
+    normalize_marks,
+    normalize_whisper,
+    says_nothing,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "normalizer"
 CASES = json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))
@@ -126,6 +132,22 @@ def test_the_two_rules_differ_just_where_the_paper_s_loses_something():
         if all(normalize_whisper(expected) == expected for _, expected in pairs)
     }
     assert agree == {"gl", "cs", "hu", "pl"}  # no apostrophes, no combining marks
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "  ", "\u200b", "...", "«»", "\u00ad.\ufeff", "\N{GRINNING FACE}", "´", "ʼ", "ꞌ", "\u0301",
+     "\u3164", "\ufc5e", "— !"],
+)  # fmt: skip
+def test_nothing_is_said(text):
+    assert normalize_marks(text) == "" and says_nothing(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "é.", "1", "½", "①", "ก", "ﻻ", "Ǆ", "ﬁ", "[soroll]", "𝔸", "l·"]
+)
+def test_something_is_said(text):
+    assert normalize_marks(text) and not says_nothing(text)
 
 
 @pytest.mark.parametrize(
