@@ -136,7 +136,7 @@ def interval_plot(intervals: pd.DataFrame) -> Figure:
     systems = list(dict.fromkeys(known["system"]))[::-1]  # the first on top
     domains = [domain for domain in DOMAINS if domain in set(known["domain"])]
     with style():
-        figure, axes = panels(1, len(domains), 4.0, 0.32 * len(systems) + 1.1, sharey=True)
+        figure, axes = panels(1, len(domains), 4.0, 0.38 * len(systems) + 1.1, sharey=True)
         for axis, domain in zip(axes[0], domains, strict=True):
             _draw_intervals(axis, known[known["domain"] == domain], systems)
             axis.set(title=DOMAINS[domain].capitalize(), xlabel="error rate (%)")
@@ -154,8 +154,8 @@ def _draw_intervals(axis: Axes, rows: pd.DataFrame, systems: Sequence[str]) -> N
             height = np.full(len(languages), place + 0.24)
             axis.plot(languages["error"], height, "o", color=GREY, mfc="none", markersize=3)
             for row in languages.itertuples():
-                axis.annotate(row.language, (row.error, place + 0.24), (0, 2), ha="center",
-                              textcoords="offset points", fontsize=5.5, color=GREY)  # fmt: skip
+                axis.annotate(row.language, (row.error, place + 0.24), (0, 3.5), ha="center",
+                              textcoords="offset points", fontsize=6, color=GREY)  # fmt: skip
         for row in whole.itertuples():
             axis.errorbar(
                 row.error, place, xerr=[[row.error - row.low], [row.high - row.error]], fmt="s",
@@ -230,7 +230,7 @@ def length_lines(lengths: pd.DataFrame) -> Figure:
                           markeredgecolor="#333333", markeredgewidth=0.4)  # fmt: skip
             axis.set_title(f"{language_name(language)}, {DOMAINS[domain]}")
             axis.set_xlabel("clip length (s)")
-            axis.set_ylim(bottom=0)
+        axes[0][0].set_ylim(bottom=0)  # shared; when all is drawn, because it ends the scaling
         for row in axes:
             row[0].set_ylabel("error rate (%)")
         handles, labels = axes.flat[0].get_legend_handles_labels()

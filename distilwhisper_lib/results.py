@@ -4,6 +4,8 @@ Records and published hypotheses are all that is read: nothing is decoded or tra
 
     python -m distilwhisper_lib.results readme [--check]
     python -m distilwhisper_lib.results show [--demo]
+    python -m distilwhisper_lib.results report [--demo]
+    python -m distilwhisper_lib.results check [--demo]
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ from pathlib import Path
 
 from .errors import UserError
 from .exports import formatted
+from .hypotheses import FIELD
 from .readme import update_readme
 from .records import DOMAINS, Record, load_records
+from .report import PUBLISHED, write_report
+from .significance import check_scores
 from .tables import HEADLINE, results_tables
 
 
@@ -50,6 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show.add_argument("--demo", action="store_true", help="the demo's instead of the full results")
     show.add_argument("--results", default="results", metavar="FOLDER")
     show.set_defaults(call=_show_command)
+    report = commands.add_parser("report", help="write report.html beside the records")
+    check = commands.add_parser(
+        "check", help="score published hypotheses again: exit 1 if not equal"
+    )
+    for command, call in ((report, _report_command), (check, _check_command)):
+        command.add_argument("--demo", action="store_true", help="the demo's records only")
+        command.add_argument("--results", default="results", metavar="FOLDER")
+        command.set_defaults(call=call)
     given = parser.parse_args(arguments)
     try:
         return given.call(given)
@@ -81,6 +94,38 @@ def _show_command(given: argparse.Namespace) -> int:
     if figures:
         print(f"\nFigures in {folder / 'figures'}: {', '.join(path.name for path in figures)}")
     return 0
+
+
+def _folders(given: argparse.Namespace) -> list[Path]:
+    """The demo's results folder, and without --demo the full one too."""
+    root = Path(given.results)
+    return [root / "demo"] if given.demo else [root, root / "demo"]
+
+
+def _report_command(given: argparse.Namespace) -> int:
+    written = [write_report(folder, Path(given.results) / PUBLISHED) for folder in _folders(given)]
+    for path in filter(None, written):
+        print(path)
+    if not any(written):
+        print("No run is recorded here yet.")
+    return 0
+
+
+def _check_command(given: argparse.Namespace) -> int:
+    findings, checked, without = [], 0, 0
+    for folder in _folders(given):
+        records = load_records(folder)
+        findings += check_scores(records, folder)
+        for record in records:
+            checked += len(record["evaluations"])
+            without += sum(e.get(FIELD) is None for e in record["evaluations"])
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    print(
+        f"{checked - without} of {checked} evaluations scored again from published hypotheses, "
+        f"{len(findings)} scores differ"
+    )
+    return 1 if findings else 0
 
 
 if __name__ == "__main__":

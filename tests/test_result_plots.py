@@ -150,5 +150,7 @@ def test_length_lines_have_a_panel_per_test_set(study, tmp_path):
         & (lengths["domain"] == "in_domain")
     ]
     np.testing.assert_allclose(first.get_ydata(), mine["error"])
+    bottom, top = figure.axes[0].get_ylim()
+    assert bottom == 0 and top >= lengths["error"].max()
     with pytest.raises(UserError, match="no error by length is known"):
         result_plots.length_lines(error_analysis.error_by_length([], tmp_path))
