@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import io
+import itertools
 import math
 import re
 import zlib
@@ -51,7 +52,7 @@ table { border-collapse: collapse; margin: .8rem 0; font-size: .87rem; display: 
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
   vertical-align: top; }
 thead th { border-bottom: 2px solid #888; } tbody th { text-align: left; font-weight: normal; }
-td.text, th.text { text-align: left; }
+td.text, th.text { text-align: left; } th.span { text-align: center; }
 svg { max-width: 100%; height: auto; } code { font-size: .85em; }
 details { margin: .6rem 0; } summary { cursor: pointer; }
 .note { color: #555; max-width: 50rem; }
@@ -349,26 +350,39 @@ _WORDS = ("system", "against", "domain", "language", "training", "note", "blocke
 
 
 def _table(text: pd.DataFrame) -> str:
-    """A table of text as HTML, every cell escaped; row labels as headings."""
+    """A table of text as HTML, every cell escaped. An outer row level becomes lines of its own."""
     if text.empty:
         return _note("Nothing to show.")
     labelled = text.index.nlevels > 1 or text.index.name is not None
-    heads = [DOMAINS.get(h, h) if isinstance(h, str) else _joined(h) for h in text.columns]
-    names = [name or "" for name in text.index.names] if labelled else []
-    words = [isinstance(h, str) and h in _WORDS for h in text.columns]
-    head = "".join(f'<th class="text">{html.escape(name)}</th>' for name in names)
-    head += "".join(_cell("th", h, w) for h, w in zip(heads, words, strict=True))
-    rows = []
+    columns = [column if isinstance(column, tuple) else (column,) for column in text.columns]
+    words = [column[-1] in _WORDS for column in columns]
+    levels = len(columns[0])
+    lines = [_spans([column[: level + 1] for column in columns], labelled)
+             for level in range(levels - 1)]  # fmt: skip
+    last = [_cell("th", text.index.names[-1] or "", True)] if labelled else []
+    last += [_cell("th", DOMAINS.get(c[-1], c[-1]), w) for c, w in zip(columns, words, strict=True)]
+    lines.append("".join(last))
+    rows, section = [], None
     for label, line in zip(text.index, text.itertuples(index=False, name=None), strict=True):
-        labels = (label if isinstance(label, tuple) else (label,)) if labelled else ()
-        cells = "".join(f"<th>{html.escape(str(part))}</th>" for part in labels)
-        cells += "".join(_cell("td", str(v), w) for v, w in zip(line, words, strict=True))
-        rows.append(f"<tr>{cells}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        *outer, label = label if isinstance(label, tuple) else (label,)
+        if outer and outer != section:
+            section = outer
+            rows.append(f'<th colspan="{len(columns) + 1}"><b>{html.escape(outer[0])}</b></th>')
+        cells = f"<th>{html.escape(str(label))}</th>" if labelled else ""
+        rows.append(
+            cells + "".join(_cell("td", str(v), w) for v, w in zip(line, words, strict=True))
+        )
+    head, body = ("".join(f"<tr>{row}</tr>" for row in part) for part in (lines, rows))
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
-def _joined(column: tuple[str, ...]) -> str:
-    return ", ".join(DOMAINS.get(part, part) for part in column if part)
+def _spans(heads: Sequence[tuple[str, ...]], labelled: bool) -> str:
+    """A heading line over equal neighbours."""
+    cells = ["<th></th>"] if labelled else []
+    for head, group in itertools.groupby(heads):
+        name = html.escape(DOMAINS.get(head[-1], head[-1]))
+        cells.append(f'<th class="span" colspan="{len(list(group))}">{name}</th>')
+    return "".join(cells)
 
 
 def _cell(tag: str, text: str, is_words: bool) -> str:

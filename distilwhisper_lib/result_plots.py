@@ -17,6 +17,7 @@ from .plots import _language_name as language_name
 from .plots import _panels as panels
 from .plots import _style as style
 from .records import DOMAINS
+from .significance import NO_HYPOTHESES
 from .tables import AVERAGE, LABELS
 
 # System -> fill and hatch. Both zero-shot rows are grey: they are no result of training.
@@ -121,18 +122,31 @@ def _number_bars(axis: Axes, bars: Any, texts: Sequence[str | None], above: np.n
 # ------------------------------------------------------------------------------------ intervals
 
 
+def _nothing(sentence: str) -> Figure:
+    """A figure that says why there is none: a notebook goes on."""
+    with style():
+        figure, ((axis,),) = panels(1, 1, 4.0, 0.6)
+        axis.axis("off")
+        axis.text(0.5, 0.5, sentence, ha="center", va="center", color=GREY)
+    return figure
+
+
+def _one_label_a_row(table: pd.DataFrame) -> pd.DataFrame:
+    """Systems named with their training size, where there are several."""
+    if table.empty or table["training"].nunique() == 1:
+        return table
+    return table.assign(system=table["system"] + " (" + table["training"] + ")")
+
+
 def interval_plot(intervals: pd.DataFrame) -> Figure:
-    """95 % intervals of `significance.Resampled.intervals`, one training size: systems below each
-    other, a panel per domain.
+    """95 % intervals of `significance.Resampled.intervals`: systems below each other, a panel per
+    domain.
 
     Filled: the average (or the only language) with its interval. Hollow and grey: each language.
     """
-    known = intervals.dropna(subset=["error"])
+    known = _one_label_a_row(intervals.dropna(subset=["error"]))
     if known.empty:
-        raise UserError(
-            "no interval is known: expected runs with published hypotheses: run a notebook of 01 "
-            "to 06 again"
-        )
+        return _nothing(NO_HYPOTHESES)
     systems = list(dict.fromkeys(known["system"]))[::-1]  # the first on top
     domains = [domain for domain in DOMAINS if domain in set(known["domain"])]
     with style():
@@ -177,10 +191,11 @@ _KINDS = {
 def error_kinds_bars(kinds: pd.DataFrame) -> Figure:
     """Substitutions, deletions and insertions of each system (`error_analysis.error_kinds`).
 
-    One training size; the mean over languages and seeds, a panel per domain.
+    The mean over languages and seeds, a panel per domain.
     """
     if kinds.empty:
         raise UserError("no run is recorded: run a notebook of 01 to 06 first")
+    kinds = _one_label_a_row(kinds)
     systems = list(dict.fromkeys(kinds["system"]))[::-1]
     domains = [domain for domain in DOMAINS if domain in set(kinds["domain"])]
     with style():
@@ -203,16 +218,14 @@ def error_kinds_bars(kinds: pd.DataFrame) -> Figure:
 
 
 def length_lines(lengths: pd.DataFrame) -> Figure:
-    """Error rate by clip length (`error_analysis.error_by_length`), one training size.
+    """Error rate by clip length (`error_analysis.error_by_length`).
 
     A panel per domain and language, a line per system, at the middle of each bin.
     """
     if lengths.empty:
-        raise UserError(
-            "no error by length is known: expected runs with published hypotheses: run a notebook "
-            "of 01 to 06 again"
-        )
-    systems = [name for name in dict.fromkeys(lengths["system"])]
+        return _nothing(NO_HYPOTHESES)
+    lengths = _one_label_a_row(lengths)
+    systems = list(dict.fromkeys(lengths["system"]))
     places = list(dict.fromkeys(zip(lengths["domain"], lengths["language"], strict=True)))
     across = min(4, len(places))
     with style():

@@ -122,8 +122,7 @@ def test_interval_plot_shows_each_interval(study, tmp_path):
     np.testing.assert_allclose(sorted(map(tuple, whiskers)), sorted(map(tuple, expected)))
     assert texts(figure).count("ca") == 4  # two systems, two domains
     nothing = significance.resample([make_record()], tmp_path).intervals()
-    with pytest.raises(UserError, match="no interval is known"):
-        result_plots.interval_plot(nothing)
+    assert texts(draw(result_plots.interval_plot(nothing))) == ["no hypotheses published"]
 
 
 def test_error_kinds_stack_up_to_the_error_rate(study):
@@ -152,5 +151,13 @@ def test_length_lines_have_a_panel_per_test_set(study, tmp_path):
     np.testing.assert_allclose(first.get_ydata(), mine["error"])
     bottom, top = figure.axes[0].get_ylim()
     assert bottom == 0 and top >= lengths["error"].max()
-    with pytest.raises(UserError, match="no error by length is known"):
-        result_plots.length_lines(error_analysis.error_by_length([], tmp_path))
+    nothing = result_plots.length_lines(error_analysis.error_by_length([], tmp_path))
+    assert texts(draw(nothing)) == ["no hypotheses published"]
+
+
+def test_training_sizes_are_told_apart(tmp_path):
+    kinds = error_analysis.error_kinds([make_record(train_size=100), make_record(train_size=200)])
+    figure = draw(result_plots.error_kinds_bars(kinds))
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
+        "+ CLSR + JS (demo, 200 training clips)", "+ CLSR + JS (demo, 100 training clips)",
+    ]  # fmt: skip
