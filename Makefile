@@ -1,5 +1,6 @@
 # make demo    environment, every notebook on the embedded demo, the results table
 # make test    environment, the whole test suite
+# make report  everything that records tell, as one page: results/report.html, results/demo/report.html
 # make env     the environment alone, in .venv
 # make lint    ruff
 # make badges REPO=owner/name    write the repository's address into notebooks and README
@@ -20,7 +21,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env demo test test-colab lint badges clean
+.PHONY: env demo report test test-colab lint badges clean
 
 env: $(READY)
 
@@ -36,6 +37,9 @@ $(READY): environment.yml pyproject.toml
 demo: env
 	$(BIN)/python -m distilwhisper_lib.batch run --preset demo --languages $(LANGUAGES) --seeds $(SEEDS) --jobs $(JOBS)
 	@$(BIN)/python -m distilwhisper_lib.results show --demo
+
+report: env
+	$(BIN)/python -m distilwhisper_lib.results report
 
 test: env
 	$(BIN)/python -m pytest

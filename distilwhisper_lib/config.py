@@ -120,6 +120,10 @@ class RunConfig:
     eval_batch_size: int = _setting(16, hashed=False)  # halved when memory runs out
     # auto: half on a GPU. Records say which it was.
     eval_precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("auto", hashed=False)
+    # Languages that are not trained, heard before and after ("cs en"; empty: none), on so many
+    # out-of-domain clips each: see forgetting.py.
+    forgetting: str = _setting("", hashed=False)
+    forgetting_clips: int = _setting(50, hashed=False)
     selection_normalizer: Literal["whisper", "marks"] = _setting("whisper")
 
     @property
@@ -269,6 +273,7 @@ PRESETS: dict[str, Preset] = {
             "lora_alpha": 16,
             "max_new_tokens": 60,
             "eval_batch_size": 50,
+            "forgetting": "ca cs en",
         },
         {
             "full": {"learning_rate": 5e-4},
@@ -426,7 +431,8 @@ def _coerce(name: str, value: Any, wanted: Any) -> Any:
 
 _POSITIVE = ("batch_size", "micro_batch", "epochs", "gate_dim", "lora_rank", "max_new_tokens",
              "eval_batch_size", "learning_rate", "temperature", "clip_norm", "lora_alpha",
-             "max_seconds", "train_size", "validation_size", "test_size")  # fmt: skip
+             "max_seconds", "train_size", "validation_size", "test_size",
+             "forgetting_clips")  # fmt: skip
 _NOT_NEGATIVE = ("gate_noise", "weight_decay", "gate_weight", "task_weight", "distil_weight",
                  "workers")  # fmt: skip
 _FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_dropout", "skip",
@@ -451,6 +457,8 @@ def _check(config: RunConfig) -> RunConfig:
     for name in ("student", "teacher"):
         if not getattr(config, name).strip():
             raise UserError(f"setting {name} is empty: expected a hub name or a folder")
+    for name in config.forgetting.split():
+        find_language(name)
     for name in _FRACTIONS:
         value = getattr(config, name)
         if not 0 <= value <= 1:

@@ -1,4 +1,4 @@
-"""Figures made from records, tables and gate files only, in one style.
+"""Figures made from records and gate files only, and the style of all figures.
 
 Colours are Okabe and Ito's, which people with any colour vision can tell apart; every figure also
 uses marker, hatch or line style, so that it can be read in a grey print.
@@ -28,21 +28,12 @@ from .errors import UserError
 from .files import write_atomic
 from .languages import find_language
 from .records import DOMAINS
-from .results import AVERAGE, LABELS
+from .tables import LABELS
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, LIGHT = "#6E6E6E", "#E4E4E4"
 
-# System -> fill and hatch. Both zero-shot rows are grey: they are no result of training.
-_SYSTEMS = dict(
-    zip(
-        LABELS.values(),
-        [(BLACK, ""), (GREY, ""), (ORANGE, ""), (YELLOW, "//"), (SKY, ""), (GREEN, "\\\\"),
-         (VERMILION, "")],
-        strict=True,
-    )
-)  # fmt: skip
 _DOMAIN_STYLES = {
     "in_domain": {"color": BLUE, "linestyle": "-", "marker": "o"},
     "out_of_domain": {"color": VERMILION, "linestyle": "--", "marker": "s"},
@@ -206,97 +197,6 @@ def _draw_validation(axis: Axes, validation: pd.DataFrame, best: int | None) -> 
     axis.set(title="Validation error", ylabel="error rate (%)")
     axis.set_ylim(bottom=0)
     axis.legend()
-
-
-# ------------------------------------------------------------------------------------- results
-
-
-def results_bars(table: pd.DataFrame) -> Figure:
-    """Error rates by language and system, one panel per domain, from ``results.results_table``.
-
-    Systems without any run are left out; whiskers are standard deviations over seeds.
-    """
-    table = _with_attrs(table.dropna(how="all"), table)
-    domains = [domain for domain in DOMAINS if domain in table.columns.get_level_values(0)]
-    if table.empty or not domains:
-        raise UserError(
-            "the results table holds no number: expected at least one run: run a notebook of 01 "
-            "to 06 first"
-        )
-    groups = max(len(table[domain].columns) for domain in domains)
-    bars = groups * len(table)
-    across = len(domains) if bars <= 12 else 1  # beside each other while they fit a page
-    width = min(10.0, max(3.4, 0.28 * bars + 0.9))
-    with _style():
-        figure, axes = _panels(len(domains) // across, across, width, 3.0, sharey=True)
-        for axis, domain in zip(axes.flat, domains, strict=True):
-            _draw_bars(axis, table, domain, numbers=bars <= 30)
-        for row in axes:
-            row[0].set_ylabel(f"{table.attrs.get('title', 'Error rate')} (%)")
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-    return figure
-
-
-def _with_attrs(table: pd.DataFrame, source: pd.DataFrame) -> pd.DataFrame:
-    table.attrs = dict(source.attrs)
-    return table
-
-
-def _draw_bars(axis: Axes, table: pd.DataFrame, domain: str, numbers: bool) -> None:
-    names = list(table[domain].columns)
-    names = names[:1] if len(names) == 2 else names  # the average of one language says nothing
-    thickness = 0.84 / len(table)
-    spread = table.attrs.get("sd", {})
-    for index, system in enumerate(table.index):
-        places = np.arange(len(names)) + (index - (len(table) - 1) / 2) * thickness
-        values = table.loc[system, domain][names].to_numpy(dtype=float)
-        errors = np.array([spread.get(system, {}).get((domain, n), math.nan) for n in names])
-        colour, hatch = _system_style(system, index)
-        bars = axis.bar(
-            places, values, 0.92 * thickness, color=colour, hatch=hatch, label=system,
-            edgecolor="#333333", linewidth=0.4,
-        )  # fmt: skip
-        seen = np.isfinite(errors) & np.isfinite(values)
-        if seen.any():
-            axis.errorbar(
-                places[seen], values[seen], errors[seen], fmt="none", ecolor="#333333",
-                capsize=2, linewidth=1,
-            )  # fmt: skip
-        if numbers:
-            tops = [None if math.isnan(v) else f"{v:.1f}" for v in values]
-            _number_bars(axis, bars, tops, np.where(seen, errors, 0.0))
-    axis.set_xticks(range(len(names)), [_group_name(name) for name in names])
-    axis.tick_params(axis="x", length=0)
-    axis.grid(axis="x", visible=False)
-    axis.set_title(DOMAINS[domain].capitalize())
-    axis.margins(x=0.02, y=0.12)
-    if len(names) > 1 and names[-1].startswith(AVERAGE):
-        axis.axvline(len(names) - 1.5, color="#BBBBBB", linewidth=0.8)
-
-
-def _system_style(system: str, index: int) -> tuple[str, str]:
-    """The style of a system; rows of their own ("+ LoRA (max_steps=2)") are hatched by position."""
-    known = _SYSTEMS.get(system)
-    base = next((style for name, style in _SYSTEMS.items() if system.startswith(f"{name} (")), None)
-    return known or ((base or (PURPLE, ""))[0], ("xx", "..", "oo", "++")[index % 4])
-
-
-def _group_name(heading: str) -> str:
-    """ "th (CER)" -> "Thai (CER)"."""
-    name, space, rate = heading.partition(" ")
-    return ("Average" if name == AVERAGE else _language_name(name)) + space + rate
-
-
-def _number_bars(axis: Axes, bars: Any, texts: Sequence[str | None], above: np.ndarray) -> None:
-    for bar, text, lift in zip(bars, texts, above, strict=True):
-        x = bar.get_x() + bar.get_width() / 2
-        if text is None:  # an empty place must not look like an error rate of zero
-            axis.annotate("not run", (x, 0), (0, 3), textcoords="offset points", ha="center",
-                          va="bottom", rotation=90, fontsize=7, color=GREY)  # fmt: skip
-        else:
-            axis.annotate(text, (x, bar.get_height() + lift), (0, 2), ha="center", va="bottom",
-                          textcoords="offset points", fontsize=6.5)  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------- gates

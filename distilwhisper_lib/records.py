@@ -86,8 +86,19 @@ _EVALUATION = {
     "batch_size": _Optional(int),
     "capped": int,
     "hypotheses_sha256": str,
+    "published_sha256": _Added(str),
     "scores": {name: _SCORES for name in NORMALIZERS},
     "gates": _Maybe({"encoder": [float], "decoder": [float]}),
+}
+_FORGETTING = {
+    "task": ("transcribe", "translate"),
+    "language": str,
+    "domain": tuple(DOMAINS),
+    "corpus": str,
+    "clips": int,
+    "part": str,
+    "published_sha256": str,
+    "scores": _Maybe({name: _SCORES for name in NORMALIZERS}),
 }
 # The kinds: a type (float takes whole numbers too), a tuple of allowed values, {name: kind} with
 # these names required (unless _Optional(kind)) and others allowed, [kind], _Maybe(kind),
@@ -110,6 +121,7 @@ SCHEMA: dict[str, Any] = {
     "data": {"train": _DATA, "validation": _DATA, "in_domain": _DATA, "out_of_domain": _DATA},
     "training": _Maybe(_TRAINING),
     "evaluations": [_EVALUATION],
+    "forgetting": _Added([_FORGETTING]),
 }
 
 _KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

@@ -13,8 +13,10 @@ from .config import NOTEBOOK_OF, WITH_EXPERTS, RunConfig
 from .data import RunData
 from .evaluation import read_hypotheses, timing_path, transcribe
 from .files import sha256_file, write_atomic
+from .forgetting import hear_untrained
 from .gates import SCHEMA as GATE_SCHEMA
 from .gates import gate_path, inspect_clip, summarise
+from .hypotheses import FIELD, hypotheses_path, publish
 from .provenance import provenance
 from .records import SCHEMA_VERSION, read_record, write_record
 from .scoring import score
@@ -36,10 +38,12 @@ def evaluate(config: RunConfig, trained: Trained, data: RunData) -> list[dict[st
 def record_run(
     config: RunConfig, data: RunData, trained: Trained, evaluations: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Write the run's record (and its gate file) to its results folder, and return it.
+    """Publish the run's hypotheses, its record and its gate file, and return the record.
 
-    A record that stands already for the same weights, data and hypotheses is kept as it is.
+    All go to its results folder. A record that stands already for the same weights, data and
+    hypotheses is kept as it is.
     """
+    evaluations = [e | {FIELD: _publish(config, e["domain"])} for e in evaluations]
     record = {
         "schema": SCHEMA_VERSION,
         "run_id": config.run_id,
@@ -51,6 +55,7 @@ def record_run(
         "data": data.describe(),
         "training": trained.summary,
         "evaluations": evaluations,
+        "forgetting": hear_untrained(config, trained),
     }
     finished = config.output_dir / RECORD
     if finished.exists():
@@ -82,6 +87,8 @@ def scores_table(evaluations: list[dict[str, Any]]) -> pd.DataFrame:
 def written(config: RunConfig) -> pd.DataFrame:
     """What a run left, and how large it is."""
     published = [config.results_dir / "runs" / f"{config.run_id}.json", gate_path(config)]
+    said = hypotheses_path(config.results_dir, config.run_id, "*")
+    published += sorted(said.parent.glob(said.name))
     figures = sorted((config.results_dir / "figures").glob(f"*{config.run_id}.*"))
     files = sorted(p for p in config.output_dir.rglob("*") if p.is_file())
     found = [path for path in [*published, *figures, *files] if path.exists()]
@@ -163,7 +170,12 @@ def _gate_file(config: RunConfig, trained: Trained, data: RunData) -> dict[str, 
     }
 
 
+def _publish(config: RunConfig, domain: str) -> str:
+    rows = read_hypotheses(config.output_dir / f"{domain}-test.jsonl")
+    return publish(rows, config.results_dir, config.run_id, domain)
+
+
 def _findings(record: dict[str, Any]) -> dict[str, Any]:
     """What of a record must be equal for two records to tell of the same run."""
-    keys = ("run_id", "models", "data", "training", "evaluations")
-    return {key: record[key] for key in keys}
+    keys = ("run_id", "models", "data", "training", "evaluations", "forgetting")
+    return {key: record.get(key) for key in keys}

@@ -6,16 +6,22 @@ Pure and repeatable: what was decoded once can be scored again without a model.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import jiwer
+import numpy as np
 
 from .errors import UserError
 from .languages import find_language
 from .text import NORMALIZERS
 
 METRICS = ("wer", "cer")
+COUNTS = ("substitutions", "deletions", "insertions", "hits")
+_KINDS = {"substitute": 0, "delete": 1, "insert": 2, "equal": 3}
 _METRIC_FOLDER = Path(__file__).resolve().parent / "metrics" / "asr_errors"
 
 
@@ -35,6 +41,61 @@ def score(rows: Iterable[Mapping[str, Any]], language: str) -> dict[str, dict[st
     code = find_language(language).code
     pairs = [_pair(number, row, code) for number, row in enumerate(rows, start=1)]
     return {name: _score_normalized(name, pairs, code) for name in NORMALIZERS}
+
+
+@dataclass(frozen=True)
+class UtteranceErrors:
+    """Errors per utterance, in the order of the rows that were scored.
+
+    ``counts`` (N, 4) int64 has the columns COUNTS. A row whose reference the normaliser leaves
+    empty has no units: its counts are 0 and ``scored`` (N,) is False.
+    """
+
+    counts: np.ndarray
+    scored: np.ndarray
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Substitutions, deletions and insertions of each utterance: (N,) int64."""
+        return self.counts[:, :3].sum(1)
+
+    @property
+    def units(self) -> np.ndarray:
+        """Words (or characters) of each reference: (N,) int64."""
+        return self.counts[:, [0, 1, 3]].sum(1)
+
+
+def utterance_errors(
+    rows: Sequence[Mapping[str, Any]], language: str, normalizer: str, metric: str
+) -> UtteranceErrors:
+    """What `score` counts over a corpus, utterance by utterance; raises as `score` does.
+
+    The corpus rate is ``errors.sum() / units.sum()``.
+    """
+    code = find_language(language).code
+    normalize, process = NORMALIZERS[normalizer], _PROCESS[metric]
+    pairs = [_pair(number, row, code) for number, row in enumerate(rows, start=1)]
+    texts = [(normalize(reference), normalize(hypothesis)) for reference, hypothesis in pairs]
+    scored = np.array([bool(reference) for reference, _ in texts], dtype=bool)
+    counts = np.zeros((len(texts), len(COUNTS)), dtype=np.int64)
+    if scored.any():
+        references, hypotheses = zip(*[pair for pair in texts if pair[0]], strict=True)
+        aligned = process(list(references), list(hypotheses)).alignments
+        counts[scored] = [_count(chunks) for chunks in aligned]
+    return UtteranceErrors(counts, scored)
+
+
+_PROCESS = {"wer": jiwer.process_words, "cer": jiwer.process_characters}
+
+
+def _count(chunks: Sequence[jiwer.AlignmentChunk]) -> list[int]:
+    found = [0] * len(COUNTS)
+    for chunk in chunks:
+        length = max(
+            chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
+        )
+        found[_KINDS[chunk.type]] += length
+    return found
 
 
 def _pair(number: int, row: Mapping[str, Any], code: str) -> tuple[str, str]:

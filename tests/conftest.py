@@ -129,7 +129,7 @@ def study_of(tmp_path, monkeypatch, tiny_model, processor, speech_folder):
             settings = dict(
                 student="student", teacher="teacher", in_domain="folder/speech",
                 out_of_domain="folder/ood", data_dir=str(tmp_path), batch_size=2, micro_batch=2,
-                max_new_tokens=6, eval_batch_size=4, gate_dim=8,
+                max_new_tokens=6, eval_batch_size=4, gate_dim=8, forgetting="",
             )  # fmt: skip
             return resolve(method, "demo", "ca", 7, settings | defaults | overrides)
 

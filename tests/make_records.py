@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
+from distilwhisper_lib import scoring
 from distilwhisper_lib.config import resolve
+from distilwhisper_lib.hypotheses import FIELD, publish
+from distilwhisper_lib.records import write_record
+
+LATIN = ["el", "gat", "menja", "peix", "la", "casa", "gran", "però", "núria", "veu", "taula"]
+WORDS = {"th": ["แมว", "กิน", "ปลา", "บ้าน"]}
 
 
 def score(wer: float) -> dict:
@@ -70,3 +78,43 @@ def make_record(method="js", language="ca", seed=77, wer=0.25, ood=0.5, preset="
             evaluation("out_of_domain", language, ood),
         ],
     }
+
+
+def make_rows(language="ca", clips=120, speakers=24, errors=0.3, noise=0) -> list[dict]:
+    """Rows as transcribe() writes them: the same clips always, ``errors`` of their words wrong."""
+    words = WORDS.get(language, LATIN)
+    said, wrong = random.Random(1), random.Random(f"{errors} {noise}")
+    rows = []
+    for number in range(clips):
+        reference = said.choices(words, k=said.randint(3, 9))
+        hypothesis = [
+            w
+            for word in reference
+            if (w := word if wrong.random() > errors else wrong.choice(["xx", ""]))
+        ]
+        gap = "" if language == "th" else " "
+        rows.append(
+            {
+                "id": f"clip{number}",
+                "reference": gap.join(reference),
+                "hypothesis": gap.join(hypothesis),
+                "language": language,
+                "speaker": f"speaker{number % speakers}" if speakers else "",
+                "seconds": round(0.4 * len(reference), 3),
+                "tokens": 2 * len(hypothesis),
+                "capped": False,
+            }
+        )
+    return rows
+
+
+def make_run(folder, method="js", language="ca", seed=77, **rows) -> dict:
+    """A record whose hypotheses are published in ``folder`` and give its scores."""
+    record = make_record(method, language, seed)
+    for number, evaluation in enumerate(record["evaluations"]):
+        said = make_rows(language, **{"noise": number} | rows)
+        evaluation["scores"] = scoring.score(said, language)
+        evaluation["clips"] = len(said)
+        evaluation[FIELD] = publish(said, folder, record["run_id"], evaluation["domain"])
+    write_record(record, folder)
+    return record

@@ -166,6 +166,9 @@ def test_the_runs_leave_records_gates_tables_and_figures(batch, checkout):
     methods = {p.stem.rsplit("-ca-s77-", 1)[0] for p in (demo / "runs").glob("*.json")}
     assert methods == {m.replace("_", "-") for m in METHODS}
     assert len(list((demo / "gates").glob("*.json"))) == 3
+    # Two test sets a run; two other languages and translation of all but the teacher.
+    assert len(list((demo / "hypotheses").glob("*.jsonl.gz"))) == 7 * 2 + 6 * 3
+    assert "came out equal" in (demo / "report.html").read_text(encoding="utf-8")
     assert len(list((demo / "data").glob("demo-ca-*.json"))) == 1  # named after what it read
     assert len(list((demo / "subsets").glob("demo-ca-*.txt"))) == 4
     assert {p.name for p in (demo / "tables").glob("*.csv")} == {
@@ -173,7 +176,9 @@ def test_the_runs_leave_records_gates_tables_and_figures(batch, checkout):
         "cer-marks.csv", "cer-whisper.csv",
     }  # fmt: skip
     figures = {p.stem.split("-")[0] for p in (demo / "figures").glob("*.png")}
-    assert figures == {"corpus", "preflight", "training", "error_rates", "gate", "tokens"}
+    assert figures == {
+        "corpus", "preflight", "training", "error_rates", "intervals", "gate", "tokens",
+    }  # fmt: skip
     for run in (checkout / "outputs").glob("*-ca-s77-*"):
         assert (run / "record.json").is_file()
         assert not (run / "checkpoints").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import warnings
 
@@ -16,9 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from make_records import make_record
-from matplotlib.colors import to_rgb
 
-from distilwhisper_lib import plots, results
+from distilwhisper_lib import plots
 from distilwhisper_lib.errors import UserError
 
 
@@ -112,71 +110,6 @@ def test_training_curves_need_a_training():
 
 
 # ----------------------------------------------------------------------------------- results
-
-
-def bars(axis) -> dict[str, list[float]]:
-    return {
-        box.get_label(): [patch.get_height() for patch in box]
-        for box in axis.containers
-        if isinstance(box, matplotlib.container.BarContainer)
-    }
-
-
-def test_results_bars_show_the_table():
-    records = [make_record("teacher", c, wer=0.1, ood=0.2) for c in ("ca", "cs")]
-    records += [make_record("js", "ca", s, wer=w) for s, w in ((1, 0.2), (2, 0.4))]
-    figure = draw(plots.results_bars(results.results_table(records)))
-    inside, outside = figure.axes
-    assert inside.get_ylabel() == "WER (%)"
-    assert [label.get_text() for label in inside.get_xticklabels()] == [
-        *("Catalan", "Czech", "Average")
-    ]
-    shown = bars(inside)
-    assert list(shown) == ["Teacher zero-shot", "+ CLSR + JS"]
-    np.testing.assert_allclose(shown["Teacher zero-shot"], [10, 10, 10])
-    np.testing.assert_allclose(shown["+ CLSR + JS"], [30, np.nan, np.nan])
-    np.testing.assert_allclose(bars(outside)["Teacher zero-shot"], [20, 20, 20])
-    assert texts(figure).count("not run") == 4  # Czech and the average, in both domains
-    assert "30.0" in texts(figure)
-    whiskers = [s for c in inside.collections for s in c.get_segments()]
-    spread = 100 * np.std([0.2, 0.4], ddof=1)
-    np.testing.assert_allclose([s[:, 1] for s in whiskers], [[30 - spread, 30 + spread]])
-
-
-def test_results_bars_name_the_rate_of_languages_without_spaces():
-    records = [make_record("js", c, wer=0.4) for c in ("ca", "cs", "th")]
-    inside = draw(plots.results_bars(results.results_table(records))).axes[0]
-    assert inside.get_ylabel() == "WER or CER (%)"
-    assert [label.get_text() for label in inside.get_xticklabels()] == [
-        *("Catalan", "Czech", "Thai (CER)", "Average (WER)")
-    ]
-    np.testing.assert_allclose(bars(inside)["+ CLSR + JS"], [40, 40, 20, 40])
-
-
-def test_results_bars_take_all_systems_and_their_variants():
-    records = [make_record(method, "ca") for method in results.LABELS]
-    records.append(make_record("lora", "ca", max_steps=2, wer=0.9))
-    figure = draw(plots.results_bars(results.results_table(records)))
-    looks = {
-        box.get_label(): (box[0].get_facecolor(), box[0].get_hatch())
-        for box in figure.axes[0].containers
-        if isinstance(box, matplotlib.container.BarContainer)
-    }
-    assert len(looks) == 8 and len(set(looks.values())) == 8
-    assert looks["+ LoRA"][0] == looks["+ LoRA (max_steps=2)"][0]
-
-
-def test_no_two_systems_look_alike_in_grey_and_to_any_eye():
-    """Neighbouring bars differ in lightness by a tenth or in hatch, without any colour vision."""
-    looks = list(plots._SYSTEMS.values())
-    light = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour, _ in looks]
-    for (a, (_, hatch_a)), (b, (_, hatch_b)) in itertools.pairwise(zip(light, looks, strict=True)):
-        assert abs(a - b) > 0.1 or hatch_a != hatch_b
-
-
-def test_results_bars_need_a_number():
-    with pytest.raises(UserError, match="the results table holds no number"):
-        plots.results_bars(results.results_table([]))
 
 
 # ------------------------------------------------------------------------------------- gates

@@ -13,7 +13,9 @@ from distilwhisper_lib.clips import TOO_LONG
 from distilwhisper_lib.data import load_data, write_data_report
 from distilwhisper_lib.evaluation import transcribe
 from distilwhisper_lib.gates import gate_path, read_gates
+from distilwhisper_lib.hypotheses import read_published
 from distilwhisper_lib.runs import evaluate, record_run, scores_table, written
+from distilwhisper_lib.scoring import score
 from distilwhisper_lib.subsets import read_subset
 from distilwhisper_lib.training import train
 
@@ -36,6 +38,10 @@ def test_a_run_leaves_a_record_and_a_gate_file(method, study):
     path = config.results_dir / "runs" / f"{config.run_id}.json"
     assert json.loads(path.read_text()) == record
     assert [e["domain"] for e in record["evaluations"]] == ["in_domain", "out_of_domain"]
+    for evaluation in record["evaluations"]:
+        rows = read_published(config.results_dir, record, evaluation)
+        assert len(rows) == evaluation["clips"] and "gates" not in rows[0]
+        assert score(rows, config.language) == evaluation["scores"]
     assert record["demo"] is True
     assert (record["training"] is None) is (method in ("teacher", "zero_shot"))
     assert (record["models"]["teacher"] is not None) is (method == "js")
@@ -48,7 +54,9 @@ def test_a_run_leaves_a_record_and_a_gate_file(method, study):
         assert len(gates["example"]["token_gates"]) == 2
     table = scores_table(record["evaluations"])
     assert list(table["domain"]) == ["in_domain", "out_of_domain"]
-    assert written(config)["file"].str.contains("runs/").any()
+    listed = written(config)["file"]
+    assert listed.str.contains("runs/").any()
+    assert listed.str.contains("hypotheses/").sum() == 2
 
 
 def test_running_again_keeps_the_record_and_decodes_nothing(study, monkeypatch):

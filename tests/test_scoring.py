@@ -151,3 +151,26 @@ def test_offline_without_sockets_from_a_home_that_cannot_be_written(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "0.5"
     assert not list(tmp_path.glob("distilwhisper-*"))  # the scratch folder is gone
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_errors_by_utterance_add_up_to_the_score(metric, normalizer):
+    pairs = [(p["reference"], p["hypothesis"]) for p in PAIRS] + [("...", "soroll"), ("a b", "")]
+    total = score(rows(*pairs), "ca")[normalizer]
+    found = scoring.utterance_errors(rows(*pairs), "ca", normalizer, metric)
+    assert found.counts.shape == (len(pairs), 4)
+    assert dict(zip(COUNTS, found.counts.sum(0).tolist(), strict=True)) == {
+        name: total[metric][name] for name in COUNTS
+    }
+    assert found.errors.sum() / found.units.sum() == pytest.approx(total[metric][metric])
+    assert (~found.scored).sum() == total["empty_references"]
+    assert found.units[~found.scored].sum() == 0
+
+
+def test_errors_by_utterance_are_jiwer_s_of_each_alone():
+    found = scoring.utterance_errors(
+        rows(("a b c d", "a x c d e"), ("u v", "v")), "ca", "marks", "wer"
+    )
+    assert found.counts.tolist() == [[1, 0, 1, 3], [0, 1, 0, 1]]
+    assert found.errors.tolist() == [2, 1] and found.units.tolist() == [4, 2]

@@ -1,0 +1,139 @@
+"""The README's result blocks, made from records.
+
+A test fails when they are stale; ``python -m distilwhisper_lib.results readme`` makes them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import UserError
+from .exports import formatted, to_markdown
+from .files import write_atomic
+from .languages import find_language
+from .records import Record, load_records
+from .tables import HEADLINE, results_tables, title_of
+
+_NORMALIZER_NOTES = {
+    "marks": "marks kept: the kit's own rule, which keeps vowel signs and tone marks",
+    "whisper": "Whisper's rule, which drops them and splits letters apart: as the public code",
+}
+
+
+def readme_block(records: Sequence[Record]) -> str:
+    """Markdown with the WER and CER tables of both normalisers and where each number is from."""
+    if not records:
+        return "No run is recorded here yet.\n"
+    parts = [_tables(records, "marks"), _notes(records)]
+    parts.append(_folded("The same with Whisper's normaliser", _tables(records, "whisper")))
+    parts.append(_folded("Date, commit, hardware and command of every run", _origins(records)))
+    return "\n".join(parts)
+
+
+def _tables(records: Sequence[Record], normalizer: str) -> str:
+    note = _NORMALIZER_NOTES[normalizer]
+    metrics = [HEADLINE, "cer"]
+    if normalizer == "whisper" and _unspaced(records):
+        metrics.insert(1, "wer")  # Whisper's rule sets their letters apart: what the paper compares
+    parts = []
+    for metric in metrics:
+        tables = results_tables(records, metric, normalizer)
+        text = to_markdown(formatted(tables))
+        parts.append(f"**{title_of(tables)}** in percent, lower is better ({note})\n\n{text}")
+    return "\n".join(parts)
+
+
+def _unspaced(records: Sequence[Record]) -> list[str]:
+    """The names of the languages that are written without spaces."""
+    languages = [find_language(c) for c in sorted({r["config"]["language"] for r in records})]
+    return [language.name.capitalize() for language in languages if not language.spaced]
+
+
+def _notes(records: Sequence[Record]) -> str:
+    notes = ["An average stands only where a system was run in every language of the table."]
+    if len({record["config"]["seed"] for record in records}) > 1:
+        notes.append("± is the sample standard deviation over seeds.")
+    if unspaced := _unspaced(records):
+        notes.append(
+            f"Written without spaces, so its CER comes first: {', '.join(unspaced)}. An average "
+            "never mixes the two rates."
+        )
+    conventions = sorted({record["config"]["conventions"] for record in records})
+    notes.append(f"Conventions: {', '.join(conventions)}.")
+    return " ".join(notes) + "\n"
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{body}\n</details>\n"
+
+
+def _origins(records: Sequence[Record]) -> str:
+    lines = [
+        "| Run | Made | Commit | Device | Training | Command |",
+        "| :-- | :-- | :-- | :-- | --: | :-- |",
+    ]
+    for record in sorted(records, key=lambda r: r["run_id"]):
+        made, training = record["provenance"], record["training"]
+        commit = f"`{made['commit'][:8]}`" if made["commit"] else "none"
+        commit += " (changed)" if made["dirty"] else ""
+        hardware = made["hardware"]
+        on_cpu = hardware["device"] == "cpu"
+        device = f"{hardware['cpu']}, {hardware['cores']} cores" if on_cpu else hardware["device"]
+        duration = f"{training['seconds'] / 60:.1f} min" if training else "none"
+        command = f"`{made['command']}`" if made["command"] else "not recorded"
+        day = made["created"].partition("T")[0]
+        cells = [f"`{record['run_id']}`", day, commit, device, duration, command]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+_BLOCKS = {"demo": "demo", "full": "."}  # marker name -> folder below results/
+
+
+def updated_readme(text: str, results: str | Path, source: str | Path = "README.md") -> str:
+    """``text`` with what stands between its result markers made anew from the records."""
+    found = [name for name in _BLOCKS if _marker(name, "start") in text]
+    if not found:
+        raise UserError(
+            f"{source}: holds no {_marker('demo', 'start')}, expected it where the tables go: add "
+            f"it, and {_marker('demo', 'end')} below it"
+        )
+    for name in found:
+        text = _replace_between(text, name, load_records(Path(results) / _BLOCKS[name]), source)
+    return text
+
+
+def _marker(name: str, edge: str) -> str:
+    return f"<!-- results:{name}:{edge} -->"
+
+
+def _replace_between(text: str, name: str, records: list[Record], source: str | Path) -> str:
+    start, end = _marker(name, "start"), _marker(name, "end")
+    before, _, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not closed or start in rest:
+        raise UserError(
+            f"{source}: {start} has no {end} of its own below it, expected one pair: add the "
+            "missing marker or remove the second"
+        )
+    return f"{before}{start}\n{readme_block(records)}{end}{after}"
+
+
+def update_readme(
+    readme: str | Path = "README.md", results: str | Path = "results", check: bool = False
+) -> bool:
+    """Bring the README's result blocks up to date; with ``check`` only look.
+
+    Returns whether they already were.
+    """
+    path = Path(readme)
+    try:
+        old = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be read ({reason}): pass --readme FILE") from None
+    new = updated_readme(old, results, path)
+    if new != old and not check:
+        write_atomic(path, new)
+    return new == old

@@ -1,0 +1,251 @@
+"""Figures of results: error rates, their intervals, what kind of errors, and in which clips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .errors import UserError
+from .plots import BLACK, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+from .plots import _language_name as language_name
+from .plots import _panels as panels
+from .plots import _style as style
+from .records import DOMAINS
+from .significance import NO_HYPOTHESES
+from .tables import AVERAGE, LABELS
+
+# System -> fill and hatch. Both zero-shot rows are grey: they are no result of training.
+_SYSTEMS = dict(
+    zip(
+        LABELS.values(),
+        [(BLACK, ""), (GREY, ""), (ORANGE, ""), (YELLOW, "//"), (SKY, ""), (GREEN, "\\\\"),
+         (VERMILION, "")],
+        strict=True,
+    )
+)  # fmt: skip
+
+
+def results_bars(table: pd.DataFrame) -> Figure:
+    """Error rates by language and system, one panel per domain, from ``tables.results_table``.
+
+    Systems without any run are left out; whiskers are standard deviations over seeds.
+    """
+    table = _with_attrs(table.dropna(how="all"), table)
+    domains = [domain for domain in DOMAINS if domain in table.columns.get_level_values(0)]
+    if table.empty or not domains:
+        raise UserError(
+            "the results table holds no number: expected at least one run: run a notebook of 01 "
+            "to 06 first"
+        )
+    groups = max(len(table[domain].columns) for domain in domains)
+    bars = groups * len(table)
+    across = len(domains) if bars <= 12 else 1  # beside each other while they fit a page
+    width = min(10.0, max(3.4, 0.28 * bars + 0.9))
+    with style():
+        figure, axes = panels(len(domains) // across, across, width, 3.0, sharey=True)
+        for axis, domain in zip(axes.flat, domains, strict=True):
+            _draw_bars(axis, table, domain, numbers=bars <= 30)
+        for row in axes:
+            row[0].set_ylabel(f"{table.attrs.get('title', 'Error rate')} (%)")
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return figure
+
+
+def _with_attrs(table: pd.DataFrame, source: pd.DataFrame) -> pd.DataFrame:
+    table.attrs = dict(source.attrs)
+    return table
+
+
+def _draw_bars(axis: Axes, table: pd.DataFrame, domain: str, numbers: bool) -> None:
+    names = list(table[domain].columns)
+    names = names[:1] if len(names) == 2 else names  # the average of one language says nothing
+    thickness = 0.84 / len(table)
+    spread = table.attrs.get("sd", {})
+    for index, system in enumerate(table.index):
+        places = np.arange(len(names)) + (index - (len(table) - 1) / 2) * thickness
+        values = table.loc[system, domain][names].to_numpy(dtype=float)
+        errors = np.array([spread.get(system, {}).get((domain, n), math.nan) for n in names])
+        colour, hatch = _system_style(system, index)
+        bars = axis.bar(
+            places, values, 0.92 * thickness, color=colour, hatch=hatch, label=system,
+            edgecolor="#333333", linewidth=0.4,
+        )  # fmt: skip
+        seen = np.isfinite(errors) & np.isfinite(values)
+        if seen.any():
+            axis.errorbar(
+                places[seen], values[seen], errors[seen], fmt="none", ecolor="#333333",
+                capsize=2, linewidth=1,
+            )  # fmt: skip
+        if numbers:
+            tops = [None if math.isnan(v) else f"{v:.1f}" for v in values]
+            _number_bars(axis, bars, tops, np.where(seen, errors, 0.0))
+    axis.set_xticks(range(len(names)), [_group_name(name) for name in names])
+    axis.tick_params(axis="x", length=0)
+    axis.grid(axis="x", visible=False)
+    axis.set_title(DOMAINS[domain].capitalize())
+    axis.margins(x=0.02, y=0.12)
+    if len(names) > 1 and names[-1].startswith(AVERAGE):
+        axis.axvline(len(names) - 1.5, color="#BBBBBB", linewidth=0.8)
+
+
+def _system_style(system: str, index: int) -> tuple[str, str]:
+    """The style of a system; rows of their own ("+ LoRA (max_steps=2)") are hatched by position."""
+    known = _SYSTEMS.get(system)
+    base = next((style for name, style in _SYSTEMS.items() if system.startswith(f"{name} (")), None)
+    return known or ((base or (PURPLE, ""))[0], ("xx", "..", "oo", "++")[index % 4])
+
+
+def _group_name(heading: str) -> str:
+    """ "th (CER)" -> "Thai (CER)"."""
+    name, space, rate = heading.partition(" ")
+    return ("Average" if name == AVERAGE else language_name(name)) + space + rate
+
+
+def _number_bars(axis: Axes, bars: Any, texts: Sequence[str | None], above: np.ndarray) -> None:
+    for bar, text, lift in zip(bars, texts, above, strict=True):
+        x = bar.get_x() + bar.get_width() / 2
+        if text is None:  # an empty place must not look like an error rate of zero
+            axis.annotate("not run", (x, 0), (0, 3), textcoords="offset points", ha="center",
+                          va="bottom", rotation=90, fontsize=7, color=GREY)  # fmt: skip
+        else:
+            axis.annotate(text, (x, bar.get_height() + lift), (0, 2), ha="center", va="bottom",
+                          textcoords="offset points", fontsize=6.5)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ intervals
+
+
+def _nothing(sentence: str) -> Figure:
+    """A figure that says why there is none: a notebook goes on."""
+    with style():
+        figure, ((axis,),) = panels(1, 1, 4.0, 0.6)
+        axis.axis("off")
+        axis.text(0.5, 0.5, sentence, ha="center", va="center", color=GREY)
+    return figure
+
+
+def _one_label_a_row(table: pd.DataFrame) -> pd.DataFrame:
+    """Systems named with their training size, where there are several."""
+    if table.empty or table["training"].nunique() == 1:
+        return table
+    return table.assign(system=table["system"] + " (" + table["training"] + ")")
+
+
+def interval_plot(intervals: pd.DataFrame) -> Figure:
+    """95 % intervals of `significance.Resampled.intervals`: systems below each other, a panel per
+    domain.
+
+    Filled: the average (or the only language) with its interval. Hollow and grey: each language.
+    """
+    known = _one_label_a_row(intervals.dropna(subset=["error"]))
+    if known.empty:
+        return _nothing(NO_HYPOTHESES)
+    systems = list(dict.fromkeys(known["system"]))[::-1]  # the first on top
+    domains = [domain for domain in DOMAINS if domain in set(known["domain"])]
+    with style():
+        figure, axes = panels(1, len(domains), 4.0, 0.38 * len(systems) + 1.1, sharey=True)
+        for axis, domain in zip(axes[0], domains, strict=True):
+            _draw_intervals(axis, known[known["domain"] == domain], systems)
+            axis.set(title=DOMAINS[domain].capitalize(), xlabel="error rate (%)")
+        axes[0][0].set_yticks(range(len(systems)), systems)
+    return figure
+
+
+def _draw_intervals(axis: Axes, rows: pd.DataFrame, systems: Sequence[str]) -> None:
+    for place, system in enumerate(systems):
+        mine = rows[rows["system"] == system]
+        languages = mine[mine["language"] != AVERAGE]
+        whole = mine[mine["language"] == AVERAGE] if len(languages) > 1 else languages
+        colour, _ = _system_style(system, place)
+        if len(languages) > 1:
+            height = np.full(len(languages), place + 0.24)
+            axis.plot(languages["error"], height, "o", color=GREY, mfc="none", markersize=3)
+            for row in languages.itertuples():
+                axis.annotate(row.language, (row.error, place + 0.24), (0, 3.5), ha="center",
+                              textcoords="offset points", fontsize=6, color=GREY)  # fmt: skip
+        for row in whole.itertuples():
+            axis.errorbar(
+                row.error, place, xerr=[[row.error - row.low], [row.high - row.error]], fmt="s",
+                color=colour, markeredgecolor=BLACK, markeredgewidth=0.5, ecolor=BLACK, capsize=3,
+                linewidth=1.2, markersize=5.5,
+            )  # fmt: skip
+    axis.set_ylim(-0.6, len(systems) - 0.3)
+    axis.set_xlim(left=0)
+    axis.grid(axis="y", visible=False)
+
+
+# --------------------------------------------------------------------------------------- errors
+
+_KINDS = {
+    "substitutions": (SKY, ""), "deletions": (VERMILION, "//"), "insertions": (YELLOW, ".."),
+}  # fmt: skip
+
+
+def error_kinds_bars(kinds: pd.DataFrame) -> Figure:
+    """Substitutions, deletions and insertions of each system (`error_analysis.error_kinds`).
+
+    The mean over languages and seeds, a panel per domain.
+    """
+    if kinds.empty:
+        raise UserError("no run is recorded: run a notebook of 01 to 06 first")
+    kinds = _one_label_a_row(kinds)
+    systems = list(dict.fromkeys(kinds["system"]))[::-1]
+    domains = [domain for domain in DOMAINS if domain in set(kinds["domain"])]
+    with style():
+        figure, axes = panels(1, len(domains), 4.0, 0.3 * len(systems) + 1.3, sharey=True)
+        for axis, domain in zip(axes[0], domains, strict=True):
+            mine = kinds[kinds["domain"] == domain]
+            means = mine.groupby("system")[list(_KINDS)].mean().reindex(systems)
+            left = np.zeros(len(systems))
+            for kind, (colour, hatch) in _KINDS.items():
+                widths = means[kind].fillna(0).to_numpy()
+                axis.barh(range(len(systems)), widths, 0.7, left, color=colour, hatch=hatch,
+                          label=kind, edgecolor="#333333", linewidth=0.4)  # fmt: skip
+                left += widths
+            axis.set(title=DOMAINS[domain].capitalize(), xlabel="per cent of the reference")
+            axis.grid(axis="y", visible=False)
+        axes[0][0].set_yticks(range(len(systems)), systems)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def length_lines(lengths: pd.DataFrame) -> Figure:
+    """Error rate by clip length (`error_analysis.error_by_length`).
+
+    A panel per domain and language, a line per system, at the middle of each bin.
+    """
+    if lengths.empty:
+        return _nothing(NO_HYPOTHESES)
+    lengths = _one_label_a_row(lengths)
+    systems = list(dict.fromkeys(lengths["system"]))
+    places = list(dict.fromkeys(zip(lengths["domain"], lengths["language"], strict=True)))
+    across = min(4, len(places))
+    with style():
+        figure, axes = panels(math.ceil(len(places) / across), across, 2.6, 2.3, sharey=True)
+        for axis in axes.flat[len(places) :]:
+            axis.set_visible(False)
+        for axis, (domain, language) in zip(axes.flat, places, strict=False):
+            mine = lengths[(lengths["domain"] == domain) & (lengths["language"] == language)]
+            for index, system in enumerate(systems):
+                line = mine[mine["system"] == system].groupby(["from", "to"])["error"].mean()
+                middles = [(low + high) / 2 for low, high in line.index]
+                colour, _ = _system_style(system, index)
+                axis.plot(middles, line, marker="osD^vPX"[index % 7], color=colour, label=system,
+                          linestyle=("-", "--", "-.", ":")[index % 4],
+                          markeredgecolor="#333333", markeredgewidth=0.4)  # fmt: skip
+            axis.set_title(f"{language_name(language)}, {DOMAINS[domain]}")
+            axis.set_xlabel("clip length (s)")
+        axes[0][0].set_ylim(bottom=0)  # shared; when all is drawn, because it ends the scaling
+        for row in axes:
+            row[0].set_ylabel("error rate (%)")
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return figure

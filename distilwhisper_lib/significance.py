@@ -1,0 +1,303 @@
+"""Which differences between systems are more than the luck of the test set.
+
+Built on published hypotheses: see `bootstrap` for the method, `hypotheses` for the files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .bootstrap import (
+    FEW_BLOCKS,
+    RESAMPLES,
+    generator,
+    holm,
+    interval,
+    p_value,
+    resampled_rates,
+    speaker_blocks,
+)
+from .errors import UserError
+from .hypotheses import Row, read_published, same_clips
+from .records import DOMAINS, NORMALIZERS, Record
+from .scoring import utterance_errors
+from .tables import (
+    AVERAGE,
+    HEADLINE,
+    LABELS,
+    METRICS,
+    RATES,
+    averaged,
+    blocks,
+    check_choice,
+    own_evaluations,
+    rate_of,
+    row_labels,
+)
+
+NO_HYPOTHESES = "no hypotheses published"
+OTHER_CLIPS = "not the same clips"
+# What the paper asks: is distillation better than its rivals, and is anything better than nothing?
+COMPARISONS = (
+    ("js", "zero_shot"),
+    ("js", "clsr"),
+    ("js", "kl"),
+    ("js", "lora"),
+    ("js", "full"),
+    ("kl", "clsr"),
+    ("clsr", "zero_shot"),
+    ("lora", "zero_shot"),
+    ("full", "zero_shot"),
+)
+
+
+@dataclass(frozen=True)
+class CellErrors:
+    """One system's rates on one test set: its value and those of the resampled test sets."""
+
+    rate: float
+    rates: np.ndarray  # (resamples,)
+    clips: int
+    blocks: int
+    fewest: int  # of an average: the blocks of the language that has the fewest
+    kind: str
+    group: tuple[int, ...]  # cells of one group heard the same clips and share their draws
+
+
+# (system, domain, language) of one training size -> errors, or why there are none
+Found = dict[tuple[str, str, str], CellErrors | str]
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """All cells of some records, resampled once; `intervals` and `differences` read them off."""
+
+    found: Mapping[str, Found]  # by training size
+    metric: str
+    normalizer: str
+
+    def intervals(self) -> pd.DataFrame:
+        """One row per training size, system, domain and language (or average).
+
+        error, low, high in per cent (95 %), clips, blocks, "blocked on", note. Several seeds
+        count as the mean of their errors: the interval tells of the test set, not of training.
+        """
+        rows = []
+        for title, found in self.found.items():
+            for (system, domain, language), cell in found.items():
+                row = {"training": title, "system": system, "domain": domain, "language": language}
+                rows.append(row | _described(cell, "error"))
+        return pd.DataFrame(rows, columns=_INTERVAL_COLUMNS)
+
+    def differences(self, comparisons: Sequence[tuple[str, str]] = COMPARISONS) -> pd.DataFrame:
+        """One row per training size, pair of systems, domain and language (or average).
+
+        ``comparisons`` are pairs of methods or of row names, (system, against). difference, low,
+        high in points (negative: the system is better), p, and "p (Holm)": p adjusted for all
+        pairs of the same test set. Both systems are drawn with the same speakers.
+        """
+        rows = []
+        for title, found in self.found.items():
+            columns = dict.fromkeys((domain, language) for _, domain, language in found)
+            for domain, language in columns:
+                tests = []
+                for pair in comparisons:
+                    system, against = (LABELS.get(name, name) for name in pair)
+                    cells = [found.get((name, domain, language)) for name in (system, against)]
+                    if None in cells:
+                        continue  # not run: nothing to compare
+                    row = {"training": title, "system": system, "against": against}
+                    row |= {"domain": domain, "language": language}
+                    tests.append(row | _compare(*cells))
+                adjusted = holm([test["p"] for test in tests])
+                rows += [t | {"p (Holm)": p} for t, p in zip(tests, adjusted, strict=True)]
+        return pd.DataFrame(rows, columns=_DIFFERENCE_COLUMNS)
+
+
+_BOOKKEEPING = ["clips", "blocks", "blocked on", "note"]
+_PLACE = ["domain", "language"]
+_INTERVAL_COLUMNS = ["training", "system", *_PLACE, "error", "low", "high", *_BOOKKEEPING]
+_DIFFERENCE_COLUMNS = [
+    *("training", "system", "against", *_PLACE, "difference", "low", "high", "p", "p (Holm)"),
+    *_BOOKKEEPING,
+]
+
+
+def resample(
+    records: Sequence[Record],
+    folder: str | Path,
+    metric: str = HEADLINE,
+    normalizer: str = "marks",
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Resampled:
+    """Resample every test set of the records, whose hypotheses lie in the results ``folder``.
+
+    A run without published hypotheses is told so in the tables. The same seed gives the same
+    numbers, whatever other records there are. Raises UserError for an unknown name, a damaged
+    file of hypotheses, and fewer than 100 resamples.
+    """
+    check_choice("metric", metric, METRICS)
+    check_choice("normalizer", normalizer, NORMALIZERS)
+    if resamples < 100:
+        raise UserError(f"resamples={resamples} is too few for a 95 % interval: expected >= 100")
+    found = {
+        title: _resample_block(group, folder, metric, normalizer, resamples, seed)
+        for title, group in blocks(records).items()
+    }
+    return Resampled(found, metric, normalizer)
+
+
+def _resample_block(
+    records: Sequence[Record], folder: str | Path, metric: str, normalizer: str, resamples: int,
+    seed: int,
+) -> Found:  # fmt: skip
+    runs: dict[tuple[str, str], dict[str, list[tuple[Record, dict[str, Any]]]]] = {}
+    labels = row_labels(records)
+    for record, label in zip(records, labels, strict=True):
+        for evaluation in own_evaluations(record):
+            cell = runs.setdefault((evaluation["domain"], evaluation["language"]), {})
+            cell.setdefault(label, []).append((record, evaluation))
+    found: Found = {}
+    systems = sorted(set(labels), key=_place)
+    for domain in DOMAINS:
+        languages = sorted(language for d, language in runs if d == domain)
+        for language in languages:
+            cell = _resample_cell(
+                runs[domain, language], folder, rate_of(metric, language), normalizer,
+                resamples, place=(seed, domain, language),
+            )  # fmt: skip
+            found |= {(s, domain, language): cell[s] for s in systems if s in cell}
+        counted = averaged(languages, metric)
+        for system in systems:
+            cells = [found.get((system, domain, language)) for language in counted]
+            if cells and None not in cells:  # as in the table: only where all languages ran
+                found[system, domain, AVERAGE] = _average(cells)
+    return found
+
+
+def _place(system: str) -> tuple[int, str]:
+    return list(LABELS.values()).index(system.partition(" (")[0]), system
+
+
+def _resample_cell(
+    systems: Mapping[str, Sequence[tuple[Record, Mapping[str, Any]]]],
+    folder: str | Path,
+    metric: str,
+    normalizer: str,
+    resamples: int,
+    place: tuple[int, str, str],
+) -> dict[str, CellErrors | str]:
+    """All systems of one test set. Those that heard the same clips share their draws."""
+    cells: dict[str, CellErrors | str] = {}
+    groups: list[tuple[list[Row], dict[str, list[list[Row]]]]] = []
+    for system, runs in systems.items():
+        said = [read_published(folder, record, evaluation) for record, evaluation in runs]
+        if any(rows is None for rows in said):
+            cells[system] = NO_HYPOTHESES
+        elif not all(same_clips(said[0], rows) for rows in said[1:]):
+            cells[system] = f"seeds: {OTHER_CLIPS}"
+        else:
+            group = next((g for g in groups if same_clips(g[0], said[0])), None)
+            if group is None:
+                groups.append(group := (said[0], {}))
+            group[1][system] = said
+    for number, (clips, members) in enumerate(groups):
+        scores = {
+            system: [utterance_errors(r, place[2], normalizer, metric) for r in said]
+            for system, said in members.items()
+        }
+        # Several seeds: the mean of their errors. The references, and so the units, are the same.
+        errors = [np.mean([run.errors for run in runs], axis=0) for runs in scores.values()]
+        any_run = next(iter(scores.values()))[0]
+        drawn = speaker_blocks([row["speaker"] for row in clips])
+        rates = resampled_rates(
+            np.column_stack(errors), any_run.units, drawn, resamples, generator(*place)
+        )
+        for column, system in enumerate(members):
+            cells[system] = CellErrors(
+                errors[column].sum() / any_run.units.sum(), rates[:, column],
+                int(any_run.scored.sum()), drawn.count, drawn.count, drawn.kind, (number,),
+            )  # fmt: skip
+    return cells
+
+
+def _average(cells: Sequence[CellErrors | str]) -> CellErrors | str:
+    """The mean over languages; each was drawn on its own, as their test sets are."""
+    if missing := [cell for cell in cells if isinstance(cell, str)]:
+        return missing[0]
+    return CellErrors(
+        float(np.mean([cell.rate for cell in cells])),
+        np.mean([cell.rates for cell in cells], axis=0),
+        sum(cell.clips for cell in cells),
+        sum(cell.blocks for cell in cells),
+        min(cell.fewest for cell in cells),
+        " / ".join(dict.fromkeys(cell.kind for cell in cells)),
+        tuple(number for cell in cells for number in cell.group),
+    )
+
+
+def _described(cell: CellErrors | str, name: str) -> dict[str, Any]:
+    if isinstance(cell, str):
+        return {name: math.nan, "low": math.nan, "high": math.nan, "note": cell}
+    low, high = interval(cell.rates)
+    return {name: 100 * cell.rate, "low": 100 * low, "high": 100 * high} | _bookkeeping(cell)
+
+
+def _bookkeeping(cell: CellErrors) -> dict[str, Any]:
+    few = f"{cell.fewest} blocks only: too narrow" if cell.fewest < FEW_BLOCKS else ""
+    return {"clips": cell.clips, "blocks": cell.blocks, "blocked on": cell.kind, "note": few}
+
+
+def _compare(system: CellErrors | str, against: CellErrors | str) -> dict[str, Any]:
+    nothing = {"difference": math.nan, "low": math.nan, "high": math.nan, "p": math.nan}
+    for cell in (system, against):
+        if isinstance(cell, str):
+            return nothing | {"note": cell}
+    if system.group != against.group:
+        return nothing | {"note": OTHER_CLIPS}
+    differences = system.rates - against.rates
+    low, high = interval(differences)
+    return {
+        "difference": 100 * (system.rate - against.rate),
+        "low": 100 * low,
+        "high": 100 * high,
+        "p": p_value(differences),
+    } | _bookkeeping(system)
+
+
+def check_scores(records: Sequence[Record], folder: str | Path) -> list[str]:
+    """One sentence for every recorded score that the published hypotheses do not give again.
+
+    None is what one hopes for. Raises UserError for a damaged file of hypotheses.
+    """
+    findings = []
+    for record in records:
+        for evaluation in record["evaluations"]:
+            rows = read_published(folder, record, evaluation)
+            where = f"run {record['run_id']}, {evaluation['domain']} {evaluation['language']}"
+            if rows is None:
+                continue
+            if len(rows) != evaluation["clips"]:
+                findings.append(f"{where}: {len(rows)} clips published, {evaluation['clips']} said")
+                continue
+            for normalizer in NORMALIZERS:
+                for metric in RATES:
+                    scored = utterance_errors(rows, evaluation["language"], normalizer, metric)
+                    again = scored.errors.sum() / scored.units.sum()
+                    said = evaluation["scores"][normalizer][metric][metric]
+                    if not math.isclose(again, said, rel_tol=0, abs_tol=1e-9):
+                        findings.append(
+                            f"{where}: {metric} under {normalizer!r} is recorded as {said:.4f}, "
+                            f"but its hypotheses give {again:.4f}: the normaliser or the record "
+                            "has changed; run the notebook again"
+                        )
+    return findings

@@ -1,0 +1,286 @@
+"""The paper's table layout, filled from run records and nothing else.
+
+One table per training size (`Tables`), rows the systems in the paper's order, columns the
+languages of each domain and their average. `exports` writes them, `published` sets the paper's
+values beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from .config import PRESETS, RunConfig, resolve
+from .errors import UserError
+from .languages import find_language
+from .records import DOMAINS, NORMALIZERS, Record
+
+RATES = ("wer", "cer")
+# The CER where words are not spaced, else the WER.
+HEADLINE = "headline"
+METRICS = (HEADLINE, *RATES)
+AVERAGE = "average"
+NOT_RUN = "not run"
+
+# Methods in the paper's order, with the names its tables give them.
+LABELS = {
+    "teacher": "Teacher zero-shot",
+    "zero_shot": "Student zero-shot",
+    "full": "+ full fine-tuning",
+    "lora": "+ LoRA",
+    "clsr": "+ CLSR",
+    "kl": "+ CLSR + KL",
+    "js": "+ CLSR + JS",
+}
+
+Column = tuple[str, str]  # domain, language or AVERAGE
+Tables = dict[str, pd.DataFrame]  # training size -> its table
+# row label -> column -> seed -> percent
+Cells = dict[str, dict[Column, dict[int, float]]]
+
+
+def results_tables(
+    records: Sequence[Record],
+    metric: str = HEADLINE,
+    normalizer: str = "marks",
+    languages: Sequence[str] | None = None,
+) -> Tables:
+    """One `results_table` per training size, by its title; without records, one empty table."""
+    groups = blocks(records) or {"no runs": []}
+    return {
+        title: results_table(group, metric, normalizer, languages)
+        for title, group in groups.items()
+    }
+
+
+def results_table(
+    records: Sequence[Record],
+    metric: str = HEADLINE,
+    normalizer: str = "marks",
+    languages: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Error rates in percent: one row per system, one column per (domain, language).
+
+    ``metric``: "wer", "cer" or, by default, "headline": WER, but CER for languages that are
+    written without spaces, whose columns say so, ``"th (CER)"``. ``table.attrs["title"]`` names
+    what the table shows.
+
+    Rows stand in the paper's order, systems without a run included (NaN). ``languages`` are
+    columns in any case; without it, those of the records are. Each domain ends with an
+    ``average`` column, which is filled only where the row has all of the languages that it
+    averages. Beside a CER column that is ``average (WER)``, of the other languages alone. A
+    record counts for the language it was run for. Several seeds become their mean; their sample
+    standard deviation is in ``table.attrs["sd"][row][(domain, language)]`` and the number of
+    seeds in ``table.attrs["seeds"]``. Runs of one method with different settings get rows of
+    their own, which name the settings that differ. UserError for an unknown name, records of
+    several training sizes, and a run given twice.
+    """
+    check_choice("metric", metric, METRICS)
+    check_choice("normalizer", normalizer, NORMALIZERS)
+    if len(titles := list(blocks(records))) > 1:
+        raise UserError(
+            f"records of {len(titles)} training sizes ({'; '.join(titles)}), expected one a table: "
+            "use results_tables"
+        )
+    cells = _collect(records, metric, normalizer)
+    columns = _columns(cells, metric, languages)
+    headings = _headings(columns, metric)
+    rows = _rows(records)
+    summary = {row: _summarise(cells.get(row, {}), columns) for row in rows}
+    values = [[summary[row][column][0] for column in columns] for row in rows]
+    index = pd.MultiIndex.from_arrays(
+        [[domain for domain, _ in headings.values()], [name for _, name in headings.values()]],
+        names=["domain", "language"],
+    )
+    table = pd.DataFrame(values, pd.Index(rows, name="system"), index, dtype=float)
+    table.attrs = {
+        "title": " or ".join(m.upper() for m in RATES if m in columns.values()),
+        "metric": metric,
+        "normalizer": normalizer,
+        "sd": {row: {headings[c]: s[1] for c, s in line.items()} for row, line in summary.items()},
+        "seeds": {
+            row: {headings[c]: s[2] for c, s in line.items()} for row, line in summary.items()
+        },
+        "train_size": next((record["config"].get("train_size") for record in records), None),
+        "corpora": {e["domain"]: e["corpus"] for r in records for e in r["evaluations"]},
+    }
+    return table
+
+
+def title_of(tables: Tables) -> str:
+    """What the tables show: "WER", "CER" or "WER or CER"."""
+    shown = [table.attrs["title"] for table in tables.values()]
+    return " or ".join(rate.upper() for rate in RATES if any(rate.upper() in t for t in shown))
+
+
+def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
+    """UserError unless ``value`` is one of ``known``."""
+    if value not in known:
+        raise UserError(f"unknown {what} {value!r}: expected one of {', '.join(known)}")
+
+
+def rate_of(metric: str, language: str) -> str:
+    """The rate, "wer" or "cer", that a table of this metric shows for a language."""
+    return find_language(language).headline if metric == HEADLINE else metric
+
+
+def averaged(languages: Sequence[str], metric: str) -> list[str]:
+    """The languages that an average is over. It is of one rate: the WER of those that show it,
+    the CER where none does."""
+    rates = {language: rate_of(metric, language) for language in languages}
+    rate = "wer" if "wer" in rates.values() else "cer"
+    return [language for language in languages if rates[language] == rate]
+
+
+def blocks(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records by preset and training size, small sizes first, under the title of each block."""
+    groups: dict[tuple[str, int | None], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record["preset"], record["config"].get("train_size")].append(record)
+    order = sorted(groups, key=lambda key: (key[1] or math.inf, key[0]))
+    return {_title(*key, groups[key]): groups[key] for key in order}
+
+
+def _title(preset: str, size: int | None, records: Sequence[Record]) -> str:
+    if size is not None:
+        return f"{preset}, {size:,} training clips"
+    sizes = sorted({r["data"]["train"]["clips"] for r in records if r["data"]["train"]})
+    if not sizes:
+        return f"{preset}, all training clips"
+    count = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    return f"{preset}, all {count} training clips"
+
+
+# --------------------------------------------------------------------------------------- cells
+
+
+def own_evaluations(record: Record) -> list[dict[str, Any]]:
+    """The record's evaluations in the language that it was run for."""
+    language = record["config"]["language"]
+    return [e for e in record["evaluations"] if e["language"] == language]
+
+
+def _collect(records: Sequence[Record], metric: str, normalizer: str) -> Cells:
+    cells: Cells = defaultdict(lambda: defaultdict(dict))
+    for record, label in zip(records, row_labels(records), strict=True):
+        language, seed = record["config"]["language"], record["config"]["seed"]
+        name = rate_of(metric, language)
+        for evaluation in own_evaluations(record):
+            seeds = cells[label][evaluation["domain"], language]
+            if seed in seeds:
+                raise UserError(
+                    f"run {record['run_id']} gives {label!r} a second {evaluation['domain']} "
+                    f"result for {language} with seed {seed}: pass each run once"
+                )
+            seeds[seed] = 100.0 * evaluation["scores"][normalizer][name][name]
+    return cells
+
+
+def _columns(cells: Cells, metric: str, languages: Sequence[str] | None) -> dict[Column, str]:
+    """Every column in order, with the rate that it shows."""
+    found = {column for row in cells.values() for column in row}
+    found |= {(domain, language) for domain in DOMAINS for language in languages or ()}
+    columns = {}
+    for domain in DOMAINS:
+        names = sorted(name for d, name in found if d == domain)
+        columns |= {(domain, name): rate_of(metric, name) for name in names}
+        if names:
+            columns[domain, AVERAGE] = rate_of(metric, averaged(names, metric)[0])
+    return columns
+
+
+def _headings(columns: Mapping[Column, str], metric: str) -> dict[Column, Column]:
+    """Each column as the table calls it: with its rate, where that is not the usual or only one."""
+    usual = "wer" if metric == HEADLINE else metric
+    headings = {}
+    for (domain, name), rate in columns.items():
+        alone = len({r for (d, _), r in columns.items() if d == domain}) == 1
+        plain = rate == usual and (alone or name != AVERAGE)
+        headings[domain, name] = (domain, name if plain else f"{name} ({rate.upper()})")
+    return headings
+
+
+def _summarise(
+    row: Mapping[Column, dict[int, float]], columns: Mapping[Column, str]
+) -> dict[Column, tuple[float, float, int]]:
+    """(mean, standard deviation, seeds) per column; NaN where there is nothing to say."""
+    filled = dict(row)
+    for average in [column for column in columns if column[1] == AVERAGE]:
+        shown = [
+            column
+            for column, rate in columns.items()
+            if column[0] == average[0] and column != average and rate == columns[average]
+        ]
+        if all(row.get(column) for column in shown):
+            # The spread of an average is that of the seeds which ran in every language.
+            seeds = set.intersection(*(set(row[column]) for column in shown))
+            filled[average] = {
+                seed: statistics.fmean(row[column][seed] for column in shown) for seed in seeds
+            } or {-1: statistics.fmean(statistics.fmean(row[c].values()) for c in shown)}
+    return {column: _mean_sd(list(filled.get(column, {}).values())) for column in columns}
+
+
+def _mean_sd(values: list[float]) -> tuple[float, float, int]:
+    mean = statistics.fmean(values) if values else math.nan
+    return mean, statistics.stdev(values) if len(values) > 1 else math.nan, len(values)
+
+
+# ---------------------------------------------------------------------------------------- rows
+
+
+def _rows(records: Sequence[Record]) -> list[str]:
+    """Every row of a table in order: all systems, each followed by its variants."""
+    present: dict[str, set[str]] = defaultdict(set)
+    for record, label in zip(records, row_labels(records), strict=True):
+        present[record["config"]["method"]].add(label)
+    rows = []
+    for method, plain in LABELS.items():
+        rows += [plain, *sorted(present[method] - {plain})]
+    return rows
+
+
+def row_labels(records: Sequence[Record]) -> list[str]:
+    """The row of each record; settings are named only where they differ from the preset's."""
+    usual = _usual_settings(records)
+    labels = []
+    for record in records:
+        method = record["config"]["method"]
+        settings, base = _settings(record["config"]), usual[record["preset"], method]
+        differs = [
+            f"{name}={settings[name]}"
+            for name in sorted(settings.keys() & base.keys())
+            if settings[name] != base[name]
+        ]
+        labels.append(f"{LABELS[method]} ({', '.join(differs)})" if differs else LABELS[method])
+    return labels
+
+
+def _usual_settings(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, Any]]:
+    """What a run without overrides has; for a preset of elsewhere, what most of its runs have."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        settings = _settings(record["config"])
+        groups[record["preset"], record["config"]["method"]].append(settings)
+    return {
+        (preset, method): _settings(resolve(method, preset).to_dict())
+        if preset in PRESETS
+        else max(found, key=found.count)
+        for (preset, method), found in groups.items()
+    }
+
+
+# What does not make a different system: whose run it is, its training size, which has a table of
+# its own, and (unhashed) where and on what it ran.
+_NOT_SETTINGS = {"preset", "method", "language", "seed", "train_size"} | {
+    field.name for field in dataclasses.fields(RunConfig) if not field.metadata.get("hashed", True)
+}
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in _NOT_SETTINGS}

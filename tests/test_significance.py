@@ -1,0 +1,163 @@
+"""Intervals and paired differences from published hypotheses."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+from make_records import make_record, make_run
+
+from distilwhisper_lib import tables
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.significance import (
+    NO_HYPOTHESES,
+    OTHER_CLIPS,
+    check_scores,
+    resample,
+)
+
+PAIR = [("js", "zero_shot")]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Student and experts in two languages, on the same clips of 24 speakers."""
+    return [
+        make_run(tmp_path, method, language, errors=errors)
+        for language in ("ca", "cs")
+        for method, errors in (("zero_shot", 0.5), ("js", 0.3))
+    ]
+
+
+def only(frame, **wanted):
+    for name, value in wanted.items():
+        frame = frame[frame[name] == value]
+    (row,) = frame.to_dict("records")
+    return row
+
+
+def test_estimates_are_the_tables_cells_and_lie_in_their_intervals(study, tmp_path):
+    table = tables.results_table(study)
+    intervals = resample(study, tmp_path, resamples=500).intervals()
+    assert len(intervals) == 2 * 2 * 3
+    for row in intervals.to_dict("records"):
+        cell = table.loc[row["system"], (row["domain"], row["language"])]
+        assert row["error"] == pytest.approx(cell)
+        assert row["low"] < row["error"] < row["high"]
+        assert row["blocked on"] == "speaker"
+    assert only(intervals, system="+ CLSR + JS", domain="in_domain", language="ca")["blocks"] == 24
+    average = only(intervals, system="+ CLSR + JS", domain="in_domain", language="average")
+    one = only(intervals, system="+ CLSR + JS", domain="in_domain", language="ca")
+    assert average["high"] - average["low"] < one["high"] - one["low"]  # two languages know more
+
+
+def test_differences_are_paired(study, tmp_path):
+    resampled = resample(study, tmp_path, resamples=2_000)
+    test = only(resampled.differences(PAIR), domain="in_domain", language="ca")
+    cells = resampled.found["demo, all 800 training clips"]
+    js = cells["+ CLSR + JS", "in_domain", "ca"]
+    student = cells["Student zero-shot", "in_domain", "ca"]
+    assert test["difference"] == pytest.approx(100 * (js.rate - student.rate))
+    assert test["difference"] < 0 and test["high"] < 0 and test["p"] < 0.01
+    assert [test["low"], test["high"]] == pytest.approx(
+        100 * np.quantile(js.rates - student.rates, [0.025, 0.975])
+    )
+    assert set(resampled.differences(PAIR)["language"]) == {"ca", "cs", "average"}
+
+
+def test_a_system_does_not_differ_from_its_twin(tmp_path):
+    twins = [make_run(tmp_path, method, errors=0.3, noise=5) for method in ("kl", "js")]
+    test = only(resample(twins, tmp_path).differences([("js", "kl")]), domain="in_domain",
+                language="ca")  # fmt: skip
+    assert test["difference"] == test["low"] == test["high"] == 0 and test["p"] == 1
+
+
+def test_holm_adjusts_over_the_pairs_of_one_test_set(study, tmp_path):
+    twice = [("js", "zero_shot"), ("zero_shot", "js")]
+    frame = resample(study, tmp_path, resamples=200).differences(twice)
+    cell = frame[(frame["domain"] == "in_domain") & (frame["language"] == "ca")]
+    assert list(cell["p (Holm)"]) == pytest.approx(list(2 * cell["p"]))
+
+
+def test_the_same_seed_gives_the_same_numbers_whatever_else_there_is(study, tmp_path):
+    def row(records, **options):
+        frame = resample(records, tmp_path, resamples=200, **options).intervals()
+        return only(frame, system="+ CLSR + JS", domain="in_domain", language="ca")
+
+    assert row(study) == row(study[::-1]) == row(study[1:2])
+    assert row(study)["low"] != row(study, seed=1)["low"]
+
+
+def test_seeds_count_as_the_mean_of_their_errors(tmp_path):
+    runs = [make_run(tmp_path, "js", seed=s, errors=e) for s, e in ((1, 0.2), (2, 0.4))]
+    row = only(resample(runs, tmp_path, resamples=200).intervals(), domain="in_domain",
+               language="ca")  # fmt: skip
+    assert row["error"] == pytest.approx(
+        tables.results_table(runs).loc["+ CLSR + JS", ("in_domain", "ca")]
+    )
+    assert row["low"] < row["error"] < row["high"]
+
+
+def test_unknown_speakers_are_said(tmp_path):
+    runs = [make_run(tmp_path, "js", speakers=0)]
+    row = only(resample(runs, tmp_path, resamples=100).intervals(), domain="in_domain",
+               language="ca")  # fmt: skip
+    assert (row["blocked on"], row["blocks"]) == ("utterance", row["clips"])
+
+
+def test_few_speakers_are_said(tmp_path):
+    runs = [make_run(tmp_path, "js", speakers=8)]
+    notes = resample(runs, tmp_path, resamples=100).intervals()["note"]
+    assert set(notes) == {"8 blocks only: too narrow"}
+
+
+def test_runs_without_hypotheses_say_so(study, tmp_path):
+    plain = [make_record("lora", "ca"), make_record("lora", "cs")]
+    resampled = resample([*study, *plain], tmp_path, resamples=100)
+    lora = resampled.intervals().query("system == '+ LoRA'")
+    assert len(lora) == 6 and set(lora["note"]) == {NO_HYPOTHESES} and lora["error"].isna().all()
+    tests = resampled.differences([("js", "lora")])
+    assert set(tests["note"]) == {NO_HYPOTHESES} and tests["p"].isna().all()
+
+
+def test_other_clips_are_not_compared(study, tmp_path):
+    other = make_run(tmp_path, "lora", "ca", clips=40)
+    tests = resample([*study, other], tmp_path, resamples=100).differences([("js", "lora")])
+    assert set(tests["note"]) == {OTHER_CLIPS}
+
+
+def test_bad_arguments_and_no_records(tmp_path):
+    with pytest.raises(UserError, match="unknown metric 'mer'"):
+        resample([], tmp_path, "mer")
+    with pytest.raises(UserError, match="unknown normalizer 'nfkd'"):
+        resample([], tmp_path, normalizer="nfkd")
+    with pytest.raises(UserError, match="resamples=9 is too few"):
+        resample([], tmp_path, resamples=9)
+    empty = resample([], tmp_path)
+    assert len(empty.intervals()) == len(empty.differences()) == 0
+    assert "note" in empty.intervals() and "p (Holm)" in empty.differences()
+
+
+def test_the_headline_is_each_languages_own_metric(tmp_path):
+    runs = [make_run(tmp_path, "js", language) for language in ("ca", "th")]
+    intervals = resample(runs, tmp_path, "headline", resamples=100).intervals()
+    for language, metric in (("ca", "wer"), ("th", "cer")):
+        scores = runs[language == "th"]["evaluations"][0]["scores"]["marks"]
+        row = only(intervals, domain="in_domain", language=language)
+        assert row["error"] == pytest.approx(100 * scores[metric][metric])
+    average = only(intervals, domain="in_domain", language="average")
+    catalan = only(intervals, domain="in_domain", language="ca")
+    assert average["error"] == catalan["error"]  # rates are never mixed
+
+
+def test_every_published_cell_scores_again(study, tmp_path):
+    assert check_scores([*study, make_record()], tmp_path) == []
+    changed = copy.deepcopy(study)
+    changed[0]["evaluations"][1]["scores"]["marks"]["cer"]["cer"] += 0.01
+    (finding,) = check_scores(changed, tmp_path)
+    assert finding.startswith(f"run {changed[0]['run_id']}, out_of_domain ca: cer under 'marks' is")
+    changed[0]["evaluations"][1]["clips"] -= 1
+    assert "clips published" in check_scores(changed, tmp_path)[0]
+    assert math.isfinite(changed[0]["evaluations"][0]["rtf"])
