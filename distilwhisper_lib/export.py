@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import shutil
 import sys
@@ -225,7 +226,7 @@ def _write_manifest(
     files = sorted(path for path in folder.iterdir() if path.is_file())
     manifest = {
         "schema": MANIFEST_SCHEMA,
-        "run_id": run.config.run_id,
+        "run_id": run.record["run_id"],
         "what": what,
         "demo": run.record["demo"],
         "comparison": None if comparison is None else comparison.to_dict("index"),
@@ -280,12 +281,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--form", default="whisper", choices=FORMS)
     parser.add_argument("--base", help="the base model, where it lay in a folder of its own")
     parser.add_argument("--compare", action="store_true", help="score both forms in domain")
+    parser.add_argument("--data-dir", help="its recordings, where they lay in a folder of its own")
     parser.add_argument("--license", help="of the weights, as the hub writes it")
     parser.add_argument("--ctranslate2", metavar="FOLDER", help="also convert, into this folder")
     given = parser.parse_args(arguments)
     try:
         run = load_run(given.run, given.base)
-        clips = load_data(run.config).in_domain if given.compare else None
+        config = run.config
+        if given.data_dir is not None:
+            config = dataclasses.replace(config, data_dir=given.data_dir)
+        clips = load_data(config).in_domain if given.compare else None
         folder = export_run(run, given.to, given.form, compare=clips, license=given.license)
         if given.ctranslate2:
             to_ctranslate2(folder, given.ctranslate2)

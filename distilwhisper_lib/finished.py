@@ -15,7 +15,7 @@ from .config import TRAINED, WITH_EXPERTS, RunConfig
 from .errors import UserError
 from .model import DistilWhisperForConditionalGeneration
 from .records import Record, read_record
-from .training import expert_settings, load_model, trained_tensors, weights_hash
+from .training import expert_settings, load_model, prepare, trained_tensors, weights_hash
 
 RECORD = "record.json"
 
@@ -62,14 +62,15 @@ def load_run(folder: str | Path, base: str | None = None) -> FinishedRun:
     config = read_config(record)
     if config.method not in TRAINED:
         raise UserError(
-            f"run {config.run_id} trained nothing (method {config.method!r}): name a run of "
+            f"run {record['run_id']} trained nothing (method {config.method!r}): name a run of "
             f"{', '.join(TRAINED)}"
         )
     if config.method == "full":
         _, processor = _base(config, base, record)
-        model = DistilWhisperForConditionalGeneration.from_pretrained(
+        whole = DistilWhisperForConditionalGeneration.from_pretrained(
             folder / "model", dtype=torch.float32, attn_implementation="sdpa"
         )
+        model = prepare(whole, config)
     else:
         model, processor = _base(config, base, record)
     if config.method in WITH_EXPERTS:

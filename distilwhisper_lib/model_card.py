@@ -127,7 +127,8 @@ def _metadata(
             )
             for row in scores
             for metric in ("wer", "cer")
-        ],
+        ]
+        or None,
     )
 
 
