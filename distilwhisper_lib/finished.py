@@ -15,9 +15,8 @@ from .config import TRAINED, WITH_EXPERTS, RunConfig
 from .errors import UserError
 from .model import DistilWhisperForConditionalGeneration
 from .records import Record, read_record
+from .runs import RECORD
 from .training import expert_settings, load_model, prepare, trained_tensors, weights_hash
-
-RECORD = "record.json"
 
 
 @dataclass(frozen=True)
