@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, WhisperProcessor
 
-from .audio import SAMPLE_RATE, read_audio, samples_of
+from .audio import SAMPLE_RATE
 from .config import locate
 from .device import best_device
 from .errors import UserError
@@ -28,7 +27,14 @@ from .features import extract_features
 from .files import write_atomic
 from .finished import is_run, load_run
 from .languages import whisper_language
-from .own_folder import RECORDINGS
+from .recordings import (
+    SILENCE,
+    cut_at_silence,
+    find_recordings,
+    is_many,
+    is_silent,
+    read_recording,
+)
 from .training import load_model
 from .transcripts import (
     MODEL,
@@ -41,12 +47,8 @@ from .transcripts import (
     save_transcripts,
 )
 
-# Quieter than three steps of a 16-bit recording: nothing was recorded.
-SILENCE = 1e-4
 # Longer recordings are cut before transformers' long-form decoding, so that memory stays bounded.
 _TIMED_WINDOWS = 20
-# Where to cut: the quietest tenth of a second in the last half of what may be decoded at once.
-_HOP, _QUIET_HOPS = SAMPLE_RATE // 50, 5
 
 
 def transcribe(
@@ -122,7 +124,7 @@ class Transcriber:
         """
         heard = self.stream(source, language, **options)
         found = list(tqdm(heard, unit="recording", desc="transcribe", disable=not progress))
-        if _is_many(source):
+        if is_many(source):
             return found
         if found[0].error is not None:
             raise UserError(found[0].error)
@@ -158,7 +160,7 @@ class Transcriber:
         code = None if language is None else self._prepare(language)
         options = {"num_beams": 1, "do_sample": False, "task": task} | generate
         waiting: list[_Recording] = []
-        for name, given in _find(source):
+        for name, given in find_recordings(source):
             waiting.append(self._open(name, given, rate, code, timestamps))
             if sum(len(recording.pieces) for recording in waiting) >= batch_size:
                 yield from self._decode(waiting, batch_size, options)
@@ -195,8 +197,8 @@ class Transcriber:
         self, name: str, given: Any, rate: int, code: str | None, timestamps: bool | None
     ) -> _Recording:
         try:
-            samples = _read(given, rate)
-            if _is_silent(samples):
+            samples = read_recording(given, rate)
+            if is_silent(samples):
                 raise UserError(
                     f"{name} holds only silence (peak below {SILENCE:g}): check the recording"
                 )
@@ -209,7 +211,7 @@ class Transcriber:
         pieces = [
             piece
             for piece in cut_at_silence(samples, window * (_TIMED_WINDOWS if timed else 1))
-            if not _is_silent(samples[slice(*piece)])
+            if not is_silent(samples[slice(*piece)])
         ]
         recording = _Recording(name, samples, code, timed, pieces)
         if code is None:
@@ -326,71 +328,6 @@ class _Recording:
         return Transcript(self.name, self.code, seconds, spoken, timed_by, self.error)
 
 
-def cut_at_silence(samples: np.ndarray, limit: int) -> list[tuple[int, int]]:
-    """Cut (samples,) into stretches of at most ``limit`` samples: (first, last) of each.
-
-    Each cut falls on the quietest tenth of a second in the last half of what is allowed.
-    """
-    pieces, first = [], 0
-    while len(samples) - first > limit:
-        search = first + limit // 2
-        stretch = samples[search : first + limit]
-        hops = stretch[: len(stretch) // _HOP * _HOP].reshape(-1, _HOP)
-        energy = np.convolve((hops.astype(np.float64) ** 2).sum(1), np.ones(_QUIET_HOPS), "valid")
-        quietest = len(energy) - 1 - int(np.argmin(energy[::-1]))  # of equals the last
-        cut = search + quietest * _HOP + _QUIET_HOPS * _HOP // 2
-        pieces.append((first, cut))
-        first = cut
-    return [*pieces, (first, len(samples))]
-
-
-def _read(given: Any, rate: int) -> np.ndarray:
-    if isinstance(given, (str, Path)):
-        return read_audio(locate(str(given)))
-    return read_audio(given) if isinstance(given, bytes) else samples_of(given, rate)
-
-
-def _is_silent(samples: np.ndarray) -> bool:
-    return not len(samples) or float(np.abs(samples).max()) < SILENCE
-
-
-def _is_many(source: Any) -> bool:
-    if isinstance(source, (list, tuple)):
-        # A list of numbers is one recording, which samples_of() judges.
-        return not source or not isinstance(source[0], (int, float))
-    # Path.is_dir raises at a name of 300 characters.
-    return isinstance(source, (str, Path)) and os.path.isdir(locate(str(source)))
-
-
-def _find(source: Any) -> list[tuple[str, Any]]:
-    """(name, what to read) of each recording."""
-    if not _is_many(source):
-        return [(_name(source), source)]
-    if isinstance(source, (list, tuple)):
-        if not source:
-            raise UserError("the list of recordings is empty: give paths or arrays")
-        return [
-            (_name(one) if isinstance(one, (str, Path)) else f"{_name(one)} {number}", one)
-            for number, one in enumerate(source, start=1)
-        ]
-    found = sorted(
-        path
-        for path in Path(locate(str(source))).rglob("*")
-        if path.suffix.lower() in RECORDINGS and path.is_file() and not path.name.startswith(".")
-    )
-    if not found:
-        raise UserError(
-            f"folder {source} holds no recording: expected files such as .wav, .flac, .mp3, .ogg"
-        )
-    return [(str(path), path) for path in found]
-
-
-def _name(source: Any) -> str:
-    if isinstance(source, (str, Path)):
-        return str(source)
-    return "upload" if isinstance(source, bytes) else "array"
-
-
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -428,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _transcribe_command(given: argparse.Namespace) -> int:
-    named = _find(given.source if len(given.source) > 1 else given.source[0])
+    named = find_recordings(given.source if len(given.source) > 1 else given.source[0])
     to = Path(given.to) if given.to else None
     growing = to is not None and to.suffix.lower() == ".jsonl"
     if growing:

@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 import distilwhisper_lib
+from distilwhisper_lib import recordings
 from distilwhisper_lib import transcriber as module
 from distilwhisper_lib.audio import read_audio, samples_of
 from distilwhisper_lib.config import locate
@@ -19,7 +20,8 @@ from distilwhisper_lib.corpora import load_corpus
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation import transcribe as transcribe_table
 from distilwhisper_lib.gates import GateRecorder
-from distilwhisper_lib.transcriber import Transcriber, cut_at_silence, main
+from distilwhisper_lib.recordings import cut_at_silence
+from distilwhisper_lib.transcriber import Transcriber, main
 
 RATE = 16_000
 
@@ -312,8 +314,10 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert [json.loads(line)["error"] is None for line in lines] == [True, True, False]
     to.write_text(lines[0] + lines[1][:20])
     opened = []
-    read = module.read_audio
-    monkeypatch.setattr(module, "read_audio", lambda p: (opened.append(Path(p).name), read(p))[1])
+    read = recordings.read_audio
+    monkeypatch.setattr(
+        recordings, "read_audio", lambda p: (opened.append(Path(p).name), read(p))[1]
+    )
     assert main(call) == 1
     assert opened == ["b.wav", "c.wav"]
     assert to.read_text().splitlines(keepends=True) == lines
