@@ -38,16 +38,19 @@ def cut_at_silence(samples: np.ndarray, limit: int) -> list[tuple[int, int]]:
 
 
 def read_recording(given: Any, rate: int) -> np.ndarray:
+    """A path, the bytes of a file, or an array at ``rate`` -> (samples,) float32 at 16 kHz."""
     if isinstance(given, (str, Path)):
         return read_audio(locate(str(given)))
     return read_audio(given) if isinstance(given, bytes) else samples_of(given, rate)
 
 
 def is_silent(samples: np.ndarray) -> bool:
+    """Whether nothing in (samples,) is louder than SILENCE."""
     return not len(samples) or float(np.abs(samples).max()) < SILENCE
 
 
 def is_many(source: Any) -> bool:
+    """Whether a source is a folder or a list rather than one recording."""
     if isinstance(source, (list, tuple)):
         # A list of numbers is one recording, which samples_of() judges.
         return not source or not isinstance(source[0], (int, float))
@@ -56,7 +59,7 @@ def is_many(source: Any) -> bool:
 
 
 def find_recordings(source: Any) -> list[tuple[str, Any]]:
-    """(name, what to read) of each recording."""
+    """(name, what to read) of each recording; UserError when there is none."""
     if not is_many(source):
         return [(_name(source), source)]
     if isinstance(source, (list, tuple)):
