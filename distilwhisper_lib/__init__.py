@@ -15,10 +15,13 @@ _HOME = {
     "DistilWhisperConfig": "model",
     "DistilWhisperForConditionalGeneration": "model",
     "RunConfig": "config",
+    "Transcriber": "transcriber",
     "UserError": "errors",
+    "export_run": "export",
+    "push_to_hub": "publish",
     "resolve": "config",
     "train": "training",
-    "transcribe": "evaluation",
+    "transcribe": "transcriber",
 }
 __all__ = sorted(_HOME)
 

@@ -46,7 +46,7 @@ def find_file(source: str | Path, names: Sequence[str], remedy: str, **hub: Any)
             if (folder / name).is_file():
                 return folder / name
         raise UserError(f"no {_either(names)} in {folder}: {remedy}")
-    if isinstance(source, Path) or not _could_be_repository(source):
+    if isinstance(source, Path) or not could_be_repository(source):
         raise UserError(f"there is no file or folder {str(source)!r} with {names[0]}: {remedy}")
     return _download(source, names, remedy, hub)
 
@@ -86,7 +86,7 @@ def _download(repository: str, names: Sequence[str], remedy: str, hub: dict[str,
     raise UserError(f"no {_either(names)} {where}: {remedy}")
 
 
-def _could_be_repository(name: str) -> bool:
+def could_be_repository(name: str) -> bool:
     try:
         validate_repo_id(name)
     except HFValidationError:

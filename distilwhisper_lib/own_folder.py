@@ -28,7 +28,7 @@ from .text import says_nothing
 
 _NEEDED = ("file_name", "text", "language", "split")
 # What a user takes for a recording, readable or not.
-_RECORDINGS = {
+RECORDINGS = {
     ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg",
     ".opus", ".w64", ".wav", ".webm", ".wma",
 }  # fmt: skip
@@ -309,7 +309,7 @@ def _recordings(folder: Path) -> Iterator[Path]:
         if entry.is_dir(follow_symlinks=False):
             if not any((Path(entry) / name).exists() for name in _METADATA):
                 yield from _recordings(Path(entry))
-        elif Path(entry).suffix.lower() in _RECORDINGS:
+        elif Path(entry).suffix.lower() in RECORDINGS:
             yield Path(entry)
 
 

@@ -1,0 +1,107 @@
+"""A finished run read back from its folder: the model it trained, and what its record says."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import WhisperProcessor
+
+from .config import TRAINED, WITH_EXPERTS, RunConfig
+from .errors import UserError
+from .model import DistilWhisperForConditionalGeneration
+from .records import Record, read_record
+from .runs import RECORD
+from .training import expert_settings, load_model, prepare, trained_tensors, weights_hash
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """``model`` as the run evaluated it: with its expert, its LoRA adapter, or fine-tuned."""
+
+    folder: Path
+    record: Record
+    config: RunConfig
+    model: Any
+    processor: WhisperProcessor
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return (Path(folder) / RECORD).is_file()
+
+
+def read_config(record: Record) -> RunConfig:
+    """The configuration that a record tells of; settings this version does not know are left out.
+
+    A path on the machine of the run has lost its folders in the record, see RunConfig.published.
+    """
+    known = typing.get_type_hints(RunConfig)
+    return RunConfig(**{k: v for k, v in record["config"].items() if k in known})
+
+
+def load_run(folder: str | Path, base: str | None = None) -> FinishedRun:
+    """Load what a run of this kit trained, from its folder in outputs/.
+
+    ``base``: the model it started from, needed only where that lay in a folder of its own. Raises
+    UserError when there is no finished run that trained something, or when the weights are not
+    those of its record.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise UserError(
+            f"{folder} holds no finished run (no {RECORD}): name a folder in outputs/ whose "
+            "notebook has run to its end"
+        )
+    record = read_record(folder / RECORD)
+    config = read_config(record)
+    if config.method not in TRAINED:
+        raise UserError(
+            f"run {record['run_id']} trained nothing (method {config.method!r}): name a run of "
+            f"{', '.join(TRAINED)}"
+        )
+    if config.method == "full":
+        _, processor = _base(config, base, record)
+        whole = DistilWhisperForConditionalGeneration.from_pretrained(
+            folder / "model", dtype=torch.float32, attn_implementation="sdpa"
+        )
+        model = prepare(whole, config)
+    else:
+        model, processor = _base(config, base, record)
+    if config.method in WITH_EXPERTS:
+        model.load_experts(config.language, folder)
+        model.freeze_all_but_expert(config.language)
+    elif config.method == "lora":
+        # Trainable, as it was when its weights were hashed.
+        model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
+    if weights_hash(trained_tensors(model)) != record["training"]["weights_sha256"]:
+        raise UserError(
+            f"the weights in {folder} are not those that its {RECORD} tells of: run the notebook "
+            "again"
+        )
+    return FinishedRun(folder, record, config, model.eval(), processor)
+
+
+def _base(
+    config: RunConfig, base: str | None, record: Record
+) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
+    """The model that the run started from, and no other."""
+    revision = config.student_revision if base is None else "main"
+    try:
+        model, processor = load_model(base or config.student, revision, **expert_settings(config))
+    except OSError as error:
+        raise UserError(
+            f"the model {base or config.student!r} that the run started from cannot be loaded "
+            f"({type(error).__name__}): name its folder or hub name with base"
+        ) from None
+    expected = record["models"]["student"]["sha256"]
+    if expected and weights_hash(dict(model.named_parameters())) != expected:
+        raise UserError(
+            f"{base or config.student!r} is not the model that the run started from (other "
+            "weights): name that with base"
+        )
+    return model, processor
