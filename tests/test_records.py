@@ -64,6 +64,7 @@ def test_every_missing_field_is_named(field):
         (("provenance", "versions", "torch"), 2.1, "field 'provenance.versions.torch' is 2.1"),
         (("training", "steps"), 2.5, "field 'training.steps' is 2.5, expected a whole number"),
         (("training", "log", 0, "step"), None, r"field 'training.log\[0\].step' is None"),
+        (("training", "teacher_targets"), {"mode": 1}, "'training.teacher_targets.mode' is 1, exp"),
         (("data", "train"), [], r"field 'data.train' is \[\], expected an object"),
         (("evaluations",), {}, "field 'evaluations' is {}, expected a list"),
         (
@@ -89,6 +90,15 @@ def test_other_schemas_are_refused_before_anything_else():
     for version, advice in ((2, "newer than the 1 .* update the kit"), (0, "older than")):
         with pytest.raises(UserError, match=f"field 'schema' is {version}, {advice}"):
             records.validate_record({"schema": version}, "file.json")
+
+
+def test_what_earlier_versions_did_not_write_may_be_missing(tmp_path):
+    record = make_record()
+    assert "teacher_targets" not in record["training"]
+    about = {"mode": "hidden", "bytes": 10, "seconds": 1.5, "built": True}
+    for targets in ({"mode": "online"}, about):
+        record["training"]["teacher_targets"] = targets
+        assert records.read_record(records.write_record(record, tmp_path)) == record
 
 
 def test_a_bad_record_writes_nothing(tmp_path):
