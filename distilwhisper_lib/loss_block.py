@@ -1,8 +1,8 @@
 """The losses over the vocabulary, from hidden states, a few positions at a time.
 
 A Whisper's logits are its final hidden states times its tied head: 51,865 numbers for each token.
-Here they exist for a chunk of positions only, and again for a moment when gradients are taken, so
-that memory does not grow with batch x vocabulary. The formulas are those of losses.py.
+Here they exist for one chunk of positions at a time, and again when gradients are taken, so that
+memory does not grow with batch x vocabulary. The formulas are those of losses.py.
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ def token_losses(
     step = max(1, CHUNK_ELEMENTS // len(head))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        # Nothing in there is random, so no random state has to be put back.
-        parts = checkpoint(losses_of, part, use_reentrant=False, preserve_rng_state=False)
+        if start + step >= len(rows):  # gradients begin with the last chunk: it may as well stay
+            parts = losses_of(part)
+        else:  # nothing in there is random, so no random state has to be put back
+            parts = checkpoint(losses_of, part, use_reentrant=False, preserve_rng_state=False)
         ce, distil = ce + parts[0], distil + parts[1]
     return ce / labelled.clamp(min=1), distil / max(len(rows), 1)
 
