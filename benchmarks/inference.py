@@ -125,8 +125,11 @@ def _decoded(
         given |= {"max_new_tokens": tokens, "min_new_tokens": tokens}  # as many on both sides
         return model.generate(**given, language=languages, task=task, do_sample=False)
 
+    # Random models repeat themselves: gates are to halve what is written, not just any tokens.
+    said = side(routed, tokens=timed)
+    prompt = models.decoder_inputs(languages, 0).to(said.device)
     with models.halving(routed.routed_layers()):
-        routed(**heard, decoder_input_ids=models.decoder_inputs(languages).to(setting.device))
+        routed(**heard, decoder_input_ids=torch.cat([prompt, said], 1))
     with evaluating(routed, "fp32") as exact:
         with models.gates_open(exact) as shares:
             sparse = side(exact)

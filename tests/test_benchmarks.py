@@ -125,7 +125,7 @@ def test_the_readme_shows_the_committed_results():
 
 def test_a_stale_table_is_noticed_and_mended(tmp_path, capsys):
     readme, results = tmp_path / "README.md", tmp_path / "results.json"
-    readme.write_text("# A\n<!-- speed:start -->\nold\n<!-- speed:end -->\nrest\n")
+    readme.write_text("# A\n<!-- speed:start -->\nSTALE\n<!-- speed:end -->\nrest\n")
     row = harness.row("a race", {"x": [1.0], "y": [2.0]}, checks=[], goal="<= 0.4")
     about = {
         "device": "cpu", "size": "full", "threads": 1, "date": "2025-01-02T03:04:05+00:00",
@@ -144,7 +144,7 @@ def test_a_stale_table_is_noticed_and_mended(tmp_path, capsys):
     assert "| a race | 0.500 | <= 0.4 | no | x 1, y 2 ms |" in text
     assert "| b | failed |  | no | ValueError: no |" in text
     assert "Made 2025-01-02, commit `abcdef01`, on A CPU (2 cores, 1 thread), torch 2" in text
-    assert "tiny" not in text and "old" not in text and text.endswith("rest\n")
+    assert "tiny" not in text and "STALE" not in text and text.endswith("rest\n")
     assert "GPU: not run yet" in text
     readme.write_text("no markers")
     assert report.main(files) == 2
