@@ -70,6 +70,7 @@ def routed(dimensions: dict[str, int], seed: int = 0) -> DistilWhisperForConditi
         no_timestamps_token_id=SPECIAL["<|notimestamps|>"],
         lang_to_id={token: SPECIAL[token] for token in ("<|en|>", "<|pl|>", "<|ca|>")},
         task_to_id={task: SPECIAL[f"<|{task}|>"] for task in ("transcribe", "translate")},
+        suppress_tokens=list(range(START, dimensions["vocab_size"])),  # timestamps above all
     )  # fmt: skip
     return model
 
