@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.files import write_atomic
-from distilwhisper_lib.results import replace_between
+from distilwhisper_lib.readme import replace_between
 
 from .harness import Row
 from .setting import Setting
