@@ -9,8 +9,8 @@ is then loaded again and again in a process of its own. Run on Linux, from the r
 "Anonymous" memory is what the process itself holds; resident memory adds the pages of mapped
 files, which the system can drop whenever it needs room.
 
-Measured on two busy vCPUs with warm files (torch 2.13, transformers 5.23): .bin 0.2 to 0.8 s,
-safetensors 0.3 to 1.0 s; anonymous memory +458 MB, the expert itself, at the peak and afterwards,
+Measured on two shared vCPUs with warm files (torch 2.13, transformers 5.23): .bin 0.3 to 0.5 s,
+safetensors 0.2 to 0.6 s; anonymous memory +458 MB, the expert itself, at the peak and afterwards,
 and the same after ten further loads and ten removals; resident peak +0.9 GB with the mapped file.
 """
 

@@ -37,6 +37,7 @@ class RunData:
     dropped: dict[str, list[Dropped]]  # part -> clips that cannot be used, each with its reason
     leaks: list[Leak]  # sentences or ids that stand in two parts
     about: dict[str, dict[str, str]]  # part -> name, licence, source, ... of its corpus
+    asked: dict[str, int | None]  # part -> the clips that the configuration wants, None for all
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """The record's "data": corpus and where it is from, clips, hours and hash of each part."""
@@ -52,10 +53,13 @@ class RunData:
         }
 
     def report(self) -> dict[str, Any]:
-        """`describe` and, for each part, its speakers and every clip that was left out, and why."""
+        """`describe` and, for each part, the number of clips that were asked for (None: all), its
+        speakers, and every clip that was left out, and why.
+        """
         parts = self.describe()
         for part, table in self.tables().items():
             parts[part] |= {
+                "asked": self.asked[part],
                 "speakers": int(table["speaker"].replace("", pd.NA).nunique()),
                 "dropped": [clip._asdict() for clip in self.dropped[part]],
             }
@@ -71,6 +75,7 @@ class RunData:
             part: {
                 "corpus": self.corpora[part],
                 "clips": len(table),
+                "asked for": asked_for(self.asked[part], len(table)),
                 "minutes": round(float(table["seconds"].sum()) / 60, 1),
                 "mean seconds": round(float(table["seconds"].mean()), 2),
                 "speakers": table["speaker"].replace("", pd.NA).nunique(),
@@ -81,11 +86,18 @@ class RunData:
         return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def asked_for(asked: int | None, clips: int) -> str:
+    """ "all", "3000", or, where the corpus has not so many that can be used, how many it lacks."""
+    lacking = "" if asked is None or clips >= asked else f" ({asked - clips} lacking)"
+    return "all" if asked is None else f"{asked}{lacking}"
+
+
 def load_data(config: RunConfig) -> RunData:
     """Read a run's four tables, leave out what it cannot use, choose and check.
 
     Left out are clips over the window, broken recordings of corpora that have such, and, where a
-    transcript has to be learnt, those too long for the decoder. Raises UserError when a corpus or
+    transcript has to be learnt, those too long for the decoder. A corpus with fewer clips than
+    asked for gives all that it has; tables and reports say so. Raises UserError when a corpus or
     a recording that must be readable is not, and when a part is empty.
     """
     wanted = {
@@ -97,13 +109,15 @@ def load_data(config: RunConfig) -> RunData:
     tables: dict[str, pd.DataFrame] = {}
     dropped: dict[str, list[Dropped]] = {}
     about: dict[str, dict[str, str]] = {}
+    asked: dict[str, int | None] = {}
     for part, (name, split, size) in wanted.items():
         corpus = open_corpus(name, config.language, split, config.data_dir)
         learnt: dict[str, Any] = {}
         if part == "train":
             learnt = {"label_over": label_limit(config).over}
             if config.train_subset is not None:
-                learnt["ids"], size = read_subset(config.train_subset), None
+                learnt["ids"] = read_subset(config.train_subset)
+                size = len(learnt["ids"])
         table, left_out = take_usable(corpus, size, config.max_seconds, **learnt)
         if table.empty:
             raise UserError(
@@ -112,11 +126,14 @@ def load_data(config: RunConfig) -> RunData:
                 "clips or raise max_seconds"
             )
         tables[part], dropped[part], about[part] = table, left_out, corpus.about
+        asked[part] = size
     corpora = {part: name for part, (name, _, _) in wanted.items()}
     # An id names a clip within its corpus only.
     named = {p: t.assign(id=f"{corpora[p]}:" + t["id"]) for p, t in tables.items()}
     leaks = check_disjoint(named)
-    return RunData(**tables, corpora=corpora, dropped=dropped, leaks=leaks, about=about)
+    return RunData(
+        **tables, corpora=corpora, dropped=dropped, leaks=leaks, about=about, asked=asked
+    )
 
 
 def sample_clips(config: RunConfig, count: int) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from .clips import EMPTY, LABEL_TOO_LONG, MISSING, NO_TEXT, TOO_LONG, UNREADABLE
 from .corpora import file_digest
-from .data import RunData
+from .data import RunData, asked_for
 from .labels import LabelLimit
 from .text import normalize_marks
 
@@ -81,6 +81,7 @@ def _row(name: str, part: dict[str, Any], report: dict[str, Any]) -> dict[str, A
         "split": part["split"],
         "corpus": part["corpus"],
         "clips": part["clips"],
+        "asked for": asked_for(part["asked"], part["clips"]),
         "hours": round(part["hours"], 3),
         "speakers": part["speakers"] or "not told apart",
         "tokens, median": part["tokens"]["median"],

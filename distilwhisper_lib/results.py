@@ -11,6 +11,7 @@ Records and published hypotheses are all that is read: nothing is decoded or tra
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.set_defaults(call=call)
     given = parser.parse_args(arguments)
     try:
-        return given.call(given)
+        status = given.call(given)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

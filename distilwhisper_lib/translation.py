@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, WhisperProcessor
 from .clips import SENTENCE
 from .errors import UserError
 from .evaluation import transcribe
+from .files import write_atomic
 
 
 def pair_with_english(source: pd.DataFrame, english: pd.DataFrame) -> pd.DataFrame:
@@ -53,14 +54,32 @@ def translate(
     """Translate a table of pair_with_english(); rows as transcribe() gives them.
 
     route "shared": no expert speaks. "encoder": each row's expert may speak in the encoder, the
-    decoder stays shared. ``options`` as transcribe() takes them.
+    decoder stays shared. ``options`` as transcribe() takes them. Which route it was is noted beside
+    ``path``; results of the other one, or of a transcription, raise UserError.
     """
     if route not in ("shared", "encoder"):
         raise UserError(f"route {route!r} is unknown: expected 'shared' or 'encoder'")
+    if path is not None:
+        _claim(path, route)
     return transcribe(
         model, processor, table, path,
         task="translate", expert_encoder=route == "encoder", **options,
     )  # fmt: skip
+
+
+def _claim(path: Path, route: str) -> None:
+    """Note the route beside ``path``, before anything is decoded; UserError if it has another."""
+    note = path.with_suffix(".route.txt")
+    noted = note.is_file() and note.read_text(encoding="utf-8").strip()
+    if noted == route:
+        return
+    if noted or path.exists():
+        held = f"a translation by route {noted!r}" if noted else "no translation, or one of old"
+        raise UserError(
+            f"{path} is for {held}, expected one by route {route!r}: name another file, or move "
+            f"it and {note.name} away"
+        )
+    write_atomic(note, f"{route}\n")
 
 
 def score_translation(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -107,6 +107,24 @@ def test_the_report_is_written_with_the_subsets(two_corpora, configure, labels, 
     preflight_overview(written).canvas.draw()
 
 
+def test_a_corpus_with_fewer_clips_than_asked_for_is_said_to_lack_them(tmp_path, configure, labels):
+    release(tmp_path / "data" / "common_voice" / "ca", three_tables(5))
+    config = configure("common_voice", "common_voice", train_size=40, validation_size=5)
+    data = load_data(config)
+    expected = ["40 (35 lacking)", "5", "all", "all"]
+    assert data.summary()["clips"].tolist() == [5, 5, 5, 5]
+    assert data.summary()["asked for"].tolist() == expected
+    report = preflight(data, labels)
+    assert preflight_table(report)["asked for"].tolist() == expected
+    assert [part["asked"] for part in report["parts"].values()] == [40, 5, None, None]
+    fewer = data.train["id"].tolist()[:3]
+    write_subset(data.train.head(3), tmp_path / "subset.txt")
+    config = configure("common_voice", "common_voice", train_subset="subset.txt")
+    assert load_data(config).summary()["asked for"].tolist()[0] == "3"
+    (tmp_path / "data" / "common_voice" / "ca" / "clips" / f"{fewer[0]}.mp3").write_bytes(b"")
+    assert load_data(config).summary()["asked for"].tolist()[0] == "3 (1 lacking)"
+
+
 def test_a_subset_list_takes_the_place_of_the_rule(tmp_path, configure):
     release(tmp_path / "data" / "common_voice" / "ca", three_tables(5))
     config = configure("common_voice", "common_voice", train_size=4)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,20 @@ def test_show_prints_the_tables(kit, tmp_path, capsys):
     assert lines[0].startswith("WER or CER in percent, lower is better (normaliser: marks)")
     assert "in domain th (CER)" in lines[1] and "in domain average (WER)" in lines[1]
     assert lines[8].split()[4:7] == ["12.3", "45.0", "12.3"]
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_show_ends_quietly_when_its_reader_has_seen_enough(kit, buffered):
+    """As in ``... show | head -1``: the pipe is closed before all of it is written."""
+    command = [sys.executable, *([] if buffered else ["-u"]), "-m", "distilwhisper_lib.results"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [*command, "show", "--demo", *kit[3:]], stdout=write_end, stderr=subprocess.PIPE, text=True,
+        cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_committed_readme_shows_the_committed_records():

@@ -52,6 +52,46 @@ def test_the_shared_route_is_a_model_without_experts(tables, tiny_model, process
         translate(model, processor, paired, route="decoder")
 
 
+def test_results_of_another_route_or_task_are_not_read_back(
+    tables, tiny_model, processor, tmp_path, monkeypatch
+):
+    paired = pair_with_english(*tables)
+    options = {"max_new_tokens": 8, "progress": False}
+    model, path = tiny_model("ca"), tmp_path / "out" / "ca.jsonl"
+    shared = translate(model, processor, paired, path, **options)
+    content = path.read_bytes()
+    assert translate(model, processor, paired, path, **options) == shared
+    with pytest.raises(UserError, match="ca.jsonl is for a translation by route 'shared'") as error:
+        translate(model, processor, paired, path, route="encoder", **options)
+    assert "expected one by route 'encoder': name another file" in str(error.value)
+    assert path.read_bytes() == content
+    other = path.with_name("other.jsonl")
+    encoder = translate(model, processor, paired, other, route="encoder", **options)
+    assert [r["hypothesis"] for r in encoder] != [r["hypothesis"] for r in shared]
+    spoken = path.with_name("spoken.jsonl")
+    transcribe(model, processor, paired, spoken, **options)
+    with pytest.raises(UserError, match="spoken.jsonl is for no translation"):
+        translate(model, processor, paired, spoken, **options)
+
+    cut = path.with_name("cut.jsonl")
+    whole, asked = model.generate, []
+
+    def interrupted(**arguments):
+        asked.append(arguments)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+        return whole(**arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "generate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            translate(model, processor, paired, cut, batch_size=2, **options)
+    assert not cut.exists() and len(list(cut.parent.glob("cut.*.jsonl"))) == 1
+    with pytest.raises(UserError, match="cut.jsonl is for a translation by route 'shared'"):
+        translate(model, processor, paired, cut, route="encoder", **options)
+    assert translate(model, processor, paired, cut, **options) == shared
+
+
 @torch.no_grad()
 def test_the_encoder_alone_routes_each_row(tiny_model):
     model = tiny_model("ca")
