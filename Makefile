@@ -3,6 +3,7 @@
 # make report  everything that records tell, as one page: results/report.html, results/demo/report.html
 # make env     the environment alone, in .venv
 # make lint    ruff
+# make bench   the races of the README's table "Speed" (DEVICE=cuda, ONLY="forward steps", SMALL=1)
 # make badges REPO=owner/name    write the repository's address into notebooks and README
 # make test-colab    the suite with the oldest versions supported: those Colab shipped in August 2026
 # make clean   remove what runs left in outputs/ (records in results/ stay)
@@ -13,6 +14,7 @@ READY := .venv/.ready
 LANGUAGES ?= ca cs
 SEEDS ?= 77
 JOBS ?= 2
+DEVICE ?= cpu
 
 # torch from PyPI brings gigabytes of CUDA on Linux; a machine without a GPU takes the CPU build.
 # An index that cannot be reached is passed over.
@@ -21,7 +23,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env demo report test test-colab lint badges clean
+.PHONY: env demo report test test-colab bench lint badges clean
 
 env: $(READY)
 
@@ -57,6 +59,10 @@ test-colab: env
 	.venv-colab/bin/pip install --quiet --requirement .venv-colab/pins.txt matplotlib
 	.venv-colab/bin/pip install --quiet --no-deps --editable .
 	.venv-colab/bin/python -m pytest
+
+bench: env
+	$(BIN)/python -m benchmarks --device $(DEVICE) $(if $(SMALL),--small) $(if $(ONLY),--only $(ONLY))
+	@$(BIN)/python -m benchmarks.report
 
 lint: env
 	$(BIN)/ruff check .

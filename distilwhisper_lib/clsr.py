@@ -7,13 +7,15 @@ feed-forward network (FFN) of Whisper stays as the *shared* branch; each languag
     CLSR(x) = g * FFN_expert(x) + (1 - g) * FFN_shared(x)
 
 In training g is soft and noisy, and both branches are computed. At inference g is 0 or 1, and
-each token goes through the one branch that its gate picked.
+each token goes through the one branch that its gate picked; where a compiler or a captured graph
+needs shapes that do not depend on the gates, both are computed there too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -22,6 +24,9 @@ from torch.nn import functional as F
 
 GATE_MODES = ("learned", "open", "closed")  # open: expert everywhere; closed: shared everywhere
 SHARED = -1  # the row of a batch that has no expert
+
+Branch = Callable[[Tensor], Tensor]
+Rows = Tensor | None  # indices of some rows of a batch; None: all of them
 
 
 class Gates(NamedTuple):
@@ -37,6 +42,16 @@ class GateTrace:
 
     encoder: list[Gates] = field(default_factory=list)
     decoder: list[Gates] = field(default_factory=list)
+    complete: bool = False  # the pass is over: a layer that runs again adds nothing
+
+    def add(self, side: str, gates: Gates) -> None:
+        """Note the gates of the next layer of "encoder" or "decoder".
+
+        With activation checkpointing each layer runs a second time in the backward pass. The
+        gates of its first run stay: they carry the gradients.
+        """
+        if not self.complete:
+            getattr(self, side).append(gates)
 
 
 class Gate(nn.Module):
@@ -50,10 +65,15 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (...), always float32: half precision would flip tokens near zero."""
-        with torch.autocast(x.device.type, enabled=False):
-            x = F.dropout(x.float(), self.dropout, self.training)
-            hidden = F.relu(F.linear(x, self.inner.weight.float(), self.inner.bias.float()))
-            return F.linear(hidden, self.outer.weight.float()).squeeze(-1)
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._score(x)
+        return self._score(x)
+
+    def _score(self, x: Tensor) -> Tensor:
+        x = F.dropout(x.float(), self.dropout, self.training)
+        hidden = F.relu(F.linear(x, self.inner.weight.float(), self.inner.bias.float()))
+        return F.linear(hidden, self.outer.weight.float()).squeeze(-1)
 
 
 class Expert(nn.Module):
@@ -79,11 +99,13 @@ class Expert(nn.Module):
 class CLSR(nn.ModuleDict):
     """The experts of one layer by Whisper language code; empty, it is the shared branch alone."""
 
+    dense = False  # True: compute both branches at inference too, as _shapes_are_static() asks
+
     def forward(
         self,
         x: Tensor,  # (B, T, D), the layer-normed input of the FFN
-        shared: Callable[[Tensor], Tensor],
-        activation: Callable[[Tensor], Tensor],
+        shared: Branch,
+        activation: Branch,
         inner_dropout: float,
         expert_ids: Tensor | None,  # (B,) on the CPU: index into this dict's languages, or SHARED
         mode: str = "learned",
@@ -91,66 +113,109 @@ class CLSR(nn.ModuleDict):
         skip: float = 0.0,
     ) -> tuple[Tensor, Gates]:
         """Blend the branches. Returns the FFN's output (B, T, D) and the gates."""
-        groups = list(self._groups(expert_ids, x.shape[0]))
-        gates = torch.zeros(x.shape[:2], device=x.device)
-        if not self.training:
-            for language, rows in groups:
-                gates = _put(gates, rows, hard_gate(self[language].gate, _take(x, rows), mode))
-            return self._route(x, shared, activation, gates, groups), Gates(gates, False)
+        if expert_ids is None or not len(self):
+            return shared(x), Gates(torch.zeros(x.shape[:2], device=x.device), False)
+        if self.training:
+            return self._blend(x, shared, activation, inner_dropout, expert_ids, mode, noise, skip)
+        route = self._route_densely if self._shapes_are_static(x) else self._route
+        y, picked = route(x, shared, activation, expert_ids, mode)
+        return y, Gates(picked.float(), False)
 
-        soft = [
-            soft_gate(self[language].gate, _take(x, rows), mode, noise) for language, rows in groups
-        ]
+    def _shapes_are_static(self, x: Tensor) -> bool:
+        """Whether what runs now must not look at values: the one place that chooses the form."""
+        return (
+            self.dense
+            or torch.compiler.is_compiling()
+            or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+        )
+
+    def _groups(self, expert_ids: Tensor, device: torch.device) -> list[tuple[Expert, Rows]]:
+        """(expert, its rows) for each language of the batch."""
+        experts = list(self.values())
+        return [(experts[i], rows) for i, rows in _rows(tuple(expert_ids.tolist()), device)]
+
+    def _blend(
+        self,
+        x: Tensor,
+        shared: Branch,
+        activation: Branch,
+        inner_dropout: float,
+        expert_ids: Tensor,
+        mode: str,
+        noise: float,
+        skip: float,
+    ) -> tuple[Tensor, Gates]:
+        """Training: soft gates weigh both branches, token by token."""
+        groups = self._groups(expert_ids, x.device)
+        soft = [soft_gate(expert.gate, _take(x, rows), mode, noise) for expert, rows in groups]
+        gates = torch.zeros(x.shape[:2], device=x.device)
         for (_, rows), values in zip(groups, soft, strict=True):
             gates = _put(gates, rows, values)
         y = shared(x)
         # One draw a layer and pass. The gates stay in the trace: the budget must reach them.
         skipped = bool(groups) and skip > 0 and torch.rand(()).item() < skip
         if not skipped:
-            for (language, rows), values in zip(groups, soft, strict=True):
+            for (expert, rows), values in zip(groups, soft, strict=True):
                 g = values.unsqueeze(-1).to(y.dtype)
-                expert = self[language](_take(x, rows), activation, inner_dropout)
-                y = _put(y, rows, g * expert + (1 - g) * _take(y, rows))
+                said = expert(_take(x, rows), activation, inner_dropout)
+                y = _put(y, rows, g * said + (1 - g) * _take(y, rows))
         return y, Gates(gates, skipped)
 
-    def _groups(self, expert_ids: Tensor | None, batch: int) -> Iterator[tuple[str, Tensor | None]]:
-        """(language, its rows) for each language of the batch; rows None = all of them."""
-        if expert_ids is None or not len(self):
-            return
-        languages = list(self)
-        for index in sorted(set(expert_ids.tolist()) - {SHARED}):
-            rows = (expert_ids == index).nonzero().squeeze(-1)
-            yield languages[index], None if len(rows) == batch else rows
-
     def _route(
-        self,
-        x: Tensor,
-        shared: Callable[[Tensor], Tensor],
-        activation: Callable[[Tensor], Tensor],
-        gates: Tensor,
-        groups: list[tuple[str, Tensor | None]],
-    ) -> Tensor:
-        """Send each token through the one branch its hard gate picked."""
-        picked = gates.bool()  # (B, T)
-        if not groups or not picked.any():
-            return shared(x)  # stock Whisper's own arithmetic, bit for bit
-        y = torch.empty_like(x)
-        if not picked.all():
-            y[~picked] = shared(x[~picked]).to(y.dtype)
-        for language, rows in groups:
-            mine = picked
+        self, x: Tensor, shared: Branch, activation: Branch, expert_ids: Tensor, mode: str
+    ) -> tuple[Tensor, Tensor]:
+        """Send each token through the one branch that its hard gate picked."""
+        picked, branches = self._choose(x, activation, expert_ids, mode)
+        tokens = picked.numel()
+        left = tokens - sum(len(index) for _, index in branches)
+        if left == tokens:
+            return shared(x), picked  # stock Whisper's own arithmetic, bit for bit
+        if left:
+            branches.append((shared, (~picked).view(-1).nonzero().squeeze(1)))
+        elif len(branches) == 1:
+            return branches[0][0](x), picked
+        flat = x.reshape(tokens, -1)
+        parts = [branch(flat.index_select(0, index)) for branch, index in branches]
+        y = torch.empty_like(flat, dtype=parts[0].dtype)
+        for (_, index), part in zip(branches, parts, strict=True):
+            y.index_copy_(0, index, part)
+        return y.view_as(x), picked
+
+    def _choose(
+        self, x: Tensor, activation: Branch, expert_ids: Tensor, mode: str
+    ) -> tuple[Tensor, list[tuple[Branch, Tensor]]]:
+        """Tokens (B, T) that an expert speaks for; each such expert with their flat indices."""
+        chosen = []
+        picked = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        for expert, rows in self._groups(expert_ids, x.device):
+            mine = hard_gate(expert.gate, _take(x, rows), mode)
             if rows is not None:
-                mine = torch.zeros_like(picked)
-                mine[rows] = picked[rows]
-            y[mine] = self[language](x[mine], activation, 0.0).to(y.dtype)
-        return y
+                mine = torch.zeros_like(picked).index_copy_(0, rows, mine)
+            picked = picked | mine
+            index = mine.view(-1).nonzero().squeeze(1)
+            if len(index):
+                chosen.append((partial(expert, activation=activation, inner_dropout=0.0), index))
+        return picked, chosen
+
+    def _route_densely(
+        self, x: Tensor, shared: Branch, activation: Branch, expert_ids: Tensor, mode: str
+    ) -> tuple[Tensor, Tensor]:
+        """The same from both branches of every token, by operations of fixed shape alone."""
+        ids = expert_ids.to(x.device)
+        picked = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        y = shared(x)
+        for index, expert in enumerate(self.values()):
+            mine = hard_gate(expert.gate, x, mode) & (ids == index).unsqueeze(1)
+            y = torch.where(mine.unsqueeze(-1), expert(x, activation, 0.0), y)
+            picked = picked | mine
+        return y, picked
 
 
 def hard_gate(gate: Gate, x: Tensor, mode: str = "learned") -> Tensor:
-    """(B, T, D) -> (B, T) of 0 and 1: the expert speaks where the score is not negative."""
+    """(B, T, D) -> (B, T) bool: the expert speaks where the score is not negative."""
     if mode == "learned":
-        return (gate(x) >= 0).float()
-    return torch.full(x.shape[:2], float(mode == "open"), device=x.device)
+        return gate(x) >= 0
+    return torch.full(x.shape[:2], mode == "open", device=x.device)
 
 
 def soft_gate(gate: Gate, x: Tensor, mode: str, noise: float) -> Tensor:
@@ -161,11 +226,27 @@ def soft_gate(gate: Gate, x: Tensor, mode: str, noise: float) -> Tensor:
     return torch.sigmoid(score + noise * torch.randn_like(score))
 
 
-def _take(x: Tensor, rows: Tensor | None) -> Tensor:
-    return x if rows is None else x[rows.to(x.device)]
+@lru_cache(maxsize=32)
+def _rows(ids: tuple[int, ...], device: torch.device) -> list[tuple[int, Rows]]:
+    """(index of an expert, its rows) for each expert of a batch; rows None: all of them.
+
+    Remembered, so that a batch is sorted into languages once and not in every layer and step.
+    """
+    found = sorted(set(ids) - {SHARED})
+    if len(found) == 1 and SHARED not in ids:
+        return [(found[0], None)]
+    with torch.inference_mode(False):  # a later training step may meet the same batch
+        return [
+            (index, torch.tensor([row for row, i in enumerate(ids) if i == index], device=device))
+            for index in found
+        ]
 
 
-def _put(x: Tensor, rows: Tensor | None, values: Tensor) -> Tensor:
+def _take(x: Tensor, rows: Rows) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
+
+
+def _put(x: Tensor, rows: Rows, values: Tensor) -> Tensor:
     if rows is None:
         return values.to(x.dtype)
-    return x.index_copy(0, rows.to(x.device), values.to(x.dtype))
+    return x.index_copy(0, rows, values.to(x.dtype))

@@ -42,7 +42,7 @@ class _RoutedFFN:
 
     def _ffn(self, x: Tensor, route: dict[str, Any]) -> Tensor:
         """Residual, layer norm and the blend: (B, T, D) -> (B, T, D)."""
-        trace = route.pop("gate_trace", None)
+        trace = route.get("gate_trace")
         y, gates = self.clsr(
             self.final_layer_norm(x),
             self._shared,
@@ -54,7 +54,7 @@ class _RoutedFFN:
             skip=self.config.skip,
         )
         if trace is not None:
-            trace.append(gates)
+            trace.add(self._side, gates)
         return x + y
 
 
@@ -62,15 +62,14 @@ class _RoutedFFN:
 _ROUTE = ("expert_ids", "gate_mode", "gate_noise", "gate_trace")
 
 
-def _split_route(kwargs: dict[str, Any], side: str) -> dict[str, Any]:
-    route = {name: kwargs.pop(name) for name in _ROUTE if name in kwargs}
-    if route.get("gate_trace") is not None:
-        route["gate_trace"] = getattr(route["gate_trace"], side)
-    return route
+def _split_route(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs.pop(name) for name in _ROUTE if name in kwargs}
 
 
 class RoutedEncoderLayer(_RoutedFFN, WhisperEncoderLayer):
     """Whisper's encoder layer with a routed FFN."""
+
+    _side = "encoder"  # of the gate trace
 
     def __init__(self, config: DistilWhisperConfig) -> None:
         super().__init__(config)
@@ -79,7 +78,7 @@ class RoutedEncoderLayer(_RoutedFFN, WhisperEncoderLayer):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        route = _split_route(kwargs, "encoder")
+        route = _split_route(kwargs)
         x = self.self_attn_layer_norm(hidden_states)
         x, _ = self.self_attn(hidden_states=x, attention_mask=attention_mask, **kwargs)
         hidden_states = hidden_states + F.dropout(x, self.dropout, training=self.training)
@@ -92,6 +91,8 @@ class RoutedEncoderLayer(_RoutedFFN, WhisperEncoderLayer):
 
 class RoutedDecoderLayer(_RoutedFFN, WhisperDecoderLayer):
     """Whisper's decoder layer with a routed FFN."""
+
+    _side = "decoder"
 
     def __init__(self, config: DistilWhisperConfig, layer_idx: int | None = None) -> None:
         super().__init__(config, layer_idx)
@@ -107,7 +108,7 @@ class RoutedDecoderLayer(_RoutedFFN, WhisperDecoderLayer):
         use_cache: bool | None = True,
         **kwargs: Any,
     ) -> Tensor:
-        route = _split_route(kwargs, "decoder")
+        route = _split_route(kwargs)
         x = self.self_attn_layer_norm(hidden_states)
         x, _ = self.self_attn(
             x, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs

@@ -1,12 +1,13 @@
 """The losses over the vocabulary, from hidden states, a few positions at a time.
 
 A Whisper's logits are its final hidden states times its tied head: 51,865 numbers for each token.
-Here they exist for a chunk of positions only, and again for a moment when gradients are taken, so
-that memory does not grow with batch x vocabulary. The formulas are those of losses.py.
+Here they exist for one chunk of positions at a time, and again when gradients are taken, so that
+memory does not grow with batch x vocabulary. The formulas are those of losses.py.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .losses import IGNORE, cross_entropy_sum, divergence_sum, log_probs
 
-# Positions x vocabulary of one chunk: 32 MiB a float32 tensor, of which a handful live at once.
-CHUNK_ELEMENTS = 2**23
+# Positions x vocabulary of one chunk: 40 MiB a float32 tensor, of which some ten live at once.
+# (glibc gives what is above 32 MiB straight back; smaller ones leave holes, and the heap grows.)
+CHUNK_ELEMENTS = 10 * 2**20
 
 
 class States(NamedTuple):
@@ -49,8 +51,8 @@ def token_losses(
 
     ``labels`` (...) with -100 where there is none; ``keep`` (...) marks the positions that the
     divergence counts, all labelled ones among them (None: all). Without a teacher the divergence
-    is 0, as both are where nothing counts. Gradients reach the states and the head. Against TopK
-    the divergence is that of distributions whose other tokens are taken together as one.
+    is 0, as both are where nothing counts. Gradients reach the states and the head. TopK is read as
+    a distribution that spreads what is left evenly over all other tokens.
     """
     kept = torch.ones_like(labels, dtype=torch.bool) if keep is None else keep
     rows = kept.flatten().nonzero().squeeze(-1)
@@ -65,15 +67,17 @@ def token_losses(
         ce = cross_entropy_sum(logits, labels[part], smoothing)
         if target is None:
             return ce, ce.new_zeros(())
-        p, q = _log_probs_of_both(logits, target, part, temperature)
+        p, q = log_probs(logits, temperature), _log_probs_of(target, part, temperature, len(head))
         return ce, divergence_sum(p, q, kind, temperature, epsilon)
 
     ce = distil = states[:0].float().sum()  # 0 with a gradient of 0, where nothing counts
     step = max(1, CHUNK_ELEMENTS // len(head))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        # Nothing in there is random, so no random state has to be put back.
-        parts = checkpoint(losses_of, part, use_reentrant=False, preserve_rng_state=False)
+        if start + step >= len(rows):  # gradients begin with the last chunk: it may as well stay
+            parts = losses_of(part)
+        else:  # nothing in there is random, so no random state has to be put back
+            parts = checkpoint(losses_of, part, use_reentrant=False, preserve_rng_state=False)
         ce, distil = ce + parts[0], distil + parts[1]
     return ce / labelled.clamp(min=1), distil / max(len(rows), 1)
 
@@ -93,18 +97,15 @@ def _rows_of(teacher: States | TopK | None, rows: Tensor) -> States | TopK | Non
     return TopK(first, teacher.tokens.flatten(0, -2)[rows])
 
 
-def _log_probs_of_both(
-    logits: Tensor, target: States | TopK, part: slice, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Student's and teacher's log-probabilities (n, V), or (n, K + 1) with the others together."""
-    p = log_probs(logits, temperature)
+def _log_probs_of(target: States | TopK, part: slice, temperature: float, size: int) -> Tensor:
+    """A teacher's log-probabilities (n, V) of some positions."""
     if isinstance(target, States):
         states = target.states[part].to(target.head.dtype)
-        return p, log_probs(F.linear(states, target.head), temperature)
+        return log_probs(F.linear(states, target.head), temperature)
     tokens = target.tokens[part].long()
-    others = p.scatter(-1, tokens, float("-inf")).logsumexp(-1, keepdim=True)
-    # Normalised again: half precision rounded each of them.
-    return torch.cat([p.gather(-1, tokens), others], -1), log_probs(target.log_probs[part])
+    kept = log_probs(target.log_probs[part])  # sums to 1 again: half precision rounded each of them
+    others = kept[:, -1:] - math.log(size - tokens.shape[-1])
+    return others.expand(-1, size).scatter(-1, tokens, kept[:, :-1])
 
 
 def top_k(states: States, k: int, temperature: float) -> TopK:

@@ -389,6 +389,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             gate_trace=trace,
             **kwargs,
         )
+        if trace is not None:
+            trace.complete = True
         return DistilWhisperOutput(**out, gates=trace)
 
 

@@ -100,7 +100,8 @@ def updated_readme(text: str, results: str | Path, source: str | Path = "README.
             f"it, and {_marker('demo', 'end')} below it"
         )
     for name in found:
-        text = _replace_between(text, name, load_records(Path(results) / _BLOCKS[name]), source)
+        block = readme_block(load_records(Path(results) / _BLOCKS[name]))
+        text = replace_between(text, f"results:{name}", block, source)
     return text
 
 
@@ -108,16 +109,20 @@ def _marker(name: str, edge: str) -> str:
     return f"<!-- results:{name}:{edge} -->"
 
 
-def _replace_between(text: str, name: str, records: list[Record], source: str | Path) -> str:
-    start, end = _marker(name, "start"), _marker(name, "end")
+def replace_between(text: str, name: str, block: str, source: str | Path) -> str:
+    """``text`` with ``block`` between its markers ``<!-- name:start -->`` and ``name:end``.
+
+    Raises UserError, naming ``source``, when it does not hold exactly one such pair.
+    """
+    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
     before, _, rest = text.partition(start)
     _, closed, after = rest.partition(end)
-    if not closed or start in rest:
+    if start not in text or not closed or start in rest:
         raise UserError(
             f"{source}: {start} has no {end} of its own below it, expected one pair: add the "
             "missing marker or remove the second"
         )
-    return f"{before}{start}\n{readme_block(records)}{end}{after}"
+    return f"{before}{start}\n{block}{end}{after}"
 
 
 def update_readme(

@@ -31,8 +31,10 @@ class _Maybe:
 
 
 @dataclass(frozen=True)
-class _Added(_Maybe):
-    """The kind or null; missing from records that are older than the field."""
+class _Optional:
+    """The kind, where the field is there: records of earlier versions lack it."""
+
+    kind: Any
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,14 @@ _SCORES = {
 }
 _DATA = _Maybe({"corpus": str, "clips": int, "hours": float, "sha256": str})
 _MODEL = {"name": str, "sha256": _Maybe(str)}
+# mode: "hidden", "top_k" or "online"; of stored ones also bytes, seconds of the build, and built:
+# whether this run built them or found them.
+_TARGETS = {
+    "mode": str,
+    "bytes": _Optional(int),
+    "seconds": _Optional(float),
+    "built": _Optional(bool),
+}
 _TRAINING = {
     "steps": int,
     "epochs": float,
@@ -60,6 +70,7 @@ _TRAINING = {
     "peak_memory_bytes": _Maybe(int),
     "best_step": _Maybe(int),
     "weights_sha256": _Maybe(str),
+    "teacher_targets": _Optional(_TARGETS),
     "log": [{"step": int}],
     "validation": [{"step": int, "wer": _Maybe(float), "cer": _Maybe(float)}],
 }
@@ -71,8 +82,8 @@ _EVALUATION = {
     "audio_seconds": float,
     "seconds": _Maybe(float),
     "rtf": _Maybe(float),
-    "precision": _Added(str),
-    "batch_size": _Added(int),
+    "precision": _Optional(str),
+    "batch_size": _Optional(int),
     "capped": int,
     "hypotheses_sha256": str,
     "published_sha256": _Added(str),
@@ -90,7 +101,8 @@ _FORGETTING = {
     "scores": _Maybe({name: _SCORES for name in NORMALIZERS}),
 }
 # The kinds: a type (float takes whole numbers too), a tuple of allowed values, {name: kind} with
-# these names required and others allowed, [kind], _Maybe(kind), _Added(kind), _EachOf(kind).
+# these names required (unless _Optional(kind)) and others allowed, [kind], _Maybe(kind),
+# _EachOf(kind).
 SCHEMA: dict[str, Any] = {
     "schema": int,
     "run_id": str,
@@ -144,13 +156,14 @@ def _check(value: Any, kind: Any, field: str, source: str) -> None:
         _expect(isinstance(value, dict), value, "an object", field, source)
         for name, inner in kind.items():
             path = f"{field}.{name}" if field else name
-            if name not in value and isinstance(inner, _Added):
-                continue
             if name not in value:
+                if isinstance(inner, _Optional):
+                    continue
                 raise UserError(
                     f"{source}: field {path!r} is missing, expected {_kind_name(inner)}: run the "
                     "notebook again, or take the file from version control"
                 )
+            inner = inner.kind if isinstance(inner, _Optional) else inner
             _check(value[name], inner, path, source)
     elif isinstance(kind, _EachOf):
         _expect(isinstance(value, dict), value, "an object", field, source)

@@ -57,8 +57,10 @@ def plan(counts: dict[str, int], width: int) -> list[Place]:
 class _Files:
     """The finished files of a build, noted one by one so that a killed build can go on."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder, self.identity = folder, identity
+    def __init__(self, folder: Path, identity: dict[str, Any], places: list[Place]) -> None:
+        self.folder, self.places = folder, places
+        plan_hash = hashlib.sha256(json.dumps(places).encode()).hexdigest()
+        self.made_for = {"format": FORMAT, "identity": identity, "plan": plan_hash}
         self.entries = self._left_over()
         self._note()
         (folder / INDEX).unlink(missing_ok=True)
@@ -72,9 +74,9 @@ class _Files:
         for name in (INDEX, PROGRESS):
             try:
                 note = json.loads((self.folder / name).read_text(encoding="utf-8"))
-                if note["identity"] == self.identity:
+                if self.made_for.items() <= note.items():
                     left |= {entry["file"]: entry for entry in note["files"]}
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
         return {
             name: entry
@@ -83,7 +85,7 @@ class _Files:
         }
 
     def _note(self) -> None:
-        note = {"identity": self.identity, "files": list(self.entries.values())}
+        note = self.made_for | {"files": list(self.entries.values())}
         write_atomic(self.folder / PROGRESS, json.dumps(note))
 
     def add(self, name: str, tensors: dict[str, Tensor]) -> None:
@@ -99,13 +101,11 @@ class _Files:
         self.began = now
         self._note()
 
-    def finish(self, places: list[Place]) -> None:
-        index = {
-            "format": FORMAT,
-            "identity": self.identity,
+    def finish(self) -> None:
+        index = self.made_for | {
             "seconds": round(sum(entry["seconds"] for entry in self.entries.values()), 1),
             "files": [self.entries[name] for name in sorted(self.entries)],
-            "clips": places,
+            "clips": self.places,
         }
         write_atomic(self.folder / INDEX, json.dumps(index))
         (self.folder / PROGRESS).unlink()
@@ -121,7 +121,7 @@ def build(
     source: TeacherSource,
 ) -> None:
     """Make the missing files, then the index. One shard is held in memory at a time."""
-    files = _Files(folder, identity)
+    files = _Files(folder, identity, places)
     shards: dict[str, list[int]] = {}  # name -> rows of the table
     for row, place in enumerate(places):
         shards.setdefault(place.shard, []).append(row)
@@ -141,7 +141,7 @@ def build(
         del teacher, answers
         gc.collect()
         torch.cuda.empty_cache()  # does nothing where CUDA was never used
-    files.finish(places)
+    files.finish()
 
 
 def _compact(head: Tensor) -> Tensor:

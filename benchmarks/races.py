@@ -1,0 +1,23 @@
+"""Every race by the name that --only takes, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from .files import expert_file, load_time, log_mel
+from .gpu import gpu_training
+from .harness import Row
+from .inference import forward, generate, routing
+from .loss import loss_block
+from .setting import Setting
+from .steps import distillation, step_memory, steps
+
+Race = Callable[[Setting], Iterator[Row]]
+
+_ANYWHERE = (routing, forward, generate, loss_block, step_memory, distillation, steps)
+_HERE_ALONE = {"cpu": (log_mel, expert_file, load_time), "cuda": (gpu_training,)}
+
+
+def races(device: str) -> dict[str, Race]:
+    """Those that a device has: files and features are the CPU's business."""
+    return {race.__name__: race for race in (*_ANYWHERE, *_HERE_ALONE[device])}

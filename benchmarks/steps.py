@@ -1,0 +1,205 @@
+"""What a training step costs, by method, in the kit's own trainer."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+
+from distilwhisper_lib.config import resolve
+from distilwhisper_lib.features import Collator
+from distilwhisper_lib.targets import StoredTargets, stored_targets
+from distilwhisper_lib.teacher import Teacher, TeacherSource
+from distilwhisper_lib.trainer import Clock, make_trainer
+from distilwhisper_lib.training import prepare
+
+from . import memory
+from .harness import Row, check, interleaved, milliseconds, row
+from .models import PROCESSOR, routed
+from .setting import Setting
+
+EPOCHS = 10
+SECONDS, TOKENS = 5, 44  # of a clip: about Common Voice's mean; 45 labelled positions
+CLIPS = 2  # for which targets are built: a teacher of large-v2's size takes 20 s a clip on a CPU
+
+
+class Trainee:
+    """One method's model in its trainer, which takes a step when it is told to."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        method: str,
+        student: Any,
+        table: pd.DataFrame,
+        teacher: Teacher | StoredTargets | None = None,
+        precision: str | None = None,
+        rows: int = 1,
+    ) -> None:
+        config = _config(method, precision or setting.precision, rows)
+        data = SimpleNamespace(train=table, validation=table)
+        student = prepare(copy.deepcopy(student), config)
+        trainer = make_trainer(student, PROCESSOR, teacher, config, data, Clock(Path("clock")))
+        # What trainer.train() would do before its first step, half-way through the schedule.
+        trainer.state.max_steps, trainer.state.global_step = 100, 50
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.create_optimizer()
+        prepared = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+        self.trainer, (self.model, self.optimizer), self.config = trainer, prepared, config
+        self.rows, self.steps = rows, itertools.count()
+
+    def step(self) -> float:
+        """Read, collate, forward, backward, update; returns the cross entropy before the update.
+
+        The n-th step of every trainee draws the same dropout and leaves out the same experts.
+        """
+        trainer = self.trainer
+        torch.manual_seed(next(self.steps))
+        clips = [trainer.train_dataset[i % len(trainer.train_dataset)] for i in range(self.rows)]
+        loss = trainer.training_step(self.model, trainer.data_collator(clips))
+        trainer.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss, self.parts = loss.item(), {k: v[-1].item() for k, v in trainer._parts.items()}
+        return self.parts["loss_ce"]
+
+    def allocate(self) -> None:
+        """Let the optimiser make its state, as after a first step, without the step."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def distillation(setting: Setting) -> Iterator[Row]:
+    """A sample of ten epochs: the teacher in every step, against targets built once."""
+    table, stored, build = prepared(setting)
+    student = routed(setting.student_dimensions)
+    online = Trainee(setting, "js", student, table, Teacher(setting.teacher))
+    cached = Trainee(setting, "js", student, table, stored)
+    first = [trainee.step() and trainee.loss for trainee in (online, cached)]  # same seed
+    apart = abs(first[0] - first[1]) / abs(first[0])
+    checks = [check("loss, online and cached teacher: relative difference", apart, 1e-4)]
+    sides = {"online": online.step, "cached": cached.step}
+    samples = interleaved(sides, setting.rounds(3), setting.device, warm=0)
+    mean = {name: float(np.median(values)) for name, values in samples.items()}
+    ratio = EPOCHS * mean["online"] / (EPOCHS * mean["cached"] + build)
+    yield row(
+        f"distillation, {EPOCHS} epochs, a sample: online / cached with its building",
+        samples | {"building": [build]},
+        ratio=ratio,
+        goal=">= 2.2",
+        checks=checks,
+        rows=1,
+        target_bytes=stored.about["bytes"],
+        target_clips=len(table),
+    )
+    setting.drop("teacher")
+
+
+def steps(setting: Setting) -> Iterator[Row]:
+    """A step with cached targets against the steps of the methods without a teacher."""
+    table, stored, _ = prepared(setting)
+    setting.drop("teacher")
+    student = routed(setting.student_dimensions)
+    trainees = {"cached js": Trainee(setting, "js", student, table, stored)}
+    trainees |= {name: Trainee(setting, name, student, table) for name in ("clsr", "lora", "full")}
+    losses = {name: trainee.step() for name, trainee in trainees.items()}  # also warms up
+    samples = interleaved(
+        {name: trainee.step for name, trainee in trainees.items()},
+        setting.rounds(4),
+        setting.device,
+        warm=0,
+    )
+    goals = {"clsr": "<= 1.10", "lora": "<= 1.6", "full": "<= 1.2"}
+    # A fresh LoRA is the model that full fine-tuning starts from; JS is CLSR with one more loss.
+    twin = {"clsr": "cached js", "lora": "full", "full": "lora"}
+    for other, goal in goals.items():
+        apart = abs(losses[other] - losses[twin[other]]) / losses[other]
+        what = f"first cross entropy, {other} and {twin[other]}: relative difference"
+        yield row(
+            f"training step, cached js / {other}",
+            {name: samples[name] for name in ("cached js", other)},
+            goal=goal,
+            checks=[check(what, apart, 1e-4)],
+            rows=1,
+        )
+
+
+def step_memory(setting: Setting) -> Iterator[Row]:
+    """The most memory that a training step of one clip takes, model and optimiser included."""
+    found = memory.peaks(setting, "step")
+    online, cached = (found[side]["result"] for side in ("online js", "cached js"))
+    apart = abs(online - cached) / online
+    checks = [check("cross entropy, online and cached: relative difference", apart, 1e-4)]
+    pairs = [("cached js", other) for other in ("online js", "lora", "full")]
+    title = "peak memory of a training step"
+    yield from memory.rows(found, title, pairs, checks=checks, rows=1)
+
+
+def corpus(folder: Path, clips: int = CLIPS) -> pd.DataFrame:
+    """Clips of noise with texts of token numbers, as a corpus table."""
+    random, rows = np.random.default_rng(0), []
+    for number in range(clips):
+        path = folder / f"{number}.wav"
+        soundfile.write(path, random.normal(0, 0.1, SECONDS * 16_000), 16_000)
+        text = " ".join(map(str, random.integers(1000, 20_000, TOKENS)))
+        rows.append({"id": f"clip{number}", "audio": str(path), "text": text})
+    shared = {"start": None, "end": None, "language": "ca", "speaker": "", "seconds": SECONDS}
+    return pd.DataFrame(rows).assign(**shared, split="train")
+
+
+def prepared(setting: Setting) -> tuple[pd.DataFrame, StoredTargets, float]:
+    """A corpus, its teacher targets, and the milliseconds a clip that they took; made once."""
+    if setting.stored is None:
+        table, made = corpus(setting.empty("audio")), []
+        ms = milliseconds(lambda: made.append(targets(setting, table)), setting.device)
+        setting.stored = table, made[0], round(ms / len(table), 3)
+    return setting.stored
+
+
+def targets(setting: Setting, table: pd.DataFrame) -> StoredTargets:
+    """Teacher targets by the kit's own builder, one clip at a time, and always built."""
+    about = {"name": "random", "sha256": str(time.time_ns())}  # never met before
+    source = TeacherSource(about, setting.teacher.config, lambda: Teacher(setting.teacher))
+    config = _config("js", setting.precision, 1)
+    return stored_targets(config, table, about["sha256"], Collator(PROCESSOR), source)
+
+
+def _config(method: str, precision: str, rows: int) -> Any:
+    sizes = {"batch_size": rows, "micro_batch": rows, "precision": precision}
+    return resolve(method, "own", "ca", 77, sizes | {"teacher_targets": "hidden"})
+
+
+def sides_of_memory(setting: Setting) -> dict[str, Any]:
+    """Side -> what builds it and returns the step to watch: see memory.py."""
+
+    def ready(method: str, teacher: Any = lambda table: None) -> Any:
+        table = corpus(setting.empty("audio"))
+        student = routed(setting.student_dimensions)
+        trainee = Trainee(setting, method, student, table, teacher(table))
+        trainee.allocate()
+        return trainee.step
+
+    def stored(table: pd.DataFrame) -> StoredTargets:
+        found = targets(setting, table)
+        setting.drop("teacher")
+        return found
+
+    return {
+        "cached js": partial(ready, "js", stored),
+        "online js": partial(ready, "js", lambda _table: Teacher(setting.teacher)),
+        "lora": partial(ready, "lora"),
+        "full": partial(ready, "full"),
+    }

@@ -1,0 +1,137 @@
+"""Hard routing: each token through one branch, equal to computing both and choosing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from distilwhisper_lib.clsr import SHARED, Gate, _rows, hard_gate
+
+WIDTH = 32
+DENSITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+@pytest.fixture
+def layer(tiny_model):
+    """A layer of two languages whose gates score a token by its first number."""
+    layer = tiny_model("ca", "cs").model.encoder.layers[0]
+    with torch.no_grad():
+        for expert in layer.clsr.values():
+            for parameter in expert.gate.parameters():
+                parameter.zero_()
+            expert.gate.inner.weight[0, 0], expert.gate.inner.weight[1, 0] = 1.0, -1.0
+            expert.gate.outer.weight[0, 0], expert.gate.outer.weight[0, 1] = 1.0, -1.0
+        for linear in (layer.fc1, layer.fc2, layer.clsr["ca"].fc1, layer.clsr["cs"].fc2):
+            linear.bias.normal_()
+    return layer
+
+
+def tokens(rows: int, density: float, length: int = 20) -> torch.Tensor:
+    """Tokens of which exactly this share has a score of 1, the rest of -1."""
+    random = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, length, WIDTH, generator=random)
+    order = torch.randperm(rows * length, generator=random)
+    x.view(-1, WIDTH)[:, 0] = torch.where(order < density * rows * length, 1.0, -1.0)
+    return x
+
+
+def route(layer, x, ids, dense=False, mode="learned"):
+    layer.clsr.dense = dense
+    return layer.clsr(x, layer._shared, layer.activation_fn, 0.0, ids, mode)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("rows", [1, 2, 16, 64])
+def test_sparse_equals_dense(layer, rows, density, dtype):
+    layer.to(dtype)
+    x = tokens(rows, density).to(dtype)
+    for batch in ([0], [SHARED], [0, 1], [1, SHARED, 0, 0]):
+        ids = torch.tensor((batch * rows)[:rows])
+        y, gates = route(layer, x, ids)
+        expected, dense_gates = route(layer, x, ids, dense=True)
+        assert y.dtype == dtype and gates.values.dtype == torch.float32
+        assert torch.equal(gates.values, dense_gates.values)
+        heard = (ids != SHARED)[:, None] & (x[..., 0] > 0)
+        assert torch.equal(gates.values, heard.float())
+        torch.testing.assert_close(y, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dense", [False, True])
+def test_without_an_open_gate_the_layer_is_stock_bit_for_bit(layer, dense):
+    x, ids = tokens(3, 0.5), torch.tensor([0, 1, SHARED])
+    expected = layer._shared(x)
+    assert torch.equal(route(layer, x, ids, dense, "closed")[0], expected)
+    assert torch.equal(route(layer, tokens(3, 0.0), ids, dense)[0], layer._shared(tokens(3, 0.0)))
+    assert torch.equal(route(layer, x, torch.full((3,), SHARED), dense)[0], expected)
+
+
+@torch.no_grad()
+def test_each_token_goes_through_one_branch(layer, monkeypatch):
+    x, ids = tokens(4, 0.25), torch.tensor([0, 0, 1, SHARED])
+    went = []
+    shared = layer._shared
+    monkeypatch.setattr(layer, "_shared", lambda t: went.append(t[..., 0].numel()) or shared(t))
+    for expert in layer.clsr.values():
+        expert.register_forward_hook(lambda m, i, out: went.append(out[..., 0].numel()))
+    _, gates = route(layer, x, ids)
+    assert sum(went) == 80
+    assert max(went) == 80 - gates.values.sum()
+
+
+@torch.no_grad()
+def test_half_precision_does_not_flip_tokens():
+    torch.manual_seed(0)
+    gate = Gate(64, 16, 0.0).to(torch.bfloat16).eval()
+    exact = Gate(64, 16, 0.0).eval()
+    exact.load_state_dict({name: t.float() for name, t in gate.state_dict().items()})
+    x = torch.randn(50, 400, 64).bfloat16()
+    scores = exact(x.float())
+    assert torch.equal(gate(x), scores)
+    assert torch.equal(hard_gate(gate, x), scores >= 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert gate(x).dtype == torch.float32
+        assert torch.equal(hard_gate(exact, x.float()), scores >= 0)
+    half = F.linear(F.relu(gate.inner(x)), gate.outer.weight).squeeze(-1)
+    assert not torch.equal(half >= 0, scores >= 0)  # what float32 saves from
+
+
+@torch.no_grad()
+def test_a_batch_is_sorted_into_languages_once(tiny_model):
+    model = tiny_model("ca", "cs")
+    features = torch.randn(5, 80, 300)
+    _rows.cache_clear()
+    languages = ["cs", "ca", "en", "ca", "cs"]
+    model.generate(features, language=languages, task="transcribe", max_new_tokens=6)
+    assert _rows.cache_info().misses == 1
+    assert _rows.cache_info().hits >= 4
+
+
+def test_training_follows_inference_on_the_same_batch(tiny_model, token):
+    model = tiny_model("ca", "cs", skip=0.0)
+    features, ids = torch.randn(3, 80, 300), torch.tensor([1, 0, SHARED])
+    prompt = torch.full((3, 5), token("<|startoftranscript|>"))
+    _rows.cache_clear()
+    with torch.inference_mode():
+        model(features, prompt, expert_ids=ids)
+    model.train()(features, prompt, expert_ids=ids).logits.sum().backward()
+    assert model.model.encoder.layers[0].clsr["ca"].fc1.weight.grad is not None
+
+
+@torch.no_grad()
+def test_a_compiled_layer_is_one_graph_for_any_gates(layer):
+    """Static shapes: no break in the graph, no second compilation for other gates and rows."""
+    torch._dynamo.reset()
+    compiled = torch.compile(route, fullgraph=True, backend="aot_eager")  # no compiler needed
+    batches = (0.5, [0, 1, SHARED]), (0.0, [1, 1, 1]), (1.0, [SHARED, 0, 0])
+    for number, (density, batch) in enumerate(batches):
+        x, ids = tokens(3, density), torch.tensor(batch)
+        with torch._dynamo.config.patch(error_on_recompile=number > 0):
+            y, gates = compiled(layer, x, ids)
+        expected, expected_gates = route(layer, x, ids)
+        torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(gates.values, expected_gates.values)
