@@ -86,7 +86,7 @@ _EVALUATION = {
     "batch_size": _Optional(int),
     "capped": int,
     "hypotheses_sha256": str,
-    "published_sha256": _Added(str),
+    "published_sha256": _Optional(str),
     "scores": {name: _SCORES for name in NORMALIZERS},
     "gates": _Maybe({"encoder": [float], "decoder": [float]}),
 }
@@ -121,7 +121,7 @@ SCHEMA: dict[str, Any] = {
     "data": {"train": _DATA, "validation": _DATA, "in_domain": _DATA, "out_of_domain": _DATA},
     "training": _Maybe(_TRAINING),
     "evaluations": [_EVALUATION],
-    "forgetting": _Added([_FORGETTING]),
+    "forgetting": _Optional([_FORGETTING]),
 }
 
 _KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
