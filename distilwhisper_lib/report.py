@@ -339,7 +339,7 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, float):
         if value.is_integer() and name in ("clips", "blocks"):
             return f"{value:,.0f}"
-        places = 4 if name.startswith("p") and (name == "p" or "(" in name) else 1
+        places = 4 if name in ("p", "p (Holm)") else 1
         return f"{value:.{places}f}"
     return f"{value:,}" if isinstance(value, int) and name != "seed" else str(value)
 
