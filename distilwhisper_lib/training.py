@@ -95,6 +95,8 @@ def train(config: RunConfig, data: RunData) -> Trained:
     clock = _Clock(checkpoints / ELAPSED)
     trainer = _trainer(model, processor, teacher, config, data, clock)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    # Without the autocast that the Trainer put around its forward: as it will be loaded again.
+    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     _save_trained(model, config)
     summary = _summary(trainer, config, clock.seconds())
     write_atomic(finished, json.dumps(summary, indent=1))
@@ -406,6 +408,7 @@ def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArgument
         data_seed=config.seed,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
+        use_cpu=best_device() == "cpu",  # without it, bf16 asks for a GPU
         gradient_checkpointing=config.activation_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=config.workers,
