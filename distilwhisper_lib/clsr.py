@@ -99,7 +99,7 @@ class Expert(nn.Module):
 class CLSR(nn.ModuleDict):
     """The experts of one layer by Whisper language code; empty, it is the shared branch alone."""
 
-    dense = False  # True: compute both branches at inference too, as _shapes_are_static() asks
+    dense = False  # True asks for the dense form at inference, whatever runs
 
     def forward(
         self,
@@ -200,7 +200,10 @@ class CLSR(nn.ModuleDict):
     def _route_densely(
         self, x: Tensor, shared: Branch, activation: Branch, expert_ids: Tensor, mode: str
     ) -> tuple[Tensor, Tensor]:
-        """The same from both branches of every token, by operations of fixed shape alone."""
+        """The same from every branch for every token, by operations of fixed shape alone.
+
+        All resident experts speak, in the batch or not, so that one graph serves any batch.
+        """
         ids = expert_ids.to(x.device)
         picked = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         y = shared(x)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import UserError
+from .hardware import settings_for
 from .languages import find_language
 
 METHODS = ("teacher", "zero_shot", "full", "lora", "clsr", "kl", "js")
@@ -88,8 +89,14 @@ class RunConfig:
     weight_decay: float = _setting(0.0)
     clip_norm: float = _setting(1.0)
     label_smoothing: float = _setting(0.1)
+    # Hashed, unlike the rest of a hardware profile: rounding changes the trained weights. "auto"
+    # hashes as "auto", whatever a machine makes of it; the record says what that was. On a CPU
+    # "fp16" trains in fp32: see device.precision_here.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("fp32")
+    # Keep no activations of a layer, run it again in the backward pass: same gradients, less memory
     activation_checkpointing: bool = _setting(False, hashed=False)
+    # A profile of hardware.py: micro_batch, eval_batch_size, precision, activation_checkpointing.
+    hardware: Literal["none", "cpu", "t4", "l4", "a100"] = _setting("none", hashed=False)
     workers: int = _setting(0, hashed=False)  # processes that read audio
 
     # Experts and gates (the paper's).
@@ -151,9 +158,10 @@ class RunConfig:
         return self.teacher_revision if self.method == "teacher" else self.student_revision
 
     def overrides(self) -> dict[str, Any]:
-        """The settings in which this run differs from its preset and method."""
-        usual = resolve(self.method, self.preset, self.language, self.seed)
-        return {k: v for k, v in self.to_dict().items() if v != getattr(usual, k)}
+        """The settings in which this run differs from its preset, method and hardware profile."""
+        profile = {} if self.hardware == "none" else {"hardware": self.hardware}
+        usual = resolve(self.method, self.preset, self.language, self.seed, profile)
+        return profile | {k: v for k, v in self.to_dict().items() if v != getattr(usual, k)}
 
     @property
     def demo(self) -> bool:
@@ -329,9 +337,8 @@ def resolve(
         "seed": _coerce("seed", seed, int),
     }
     _check_language(preset, chosen, identity["language"])
-    settings = (
-        METHOD_SETTINGS.get(method, {}) | chosen.common | chosen.methods.get(method, {}) | overrides
-    )
+    settings = METHOD_SETTINGS.get(method, {}) | chosen.common | chosen.methods.get(method, {})
+    settings |= _of_hardware(settings | overrides) | overrides
     if settings.get("conventions") == "authors" and method in DISTILLED:
         settings = AUTHORS_DISTILLATION | settings
     known = typing.get_type_hints(RunConfig)
@@ -343,6 +350,15 @@ def resolve(
             )
     values = {name: _coerce(name, value, known[name]) for name, value in settings.items()}
     return _check(RunConfig(**identity, **values))
+
+
+def _of_hardware(settings: dict[str, Any]) -> dict[str, Any]:
+    types = typing.get_type_hints(RunConfig)
+    hardware, batch_size = (
+        _coerce(name, settings.get(name, getattr(RunConfig, name)), types[name])
+        for name in ("hardware", "batch_size")
+    )
+    return settings_for(hardware, batch_size)
 
 
 def locate(name: str) -> str:

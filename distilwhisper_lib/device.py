@@ -15,12 +15,25 @@ def best_device() -> str:
 
 
 def precision_here(config: RunConfig) -> str:
-    """The precision that this machine trains in: half precision needs a GPU here."""
-    if not torch.cuda.is_available() or config.precision == "fp32":
-        return "fp32"
+    """What this machine trains in: "fp32", or autocast to "bf16" or, with loss scaling, "fp16".
+
+    "auto" is bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU. A choice
+    is honoured, but for fp16 on a CPU, which has no loss scaling to go with it: that is fp32, so
+    that the public LoRA recipe, which asks for fp16, runs everywhere. Records tell the result.
+    """
+    on_gpu = torch.cuda.is_available()
     if config.precision == "auto":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return config.precision
+        if multiplies_bf16():
+            return "bf16"
+        return "fp16" if on_gpu else "fp32"
+    return "fp32" if config.precision == "fp16" and not on_gpu else config.precision
+
+
+def multiplies_bf16() -> bool:
+    """Whether bfloat16 is fast here, and not emulated as on a T4 or a CPU without AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 def peak_memory() -> int:

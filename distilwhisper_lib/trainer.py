@@ -21,7 +21,7 @@ from transformers import (
 
 from .config import WITH_EXPERTS, RunConfig
 from .data import RunData
-from .device import precision_here
+from .device import best_device, precision_here
 from .evaluation import transcribe
 from .features import Collator, SpeechDataset
 from .files import write_atomic
@@ -220,6 +220,7 @@ def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArgument
         data_seed=config.seed,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
+        use_cpu=best_device() == "cpu",  # without it, bf16 asks for a GPU
         gradient_checkpointing=config.activation_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=config.workers,

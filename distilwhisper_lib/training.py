@@ -86,6 +86,8 @@ def train(config: RunConfig, data: RunData) -> Trained:
     clock = Clock(checkpoints / ELAPSED)
     trainer = make_trainer(model, processor, teacher, config, data, clock)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    # Without the autocast that the Trainer put around its forward: as it will be loaded again.
+    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     _save_trained(model, config)
     summary = _summary(trainer, config, clock.seconds()) | about
     write_atomic(finished, json.dumps(summary, indent=1))
