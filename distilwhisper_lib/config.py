@@ -1,8 +1,7 @@
-"""One frozen configuration per run: the only place where a hyper-parameter is written.
+"""One frozen configuration per run: every setting, its default and where that comes from.
 
-Defaults are the paper's (arXiv 2311.01070 and the recipes of its public code); a
-preset changes what a smaller or larger study needs, a method what the paper does differently for
-that method, and ``overrides`` what a user wants otherwise.
+Defaults are the paper's. What a method or a preset sets otherwise stands in presets.py, what fits
+a machine in hardware.py; ``overrides`` is what a user wants otherwise.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import Any, Literal
 from .errors import UserError
 from .hardware import settings_for
 from .languages import find_language
+from .presets import AUTHORS_DISTILLATION, METHOD_SETTINGS, PRESETS, Preset
 
 METHODS = ("teacher", "zero_shot", "full", "lora", "clsr", "kl", "js")
 TRAINED = ("full", "lora", "clsr", "kl", "js")
@@ -41,9 +41,15 @@ PACKAGE = Path(__file__).parent
 EMBEDDED = "embedded/"
 
 
-def _setting(default: Any, hashed: bool = True) -> Any:
-    """A field; ``hashed=False`` keeps paths and hardware out of the run id."""
-    return field(default=default, metadata={"hashed": hashed})
+# Where a default comes from. A notebook shows it beside each setting.
+PAPER = "paper"  # arXiv 2311.01070, its text
+CODE = "authors' code"  # the code and recipes published with it, where the text is silent
+KIT = "kit"  # this kit's own choice, or what only this kit has
+
+
+def _setting(default: Any, source: str = KIT, hashed: bool = True) -> Any:
+    """A field and its source; ``hashed=False`` keeps paths and hardware out of the run id."""
+    return field(default=default, metadata={"source": source, "hashed": hashed})
 
 
 @dataclass(frozen=True)
@@ -59,71 +65,71 @@ class RunConfig:
     conventions: Literal["corrected", "authors"] = _setting("corrected")
 
     # Models: a hub name, a local folder, or "embedded/..." (inside this package).
-    student: str = _setting("openai/whisper-small")  # the paper's student
+    student: str = _setting("openai/whisper-small", PAPER)
     student_revision: str = _setting("main")
-    teacher: str = _setting("openai/whisper-large-v2")  # the paper's teacher
+    teacher: str = _setting("openai/whisper-large-v2", PAPER)
     teacher_revision: str = _setting("main")
 
     # Where notebook 00 finds ready-made experts: a folder or a hub name.
     experts: str = _setting("naver/multilingual-distilwhisper-28k", hashed=False)
 
     # Data: corpus names as corpora.open_corpus knows them; sizes None = all.
-    in_domain: str = _setting("common_voice")
-    out_of_domain: str = _setting("fleurs")
+    in_domain: str = _setting("common_voice", PAPER)
+    out_of_domain: str = _setting("fleurs", PAPER)
     data_dir: str = _setting("data", hashed=False)
     train_size: int | None = _setting(None)
     train_subset: str | None = _setting(None)  # file of clip ids, instead of rule and train_size
-    validation_size: int | None = _setting(1000)
-    test_size: int | None = _setting(None)
+    validation_size: int | None = _setting(1000, PAPER)
+    test_size: int | None = _setting(None, PAPER)
     max_seconds: float = _setting(30.0)  # Whisper's window; longer clips are left out
 
-    # Optimisation (public code's recipes; AdamW).
-    epochs: int = _setting(10)
+    # Optimisation (AdamW, linear decay).
+    epochs: int = _setting(10, PAPER)
     max_steps: int = _setting(-1)  # above 0: stop there instead, for smoke runs
-    learning_rate: float = _setting(1e-4)
-    batch_size: int = _setting(16)  # per optimiser step: 8 x 2 accumulation in the public code
-    micro_batch: int = _setting(8, hashed=False)  # rows on the device at once
-    warmup_fraction: float = _setting(0.1)
-    adam_beta1: float = _setting(0.9)
-    adam_beta2: float = _setting(0.98)
-    weight_decay: float = _setting(0.0)
-    clip_norm: float = _setting(1.0)
-    label_smoothing: float = _setting(0.1)
+    learning_rate: float = _setting(1e-4, PAPER)
+    batch_size: int = _setting(16, PAPER)  # per optimiser step; accumulated
+    micro_batch: int = _setting(8, CODE, hashed=False)  # rows on the device at once
+    warmup_fraction: float = _setting(0.1, PAPER)
+    adam_beta1: float = _setting(0.9, CODE)
+    adam_beta2: float = _setting(0.98, CODE)
+    weight_decay: float = _setting(0.0, CODE)
+    clip_norm: float = _setting(1.0, CODE)
+    label_smoothing: float = _setting(0.1, PAPER)
     # Hashed, unlike the rest of a hardware profile: rounding changes the trained weights. "auto"
     # hashes as "auto", whatever a machine makes of it; the record says what that was. On a CPU
     # "fp16" trains in fp32: see device.precision_here.
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("fp32")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("fp32", CODE)
     # Keep no activations of a layer, run it again in the backward pass: same gradients, less memory
     activation_checkpointing: bool = _setting(False, hashed=False)
     # A profile of hardware.py: micro_batch, eval_batch_size, precision, activation_checkpointing.
     hardware: Literal["none", "cpu", "t4", "l4", "a100"] = _setting("none", hashed=False)
     workers: int = _setting(0, hashed=False)  # processes that read audio
 
-    # Experts and gates (the paper's).
-    gate_dim: int = _setting(64)
-    gate_noise: float = _setting(5.0)  # alpha at the end of training
-    gate_dropout: float = _setting(0.1)
-    expert_dropout: float = _setting(0.3)
-    skip: float = _setting(0.2)  # chance per layer and pass to leave the expert out
-    budget: float = _setting(0.5)  # b of the gate loss
-    gate_weight: float = _setting(1.0)
+    # Experts and gates.
+    gate_dim: int = _setting(64, CODE)
+    gate_noise: float = _setting(5.0, CODE)  # alpha at the end of training
+    gate_dropout: float = _setting(0.1, CODE)
+    expert_dropout: float = _setting(0.3, CODE)
+    skip: float = _setting(0.2, PAPER)  # chance per layer and pass to leave the expert out
+    budget: float = _setting(0.5, PAPER)  # b of the gate loss
+    gate_weight: float = _setting(1.0, PAPER)
 
-    # Distillation (the paper's loss: CE + gate + 2 KD).
-    task_weight: float = _setting(1.0)
-    distil_weight: float = _setting(2.0)
-    temperature: float = _setting(1.0)
+    # Distillation: task_weight (CE + gate_weight gate) + distil_weight KD.
+    task_weight: float = _setting(1.0, PAPER)
+    distil_weight: float = _setting(2.0, PAPER)
+    temperature: float = _setting(1.0, PAPER)
     # The teacher runs once and its final hidden states are kept, or its likeliest tokens, or it
     # runs in every step, as it always does under the authors' conventions: see targets.py.
     teacher_targets: Literal["hidden", "top_k", "online"] = _setting("hidden")
     rebuild_teacher_targets: bool = _setting(False, hashed=False)  # where they are damaged
 
     # LoRA baseline, on fc1 and fc2 of every layer.
-    lora_rank: int = _setting(64)
-    lora_alpha: int = _setting(64)
-    lora_dropout: float = _setting(0.05)
+    lora_rank: int = _setting(64, CODE)
+    lora_alpha: int = _setting(64, CODE)
+    lora_dropout: float = _setting(0.05, CODE)
 
     # Decoding and model selection.
-    max_new_tokens: int = _setting(225)
+    max_new_tokens: int = _setting(225, CODE)
     eval_batch_size: int = _setting(16, hashed=False)  # halved when memory runs out
     # auto: half on a GPU. Records say which it was.
     eval_precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("auto", hashed=False)
@@ -131,7 +137,7 @@ class RunConfig:
     # out-of-domain clips each: see forgetting.py.
     forgetting: str = _setting("", hashed=False)
     forgetting_clips: int = _setting(50, hashed=False)
-    selection_normalizer: Literal["whisper", "marks"] = _setting("whisper")
+    selection_normalizer: Literal["whisper", "marks"] = _setting("whisper", CODE)
 
     @property
     def run_id(self) -> str:
@@ -204,115 +210,20 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def _repr_html_(self) -> str:
-        changed = {f.name for f in _fields() if getattr(self, f.name) != f.default}
-        cells = [
-            f"<td>{'<b>' if k in changed else ''}{k}</td><td>{html.escape(str(v))}</td>"
-            for k, v in self.to_dict().items()
-        ]
-        half = -(-len(cells) // 2)
-        pairs = zip(cells[:half], cells[half:] + [""] * (2 * half - len(cells)), strict=True)
-        rows = "".join(f"<tr>{left}{right}</tr>" for left, right in pairs)
+        rows = []
+        for f in _fields():
+            name, value = f.name, getattr(self, f.name)
+            changed = value != f.default
+            source = "" if changed else f.metadata.get("source", "")
+            value = f"<b>{html.escape(str(value))}</b>" if changed else html.escape(str(value))
+            rows.append(f"<td>{name}</td><td>{value}</td><td><i>{source}</i></td>")
+        half = -(-len(rows) // 2)
+        pairs = zip(rows[:half], rows[half:] + [""] * (2 * half - len(rows)), strict=True)
+        body = "".join(f"<tr>{left}{right}</tr>" for left, right in pairs)
         return (
-            f"<p><code>{self.run_id}</code> (bold: differs from the paper's setting)</p>"
-            f"<table>{rows}</table>"
+            f"<p><code>{self.run_id}</code> (bold: this preset, method or run differs from the "
+            f"default; after a default, where it comes from)</p><table>{body}</table>"
         )
-
-
-# What a method changes for every preset.
-METHOD_SETTINGS: dict[str, dict[str, Any]] = {
-    "lora": {"label_smoothing": 0.0, "precision": "fp16"},  # public LoRA recipe
-    "full": {"label_smoothing": 0.0},  # the paper has no such row; a plain fine-tuning
-}
-
-# conventions="authors" keeps the paper's ratio at the public code's smaller scale.
-AUTHORS_DISTILLATION = {"task_weight": 0.5 / 1.41**2, "distil_weight": 0.5}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """``common`` holds for every method, ``methods`` for one; ``languages`` empty means any."""
-
-    about: str
-    common: dict[str, Any]
-    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
-    languages: tuple[str, ...] = ()
-
-
-# The paper's languages: in FLEURS, 10,000 Common Voice utterances or more, and a gap above 11 WER
-# between whisper-small and large-v2; those that the 3k setting adds; those of 28k.
-PAPER_LANGUAGES = ("ca", "cs", "gl", "hu", "pl", "ta", "th", "uk")
-ADDED_BY_3K = ("bg", "fi", "hi", "id", "ro", "sk", "sl", "vi", "ar")
-OF_28K = ("ca", "ta", "th")
-
-
-def _paper(train_size: int, validation_size: int, experts: str) -> dict[str, Any]:
-    """What the paper's three settings write down beyond the defaults above, which are its own.
-
-    Source: arXiv 2311.01070: Common Voice 13.0 train and validation subsets by votes,
-    the whole of its test set in domain and of FLEURS's test set out of domain.
-    """
-    corpora = {"in_domain": "common_voice", "out_of_domain": "fleurs"}
-    sizes = {"train_size": train_size, "validation_size": validation_size, "test_size": None}
-    return corpora | sizes | {"experts": f"naver/multilingual-distilwhisper-{experts}"}
-
-
-PRESETS: dict[str, Preset] = {
-    # The embedded miniature pair on synthetic speech: offline, 2 CPU cores, a minute or two a run.
-    # Learning rates were chosen on the Catalan validation split (WER, an earlier student): CLSR
-    # 1e-3 34.4, 3e-3 25.3, 5e-3 26.0; LoRA 3e-3 27.4, 6e-3 23.0; full 5e-4 17.3. Five epochs on
-    # 800 sentences beat ten on 400 (CLSR 25.3 against 30.2), at the same cost.
-    "demo": Preset(
-        "embedded miniature pair and speech; offline; CPU; minutes",
-        {
-            "student": "embedded/student",
-            "teacher": "embedded/teacher",
-            "experts": "embedded/experts",
-            "in_domain": "folder/speech",
-            "out_of_domain": "folder/speech_ood",
-            "data_dir": "embedded",
-            "validation_size": 100,
-            "max_seconds": 3.0,
-            "epochs": 5,
-            "batch_size": 32,
-            "micro_batch": 32,
-            "label_smoothing": 0.0,
-            "learning_rate": 3e-3,
-            "lora_rank": 16,
-            "lora_alpha": 16,
-            "max_new_tokens": 60,
-            "eval_batch_size": 50,
-            "forgetting": "ca cs en",
-        },
-        {
-            "full": {"learning_rate": 5e-4},
-            "lora": {"learning_rate": 6e-3, "precision": "fp32"},
-        },
-    ),
-    # Own recordings (data/speech, data/speech_ood) with the paper's models and settings: one GPU
-    # of 16 GB or more.
-    "own": Preset(
-        "your recordings in data/speech and data/speech_ood; the paper's models and settings",
-        {"in_domain": "folder/speech", "out_of_domain": "folder/speech_ood"},
-    ),
-    # The paper's settings. Everything not named here is a default of RunConfig or a setting of
-    # the method (METHOD_SETTINGS). Nobody of this project has run them yet; one GPU of 16 GB or
-    # more, and Common Voice in data/common_voice (notebook 01 says how to get it).
-    "cv3k": Preset(
-        "the paper's 3k setting: 3,000 Common Voice clips, FLEURS out of domain; one GPU",
-        _paper(3_000, 500, "3k"),
-        languages=PAPER_LANGUAGES + ADDED_BY_3K,
-    ),
-    "cv10k": Preset(
-        "the paper's 10k setting, its main table: 10,000 Common Voice clips; one GPU",
-        _paper(10_000, 1_000, "10k"),
-        languages=PAPER_LANGUAGES,
-    ),
-    "cv28k": Preset(
-        "the paper's 28k setting: 28,000 Common Voice clips of three languages; one GPU",
-        _paper(28_000, 1_000, "28k"),
-        languages=OF_28K,
-    ),
-}
 
 
 def resolve(

@@ -16,9 +16,10 @@ from typing import Any
 
 import pandas as pd
 
-from .config import PRESETS, RunConfig, resolve
+from .config import RunConfig, resolve
 from .errors import UserError
 from .languages import find_language
+from .presets import PRESETS
 from .records import DOMAINS, NORMALIZERS, Record
 
 RATES = ("wer", "cer")

@@ -9,11 +9,12 @@ import torch
 
 from distilwhisper_lib import UserError, clsr
 from distilwhisper_lib import training as kit
-from distilwhisper_lib.config import METHODS, PRESETS, resolve
+from distilwhisper_lib.config import METHODS, resolve
 from distilwhisper_lib.data import load_data
 from distilwhisper_lib.device import multiplies_bf16, precision_here
 from distilwhisper_lib.hardware import PROFILES
 from distilwhisper_lib.losses import LossParts
+from distilwhisper_lib.presets import PRESETS
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MACHINES = {  # (a GPU, bfloat16 in hardware): what each setting becomes
