@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distilwhisper_lib import UserError, clsr
+from distilwhisper_lib import UserError, clsr, trainer
 from distilwhisper_lib import training as kit
 from distilwhisper_lib.config import METHODS, resolve
 from distilwhisper_lib.data import load_data
@@ -122,7 +122,7 @@ def test_bfloat16_trains_on_a_cpu_with_gates_and_losses_in_float32(study, monkey
             if precision == "bf16":
                 patch.setattr(clsr.Gate, "forward", note("gate", clsr.Gate.forward))
                 patch.setattr(clsr.Expert, "forward", note("expert", clsr.Expert.forward))
-                patch.setattr(kit, "loss_parts", note("losses", kit.loss_parts))
+                patch.setattr(trainer, "loss_parts", note("losses", trainer.loss_parts))
             config, data = study("js", precision=precision)
             trained = kit.train(config, data)
         assert trained.summary["precision"] == precision
