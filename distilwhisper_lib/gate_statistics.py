@@ -120,7 +120,7 @@ def mean_shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def entropy(share: np.ndarray) -> np.ndarray:
     """Entropy in bits of a choice that falls on one side with this probability: 0 to 1."""
     p = np.clip(np.stack([share, 1 - np.asarray(share)]), 0.0, 1.0)
-    return -(p * np.log2(np.where(p > 0, p, 1.0))).sum(0)
+    return np.abs((p * np.log2(np.where(p > 0, p, 1.0))).sum(0))  # abs: no minus zero
 
 
 class _Tally:

@@ -165,6 +165,7 @@ def _gate_file(config: RunConfig, trained: Trained, data: RunData) -> dict[str, 
         "language": config.language,
         "seed": config.seed,
         "settings": _decisive_overrides(config),
+        "gate_noise": config.gate_noise,
         "score_edges": SCORE_EDGES,
         "domains": {
             domain: summarise(read_hypotheses(path), _scores_of(path))
