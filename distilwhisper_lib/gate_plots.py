@@ -151,9 +151,8 @@ def _layer_figure(
         for axis in axes[:, 0]:
             axis.set_ylabel(ylabel)
         handles, labels = first_legend(axes)
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(len(labels), columns + 1)
-        )
+        fitting = columns if columns < 3 else len(labels)
+        figure.legend(handles, labels, loc="outside lower center", ncols=fitting)
         figure.suptitle(DOMAINS[domain].capitalize(), x=0.01, ha="left")
     return figure
 
@@ -176,7 +175,7 @@ def _draw_layers(
 
 
 def _shift(place: int, count: int) -> float:
-    return (place - (count - 1) / 2) * min(0.12, 0.7 / count)
+    return (place - (count - 1) / 2) * min(0.09, 0.7 / count)
 
 
 def _with_classes(gate_files: Sequence[GateFile], domain: str) -> list[GateFile]:
@@ -212,7 +211,8 @@ def score_histograms(gate_file: GateFile, domain: str = "in_domain") -> Figure:
         figure, axes = panels(1, 2, 4.9, 1.5 + 0.24 * layers)
         for axis, side in zip(axes[0], SIDES, strict=True):
             image = _draw_scores(axis, summary, side, gates.get("gate_noise"))
-        figure.colorbar(image, ax=axes, label="share of positions (%)", pad=0.02, fraction=0.03)
+        figure.colorbar(image, ax=axes, label="share of positions (%)", pad=0.02, fraction=0.03,
+                        extend="max")  # fmt: skip
         title = f"{gate_title(gates)}: scores of the gates, {DOMAINS[domain]}"
         figure.suptitle(title, x=0.01, ha="left")
     return figure
@@ -270,7 +270,7 @@ def soft_and_hard(record: Mapping[str, Any]) -> Figure:
         for axis, side in zip(axes[0], ("", *SIDES), strict=False):
             _draw_means(axis, training, f"_{side}" if side else "")
             axis.set_title(side.capitalize() if side else "Both, by positions")
-        axes[0, 0].set_ylabel("mean gate (0 = shared, 1 = expert)")
+        axes[0, 0].set_ylabel("mean gate (1 = expert)")
         budget = record["config"].get("budget")
         if budget is not None:
             axes[0, 0].axhline(budget, color=GREY, linestyle=":", label=f"budget {budget:g}")
@@ -297,7 +297,7 @@ def _draw_means(axis: Axes, training: Mapping[str, Any], suffix: str) -> None:
 def _draw_noise(axis: Axes, log: Sequence[Mapping[str, Any]]) -> None:
     points = [(e["step"], e["gate_noise"]) for e in log if "gate_noise" in e]
     axis.plot(*zip(*points, strict=True), color=PURPLE)
-    axis.set(title="Noise of the gates", ylabel="standard deviation (of the score)")
+    axis.set(title="Noise of the gates", ylabel="standard deviation")
     axis.set_ylim(bottom=0)
 
 
