@@ -305,21 +305,18 @@ def _draw_noise(axis: Axes, log: Sequence[Mapping[str, Any]]) -> None:
 
 
 def language_agreement(gate_files: Sequence[GateFile], domain: str = "in_domain") -> Figure:
-    """Shares by layer of several languages of one method; from three languages on, also a matrix.
+    """Shares by layer of several languages; from three languages on, also a matrix.
 
-    The matrix holds the mean difference over layers of each pair, see agreement(). Of several
-    seeds of a language the first is drawn. UserError for fewer than two languages.
+    The matrix holds the mean difference over layers of each pair, see agreement(). ``gate_files``
+    is a group of groups_of_languages(). UserError for files that differ in more, or are too few.
     """
-    first: dict[str, GateFile] = {}
-    for gates in sorted(gate_files, key=lambda g: (g["language"], g["seed"])):
-        if gates["domains"].get(domain):
-            first.setdefault(gates["language"], gates)
-    chosen = list(first.values())
+    chosen = [gates for gates in gate_files if gates["domains"].get(domain)]
+    languages = [gates["language"] for gates in chosen]
     table = agreement(chosen, domain)
-    if table.empty:
+    if table.empty or len(table) != len(languages) * (len(languages) - 1):
         raise UserError(
-            f"languages {', '.join(first) or 'none'} cannot be compared: expected the gate files "
-            "of one method, with the same settings and seed, in two languages or more"
+            f"gate files of {', '.join(languages) or 'no language'} cannot be compared: expected "
+            "two languages or more, of the same method, settings and seed"
         )
     matrix = len(chosen) > 2
     with style():
@@ -334,7 +331,7 @@ def language_agreement(gate_files: Sequence[GateFile], domain: str = "in_domain"
                 _draw_layers(axes[0, column], summary[side], interval, look, shift)
             axes[0, column].set(ylim=(-4, 104), xlabel=f"{side} layer", title=side.capitalize())
             if matrix:
-                _draw_matrix(axes[1, column], table[table["side"] == side], list(first))
+                _draw_matrix(axes[1, column], table[table["side"] == side], languages)
         axes[0, 0].set_ylabel("through the expert (%)")
         handles, labels = first_legend(axes[:1])
         figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(labels)))

@@ -259,6 +259,15 @@ def agreement(gate_files: Sequence[GateFile], domain: str = "in_domain") -> pd.D
     return pd.DataFrame(rows, columns=columns)
 
 
+def groups_of_languages(gate_files: Sequence[GateFile]) -> list[list[GateFile]]:
+    """The gate files that differ in their language alone, two or more together."""
+    groups: dict[str, list[GateFile]] = {}
+    for gates in sorted(gate_files, key=_order):
+        about = [gates.get(name) for name in ("method", "preset", "settings", "seed")]
+        groups.setdefault(repr(about), []).append(gates)
+    return [group for group in groups.values() if len({g["language"] for g in group}) > 1]
+
+
 def difference_interval(
     first: np.ndarray, second: np.ndarray, bounds: np.ndarray, others: np.ndarray
 ) -> np.ndarray:

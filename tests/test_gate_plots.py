@@ -17,7 +17,7 @@ from make_records import make_record
 from distilwhisper_lib import gate_plots, plots
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.gate_counts import BINS, SCORE_EDGES, SIDES
-from distilwhisper_lib.gate_statistics import agreement, summarise
+from distilwhisper_lib.gate_statistics import agreement, groups_of_languages, summarise
 
 
 @pytest.fixture(autouse=True)
@@ -140,10 +140,12 @@ def test_soft_and_hard_show_training_and_validation():
 
 def test_languages_are_drawn_beside_each_other_with_their_differences():
     files = [gate_file(c, layers=6, number=i) for i, c in enumerate(("ca", "cs", "th"))]
-    figure = draw(gate_plots.language_agreement([*files, gate_file("ca", seed=78, layers=6)]))
+    others = [gate_file("ca", seed=78, layers=6), gate_file("cs", method="kl", layers=6)]
+    assert groups_of_languages([*others, *files]) == [files]
+    figure = draw(gate_plots.language_agreement(files))
     assert len(figure.axes) == 4
     lines = heights(figure.axes[1])
-    assert list(lines) == ["Catalan", "Czech", "Thai"]  # one seed each
+    assert list(lines) == ["Catalan", "Czech", "Thai"]
     czech = files[1]["domains"]["in_domain"]["decoder"]
     np.testing.assert_allclose(lines["Czech"], 100 * np.array(czech))
     matrix = np.asarray(figure.axes[3].images[0].get_array(), float)
@@ -154,8 +156,9 @@ def test_languages_are_drawn_beside_each_other_with_their_differences():
     assert matrix[0, 2] == matrix[2, 0] == pytest.approx(row["mean difference"])
     assert np.isnan(matrix[1, 1])
     assert len(draw(gate_plots.language_agreement(files[:2])).axes) == 2
-    with pytest.raises(UserError, match="languages ca cannot be compared"):
-        gate_plots.language_agreement(files[:1])
+    for wrong in (files[:1], [*files, others[0]], []):
+        with pytest.raises(UserError, match="cannot be compared: expected two languages"):
+            gate_plots.language_agreement(wrong)
 
 
 def test_figures_are_written_as_png_and_svg_of_the_same_bytes(tmp_path):
