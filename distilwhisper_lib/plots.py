@@ -132,7 +132,8 @@ def training_curves(record: Mapping[str, Any]) -> Figure:
     validation = pd.DataFrame(training["validation"])
     draw = [lambda axis: _draw_losses(axis, log)]
     if _has(log, "gate_mean"):
-        draw.append(lambda axis: _draw_gate(axis, log, record["config"].get("budget")))
+        budget = record["config"].get("budget")
+        draw.append(lambda axis: _draw_gate(axis, log, validation, budget))
     if _has(log, "learning_rate"):
         draw.append(lambda axis: _draw_rate(axis, log))
     if len(validation):
@@ -169,9 +170,15 @@ def _draw_losses(axis: Axes, log: pd.DataFrame) -> None:
         axis.legend()
 
 
-def _draw_gate(axis: Axes, log: pd.DataFrame, budget: float | None) -> None:
+def _draw_gate(
+    axis: Axes, log: pd.DataFrame, validation: pd.DataFrame, budget: float | None
+) -> None:
+    """Soft as the gate loss has it, hard as it is used: gate_plots.soft_and_hard() tells more."""
     values = log["gate_mean"].dropna()
-    axis.plot(values.index, values, color=GREEN, label="mean gate")
+    axis.plot(values.index, values, color=GREEN, label="soft, training")
+    if _has(validation, "gate_hard"):
+        hard = {"color": VERMILION, "linestyle": "-.", "marker": "s"}
+        axis.plot(validation["step"], validation["gate_hard"], label="hard, validation", **hard)
     if budget is not None:
         axis.axhline(budget, color=GREY, linestyle=":", label=f"budget {budget:g}")
     axis.set(title="Mean gate", ylabel="0 = shared, 1 = expert", ylim=(-0.03, 1.03))

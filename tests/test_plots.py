@@ -87,6 +87,7 @@ def test_training_curves_draw_what_was_logged():
     assert set(lines) == {"total", "cross entropy"}
     np.testing.assert_allclose(lines["total"].get_xydata(), [[1, 3], [2, 1.5], [4, 0.75]])
     np.testing.assert_allclose(gate.lines[0].get_xydata(), [[1, 0.7], [4, 0.5]])
+    assert len(gate.lines) == 2  # no hard gates were noted
     assert gate.lines[1].get_label() == "budget 0.5"
     np.testing.assert_allclose(rate.lines[0].get_ydata(), [1, 2, 0])
     assert "10^{-3}" in rate.get_ylabel()
@@ -94,6 +95,14 @@ def test_training_curves_draw_what_was_logged():
     assert validation.get_ylabel() == "error rate (%)"
     assert all(axis.get_xlabel() == "optimiser step" for axis in figure.axes)
     assert "Catalan, CLSR + JS, seed 77" in texts(figure)
+
+
+def test_training_curves_show_the_hard_gates_beside_the_soft_ones():
+    record = trained_record(gate_mean=[0.7, None, 0.5])
+    record["training"]["validation"][0]["gate_hard"] = 0.9
+    gate = draw(plots.training_curves(record)).axes[1]
+    (hard,) = [line for line in gate.lines if line.get_label() == "hard, validation"]
+    np.testing.assert_allclose(hard.get_xydata(), [[250, 0.9]])
 
 
 def test_training_panels_without_data_are_left_out():
