@@ -113,6 +113,7 @@ def inspect_clip(
     processor: WhisperProcessor,
     row: dict[str, Any],
     max_new_tokens: int,
+    gate_mode: str = "learned",
 ) -> dict[str, Any]:
     """Transcribe one clip of a corpus table and keep every gate, frame by frame, token by token.
 
@@ -123,7 +124,7 @@ def inspect_clip(
     with GateRecorder(model) as recorder, torch.no_grad():
         ids = model.generate(
             input_features=features, language=row["language"], task="transcribe",
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens, gate_mode=gate_mode,
         )[0].tolist()  # fmt: skip
     gates = recorder.take()
     tokenizer = processor.tokenizer
