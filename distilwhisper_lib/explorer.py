@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
 import pandas as pd
 import soundfile
+from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from .audio import SAMPLE_RATE
@@ -76,11 +78,11 @@ class Explorer:
         self.domain = _dropdown("clips", [*places, ("my recordings", OWN)])
         self.clip = _dropdown("utterance")
         self.mode = widgets.ToggleButtons(
-            options=list(GATE_MODES), description="gates",
+            options=list(GATE_MODES),
             tooltips=["each gate decides", "expert everywhere", "shared network everywhere"],
-            style={"button_width": "6em", "description_width": "7em"},
+            style={"button_width": "6em"},
         )  # fmt: skip
-        self.layer = _dropdown("colours show")
+        self.layer = _dropdown("colours tell")
         self.upload = widgets.FileUpload(
             accept="audio/*,.wav,.flac,.mp3,.ogg,.opus", multiple=False, description="upload a clip"
         )
@@ -90,10 +92,11 @@ class Explorer:
 
     def _rows(self) -> list[widgets.Widget]:
         wrap = {"flex_flow": "row wrap"}
+        label = widgets.Label("gates", layout={"width": "7em", "justify_content": "flex-end"})
         return [
             widgets.HBox([self.language, self.run, self.other], layout=wrap),
             widgets.HBox([self.domain, self.clip], layout=wrap),
-            widgets.HBox([self.mode, self.layer], layout=wrap),
+            widgets.HBox([label, self.mode, self.layer], layout=wrap),
             widgets.HBox([self.upload, widgets.HTML(_RECORDING, layout={"max_width": "46em"})],
                          layout=wrap),
         ]  # fmt: skip
@@ -109,6 +112,9 @@ class Explorer:
 
     def _changed(self, change: dict[str, Any]) -> None:
         if self._quiet:
+            return
+        if change["owner"] is self.layer:
+            self._draw_tokens()
             return
         with self._silently():
             self._offer(change["owner"])
@@ -136,21 +142,23 @@ class Explorer:
                 others = [r for r in self.runs if r.language == run.language and r is not run]
                 offered = [("no other run", NONE)] + [(_run_label(r), r.run_id) for r in others]
                 _set_options(self.other, offered)
-            if changed in (self.language, self.run, self.domain, self.upload):
+            if changed in (self.language, self.run, self.domain):
                 self._offer_clips()
 
     def _receive(self) -> None:
         received = uploaded(self.upload.value)
-        self._uploads += [one for one in received if one not in self._uploads]
+        self._uploads = [*received, *(one for one in self._uploads if one not in received)]
         if received:
             self.domain.value = OWN
+            self._offer_clips()
+            self.clip.index = 0
 
     def _offer_clips(self) -> None:
         run = self._run(self.run.value)
         self._cannot_offer: list[str] = []
         try:
             if self.domain.value == OWN:
-                clips = [own_clip(*one, run.language) for one in reversed(self._uploads)]
+                clips = [own_clip(*one, run.language) for one in self._uploads]
             else:
                 clips = clips_of(run, self.domain.value, self._clips)
         except UserError as error:
@@ -189,24 +197,32 @@ class Explorer:
         return run.missing or "this test set has no clip that can be used"
 
     def _draw(self, scene: Scene) -> None:
-        self.audio.value = _wav(scene)
-        self.audio.layout.display = "none" if scene.samples is None else ""
+        self._draw_audio(scene.samples)
         figure = sound_figure(scene)
         self.sound.value = "" if figure is None else _image(figure, "spectrogram and encoder gates")
-        self.tokens.value = tokens_html(scene, self.layer.value)
+        self._draw_tokens()
         self.transcripts.value = transcripts_html(scene)
         self.notes.value = notes_html([*self._faults, *scene.notes])
 
+    def _draw_audio(self, samples: np.ndarray | None) -> None:
+        if samples is not None:  # an empty recording is none that a browser can load
+            self.audio.value = _wav(samples)
+        self.audio.layout.display = "none" if samples is None else ""
+
+    def _draw_tokens(self) -> None:
+        self.tokens.value = "" if self.scene is None else tokens_html(self.scene, self.layer.value)
+
     def _clear(self, notes: list[str]) -> None:
-        self.audio.value, self.audio.layout.display = b"", "none"
+        self._draw_audio(None)
         self.sound.value = self.tokens.value = self.transcripts.value = ""
         self.notes.value = notes_html([*self._faults, *notes])
 
-    def static(self, folder: Path) -> list[Figure | pd.DataFrame | widgets.HTML]:
+    def static(self, folder: Path) -> list[Figure | pd.DataFrame | HTML]:
         """Write what is shown now as PNG, SVG and CSV in ``folder``; returns it for display()."""
+        notes = [HTML(self.notes.value)] if self.notes.value else []
         if self.scene is None:
-            return []
-        return write_static(self.scene, self.layer.value, folder)
+            return notes
+        return [*notes, *write_static(self.scene, self.layer.value, folder)]
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """The widgets, and a picture for those who cannot show them."""
@@ -251,11 +267,9 @@ def _clip_label(clip: Clip) -> str:
     return f"{clip['id']}: {text[:60]}{'…' if len(text) > 60 else ''}" if text else clip["id"]
 
 
-def _wav(scene: Scene) -> bytes:
-    if scene.samples is None:
-        return b""
+def _wav(samples: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    soundfile.write(buffer, scene.samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
 
 

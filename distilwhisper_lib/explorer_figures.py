@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import hertz_to_mel
@@ -107,7 +108,9 @@ def _route_legend(figure: Figure, heard: Heard) -> None:
         Patch(facecolor=BLUE, label=expert),
         Patch(facecolor=LIGHT, edgecolor=GREY, linewidth=0.5, label="shared"),
     ]
-    figure.legend(handles=handles, loc="outside lower right", ncols=2)
+    if heard.frame_scores is not None:
+        handles.append(Line2D([], [], color=BLACK, label="soft gate, 0 to 1"))
+    figure.legend(handles=handles, loc="outside lower right", ncols=3)
 
 
 # Text in boxes -------------------------------------------------------------------------------
@@ -132,7 +135,8 @@ class _Flow:
 
     def __init__(self, width: float) -> None:
         self.width, self.y = width * 72, self.MARGIN
-        self.figure = Figure(figsize=(width, 1), layout="none")
+        self.figure = Figure(figsize=(width, 1))
+        self.figure.set_layout_engine("none")  # every place is worked out here
         self._renderer = FigureCanvasAgg(self.figure).get_renderer()
         self._drawn: list[tuple[float, float, float, _Box]] = []
         self._titles: list[tuple[float, str]] = []

@@ -8,6 +8,7 @@ never alone: the expert's tokens are underlined too.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,12 +43,14 @@ def card(content: str) -> str:
 
 def notes_html(notes: Sequence[str]) -> str:
     """Sentences about what is missing or broken."""
-    items = "".join(f"<div>⚠ {html.escape(_sentence(note))}</div>" for note in notes)
+    items = "".join(f"<div>⚠ {_sentence(note)}</div>" for note in notes)
     return card(items)
 
 
 def _sentence(note: str) -> str:
-    return f"{note[:1].upper()}{note[1:].rstrip('.')}."
+    """Escaped, with commands set apart."""
+    text = html.escape(f"{note[:1].upper()}{note[1:].rstrip('.')}.")
+    return re.sub("`(.*?)`", r"<code>\1</code>", text)
 
 
 # Tokens --------------------------------------------------------------------------------------
@@ -156,7 +159,9 @@ def transcripts_html(scene: Scene) -> str:
     if scene.other is not None:
         rows.append(_row(scene.other.title, scene.other, scene))
     titles = ["gates" if scene.modes[0].run.has_gates else "run"]
-    titles += ["reference above, transcript below", "errors", "what changes"]
+    told = scene.modes[0].errors() is not None
+    titles += ["reference above, transcript below" if told else "transcript", "errors"]
+    titles += ["learned gates above, this below"]
     cells = "".join(f'<th style="{_CELL};border:0">{title}</th>' for title in titles)
     language = language_name(scene.modes[0].run.language)
     return card(

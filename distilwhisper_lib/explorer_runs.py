@@ -271,7 +271,10 @@ def read_clip(clip: Clip) -> np.ndarray:
         raise UserError(
             f"the recording of {clip['id']} is not here: notebook 01 says how to get its corpus"
         )
-    samples = read_audio(clip["audio"], clip["start"], clip["end"])
+    try:
+        samples = read_audio(clip["audio"], clip["start"], clip["end"])
+    except UserError as error:
+        raise UserError(f"{clip['id']}: {error}") from None
     if is_silent(samples):
         raise UserError(f"{clip['id']} holds only silence: choose or record another clip")
     return samples
