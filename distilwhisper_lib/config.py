@@ -124,6 +124,8 @@ class RunConfig:
     # out-of-domain clips each: see forgetting.py.
     forgetting: str = _setting("", hashed=False)
     forgetting_clips: int = _setting(50, hashed=False)
+    # Also keep every single gate of the test sets, see kept_gates.py; without it, statistics only.
+    keep_gates: bool = _setting(False, hashed=False)
     selection_normalizer: Literal["whisper", "marks"] = _setting("whisper")
 
     @property

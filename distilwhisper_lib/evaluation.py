@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -17,11 +17,14 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, WhisperProcessor
 
-from . import gates as gate_statistics
 from .clsr import Gate
 from .errors import UserError
 from .features import SpeechDataset, audio_positions, extract_features
 from .files import write_atomic
+from .gate_counts import SCORE_EDGES, Histograms, add_histograms, count_gates
+from .gates import PROMPT_TOKENS, GateRecorder
+from .kept_gates import check_kept, join_parts, kept_path, part_path, remove_parts, write_part
+from .token_classes import token_classes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,15 +40,16 @@ def transcribe(
     precision: str = "auto",
     task: str = "transcribe",
     expert_encoder: bool = False,
+    keep_gates: bool = False,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Transcribe a corpus table greedily, each row in its own language.
 
     Returns one dict a row, in the table's order: id, reference, hypothesis, language, speaker,
-    seconds, tokens (of the hypothesis), capped (the token limit cut it), and gates (share of
-    expert routing per layer, or None without experts). With ``path`` they are written there as
-    JSON lines, and how they were made to timing_path(); an interrupted call goes on where it
-    stopped, a finished one is read back.
+    seconds, tokens (of the hypothesis), capped (the token limit cut it), and gates (what
+    count_gates() says of them, or None without experts). With ``path`` they are written there as
+    JSON lines, how they were made to timing_path(), and the gates' scores to scores_path(); an
+    interrupted call goes on where it stopped, a finished one is read back.
 
     ``batch_size`` is halved when memory runs out, and stays so; the longest clips come first, so
     that this happens at the beginning. Which clips share a batch can move a score's last digits
@@ -57,12 +61,21 @@ def transcribe(
 
     ``task`` "translate" goes through the shared branch; ``expert_encoder`` lets each row's expert
     speak in the encoder all the same.
+
+    ``keep_gates``: of a model with experts, also write every single gate, to kept_path(path).
     """
+    keep_gates = keep_gates and path is not None and _is_routed(model)
     partial = path and path.with_suffix(".batches.jsonl")
     if path is not None and path.exists():
+        if keep_gates:
+            check_kept(path, None)
         partial.unlink(missing_ok=True)
         return read_hypotheses(path)
     batches = _read_finished_batches(partial)
+    if keep_gates:
+        check_kept(path, len(batches))
+    elif path is not None:
+        kept_path(path).unlink(missing_ok=True)  # of other weights
     finished = {row["id"] for batch in batches for row in batch["rows"]}
     missing = table[~table["id"].isin(finished)].sort_values(["seconds", "id"], ascending=False)
     if batches:
@@ -75,15 +88,16 @@ def transcribe(
     ):
         while len(missing):
             batch, begin = missing.iloc[:batch_size], time.perf_counter()
-            rows = _if_it_fits(
-                _transcribe_batch, ready, processor, batch, expert_encoder, **options
+            keep = part_path(path, len(batches)) if keep_gates else None
+            found = _if_it_fits(
+                _transcribe_batch, ready, processor, batch, expert_encoder, keep, **options
             )
-            if rows is None:
+            if found is None:
                 batch_size = _halved(batch, ready, kept=partial and len(table) - len(missing))
                 continue
             about = {"batch_size": batch_size, "precision": precision_of(ready)}
             seconds = time.perf_counter() - begin
-            batches.append({"rows": rows, "seconds": seconds, **about})
+            batches.append({**found._asdict(), "seconds": seconds, **about})
             if file is not None:
                 file.write(json.dumps(batches[-1], ensure_ascii=False, sort_keys=True) + "\n")
                 file.flush()
@@ -94,9 +108,16 @@ def transcribe(
     if path is not None:
         if batches:
             write_atomic(timing_path(path), json.dumps(_how(batches)))
+        if scores := [batch["scores"] for batch in batches if batch.get("scores")]:
+            counts = {"edges": SCORE_EDGES, **add_histograms(scores)}
+            write_atomic(scores_path(path), json.dumps(counts))
+        if keep_gates:
+            join_parts(path, len(batches))
         lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
         write_atomic(path, "".join(lines))
         partial.unlink(missing_ok=True)
+        if keep_gates:
+            remove_parts(path)
     return rows
 
 
@@ -107,6 +128,11 @@ def timing_path(path: Path) -> Path:
     batch_size, the last one.
     """
     return path.with_suffix(".timing.json")
+
+
+def scores_path(path: Path) -> Path:
+    """Where transcribe() notes how often the gates gave which score: edges, encoder, decoder."""
+    return path.with_suffix(".scores.json")
 
 
 def read_hypotheses(path: Path) -> list[dict[str, Any]]:
@@ -200,34 +226,46 @@ def _halved(batch: pd.DataFrame, model: nn.Module, kept: int | None) -> int:
     )
 
 
+class _Batch(NamedTuple):
+    rows: list[dict[str, Any]]
+    scores: Histograms | None  # of the gates; None without experts
+
+
+def _is_routed(model: nn.Module) -> bool:
+    return bool(getattr(model, "languages", []))
+
+
 def _transcribe_batch(
     model: PreTrainedModel,
     processor: WhisperProcessor,
     batch: pd.DataFrame,
     expert_encoder: bool,
+    keep: Path | None,  # where to write every gate
     **options: Any,
-) -> list[dict[str, Any]]:
+) -> _Batch:
     clips = list(SpeechDataset(batch))
     audio = [clip["audio"] for clip in clips]
     features = extract_features(processor.feature_extractor, audio).to(model.device, model.dtype)
-    routed = bool(getattr(model, "languages", []))
-    recorder = gate_statistics.GateRecorder(model) if routed else contextlib.nullcontext()
+    recorder = GateRecorder(model) if _is_routed(model) else None
     languages = list(batch["language"])
-    with recorder, torch.no_grad():
-        heard: dict[str, Any] = {"input_features": features}
+    with recorder or contextlib.nullcontext(), torch.no_grad():
+        given: dict[str, Any] = {"input_features": features}
         if expert_encoder:
-            heard = {"encoder_outputs": model.encode(features, languages)}
-        ids = model.generate(**heard, language=languages, num_beams=1, do_sample=False, **options)
+            given = {"encoder_outputs": model.encode(features, languages)}
+        ids = model.generate(**given, language=languages, num_beams=1, do_sample=False, **options)
     tokenizer = processor.tokenizer
     end = tokenizer.eos_token_id
     texts = [[t for t in row if t != end] for row in ids.tolist()]
-    shares: list[Any] = [None] * len(clips)
-    if routed:
-        positions = audio_positions(processor.feature_extractor, audio)
-        shares = gate_statistics.utterance_shares(
-            recorder.take(), positions, [len(text) for text in texts]
-        )
-    return [
+    gates: list[Any] = [None] * len(clips)
+    scores = None
+    if recorder is not None:
+        heard, filled = recorder.take(), audio_positions(processor.feature_extractor, audio)
+        prompt = ["prompt"] * PROMPT_TOKENS
+        classes = [prompt + token_classes(tokenizer, text) for text in texts]
+        gates, scores = count_gates(heard, filled, classes)
+        if keep is not None:
+            write_part(keep, list(batch["id"]), heard, filled, texts, classes)
+    rows = [
         {
             "id": row["id"],
             "reference": row["text"],
@@ -237,10 +275,11 @@ def _transcribe_batch(
             "seconds": round(float(row["seconds"]), 3),
             "tokens": len(text),
             "capped": len(text) >= options["max_new_tokens"],
-            "gates": share,
+            "gates": counted,
         }
-        for row, text, share in zip(batch.to_dict("records"), texts, shares, strict=True)
+        for row, text, counted in zip(batch.to_dict("records"), texts, gates, strict=True)
     ]
+    return _Batch(rows, scores)
 
 
 def _how(batches: list[dict[str, Any]]) -> dict[str, Any]:

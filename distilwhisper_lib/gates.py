@@ -3,43 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import WhisperProcessor
 
 from .audio import read_audio
-from .clsr import Gates
+from .clsr import CLSR, Gates
 from .config import RunConfig
 from .errors import UserError
 from .features import audio_positions, extract_features
 from .model import DistilWhisperForConditionalGeneration
 
-SCHEMA = 1
+SCHEMA = 2
 PROMPT_TOKENS = 4  # start, language, task, no-timestamps
-_RESAMPLES = 1000
 
 
 class GateRecorder:
-    """``with GateRecorder(model) as gates: model.generate(...)`` and then ``gates.take()``."""
+    """``with GateRecorder(model) as gates: model.generate(...)`` and then ``gates.take()``.
+
+    Works whatever route the layers take (sparse, dense, forced) and changes nothing that they
+    compute: it listens to what they return.
+    """
 
     def __init__(self, model: DistilWhisperForConditionalGeneration) -> None:
         self._layers = {
             "encoder": [layer.clsr for layer in model.model.encoder.layers],
             "decoder": [layer.clsr for layer in model.model.decoder.layers],
         }
-        self._heard: dict[str, list[list[Tensor]]] = {}
+        self._heard: dict[str, list[list[_Step]]] = {}
         self._hooks: list[Any] = []
 
     def __enter__(self) -> GateRecorder:
         self._clear()
         for side, layers in self._layers.items():
             for index, clsr in enumerate(layers):
-                self._hooks.append(clsr.register_forward_hook(self._listen(side, index)))
+                self._hooks += _listen(clsr, self._heard[side][index])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,64 +49,71 @@ class GateRecorder:
         self._hooks.clear()
 
     def take(self) -> dict[str, Tensor]:
-        """{"encoder", "decoder"} -> bool (layers, B, positions) since the last call, on the CPU.
+        """What was heard since the last call, on the CPU.
+
+        "encoder" and "decoder": bool (layers, B, positions), whether the expert spoke;
+        "encoder_scores" and "decoder_scores": the same in float32, the gates' scores, NaN where
+        no gate was asked: rows without an expert, and all of them where the gates are forced.
 
         The decoder's positions are the prompt and then one per generated token, the last
         token excepted: nothing follows it.
         """
         sides = {
-            side: torch.stack([torch.cat(steps, 1) for steps in layers]).bool().cpu()
+            side: torch.stack([torch.cat([s.values for s in steps], 1) for steps in layers])
             for side, layers in self._heard.items()
         }
+        taken = {side: values.bool().cpu() for side, values in sides.items()}
+        for side, layers in self._heard.items():
+            scores = torch.stack(
+                [torch.cat([s.all_scores() for s in steps], 1) for steps in layers]
+            )
+            taken[f"{side}_scores"] = scores.cpu()
         self._clear()
-        return sides
+        return taken
 
     def _clear(self) -> None:
-        self._heard = {side: [[] for _ in layers] for side, layers in self._layers.items()}
+        """Empty the lists; the hooks go on filling the same ones."""
+        for side, layers in self._layers.items():
+            self._heard.setdefault(side, [[] for _ in layers])
+            for steps in self._heard[side]:
+                steps.clear()
 
-    def _listen(self, side: str, index: int) -> Any:
-        def hook(_module: Any, _inputs: Any, output: tuple[Tensor, Gates]) -> None:
-            self._heard[side][index].append(output[1].values.detach())
+
+class _Step(NamedTuple):
+    """One layer's gates in one forward pass."""
+
+    values: Tensor  # (B, T)
+    scores: dict[int, Tensor]  # by expert: (its rows, T), or (B, T) on the dense route
+    expert_ids: Tensor | None  # (B,) on the CPU
+
+    def all_scores(self) -> Tensor:
+        """(B, T) float32, each row's by its own expert."""
+        spread = torch.full_like(self.values, float("nan"))
+        for expert, scores in self.scores.items():
+            rows = (self.expert_ids == expert).nonzero().squeeze(1).to(spread.device)
+            spread[rows] = scores if len(scores) == len(rows) else scores[rows]
+        return spread
+
+
+def _listen(clsr: CLSR, steps: list[_Step]) -> list[Any]:
+    """Let a layer's passes be noted in ``steps``; returns the hooks."""
+    asked: dict[int, Tensor] = {}  # of the pass that is going on
+
+    def hear_gate(expert: int) -> Any:
+        def hook(_module: Any, _inputs: Any, scores: Tensor) -> None:
+            asked[expert] = scores.detach()
 
         return hook
 
+    def hear_layer(_module: Any, _args: Any, kwargs: Any, output: tuple[Tensor, Gates]) -> None:
+        steps.append(_Step(output[1].values.detach(), dict(asked), kwargs.get("expert_ids")))
+        asked.clear()
 
-def utterance_shares(
-    gates: dict[str, Tensor], positions: Tensor, tokens: Sequence[int]
-) -> list[dict[str, list[float]]]:
-    """Share of expert routing per utterance, side and layer.
-
-    ``gates`` as GateRecorder.take() gives them; ``positions`` (B,) encoder positions that hold
-    audio; ``tokens`` text tokens generated per row. Padding does not count; the prompt does.
-    """
-    shares = []
-    for row, (heard, said) in enumerate(zip(positions.tolist(), tokens, strict=True)):
-        encoder = gates["encoder"][:, row, :heard]
-        decoder = gates["decoder"][:, row, : PROMPT_TOKENS + said]
-        shares.append({"encoder": _shares(encoder), "decoder": _shares(decoder)})
-    return shares
-
-
-def summarise(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
-    """Mean share per layer over a test set, with 95 % bootstrap intervals over its clips.
-
-    ``rows`` are hypotheses as transcribe() writes them. Clips weigh by their seconds in the
-    encoder and by their tokens in the decoder.
-    """
-    weights = {
-        "encoder": np.array([row["seconds"] for row in rows]),
-        "decoder": np.array([row["tokens"] + PROMPT_TOKENS for row in rows], dtype=float),
-    }
-    draws = np.random.default_rng(seed).integers(0, len(rows), (_RESAMPLES, len(rows)))
-    summary: dict[str, Any] = {"clips": len(rows)}
-    for side, weight in weights.items():
-        shares = np.array([row["gates"][side] for row in rows])  # (clips, layers)
-        weighted = shares * weight[:, None]
-        means = weighted[draws].sum(1) / weight[draws].sum(1)[:, None]  # (draws, layers)
-        low, high = np.quantile(means, [0.025, 0.975], axis=0)
-        summary[side] = _rounded(weighted.sum(0) / weight.sum())
-        summary[f"{side}_interval"] = [_rounded(pair) for pair in zip(low, high, strict=True)]
-    return summary
+    hooks = [
+        expert.gate.register_forward_hook(hear_gate(index))
+        for index, expert in enumerate(clsr.values())
+    ]
+    return [*hooks, clsr.register_forward_hook(hear_layer, with_kwargs=True)]
 
 
 def inspect_clip(
@@ -150,18 +158,25 @@ def gate_path(config: RunConfig) -> Path:
 
 
 def read_gates(path: Path) -> dict[str, Any]:
-    """A gate file. Raises UserError when it is missing, unreadable or of a newer format."""
+    """A gate file, of this format or of schema 1, which has the shares by layer alone.
+
+    Raises UserError when it is missing, unreadable or of a newer format.
+    """
     try:
         gates = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"no gate file {path}: run one of the notebooks 04 to 06 first") from None
     except ValueError as error:
         raise UserError(f"gate file {path} is not JSON ({error}): run its notebook again") from None
-    if gates.get("schema") != SCHEMA:
+    schema = gates.get("schema") if isinstance(gates, dict) else None
+    if schema not in (1, SCHEMA):
         raise UserError(
-            f"gate file {path} has schema {gates.get('schema')!r}, expected {SCHEMA}: update the "
-            "kit or run its notebook again"
+            f"gate file {path} has schema {schema!r}, expected {SCHEMA} (or 1, of earlier "
+            "versions): update the kit or run its notebook again"
         )
+    if schema == 1:  # what it is of was only in its name: <method>-<language>-s<seed>-<hash>
+        method, *_, seed, _ = gates["run_id"].split("-")
+        gates = {"method": method, "seed": int(seed.removeprefix("s"))} | gates
     return gates
 
 
@@ -171,11 +186,3 @@ def load_gates(results: Path) -> list[dict[str, Any]]:
     if not paths:
         raise UserError(f"no gate files in {results / 'gates'}: run notebooks 04 to 06 first")
     return [read_gates(path) for path in paths]
-
-
-def _shares(gates: Tensor) -> list[float]:
-    return _rounded(gates.float().mean(1).tolist())
-
-
-def _rounded(values: Any) -> list[float]:
-    return [round(float(value), 4) for value in values]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import torch
 
 from .config import NOTEBOOK_OF, WITH_EXPERTS, RunConfig
 from .data import RunData
-from .evaluation import read_hypotheses, timing_path, transcribe
+from .evaluation import read_hypotheses, scores_path, timing_path, transcribe
 from .files import sha256_file, write_atomic
 from .forgetting import hear_untrained
+from .gate_counts import SCORE_EDGES
+from .gate_statistics import layer_shares, summarise
 from .gates import SCHEMA as GATE_SCHEMA
-from .gates import gate_path, inspect_clip, summarise
+from .gates import gate_path, inspect_clip
 from .hypotheses import FIELD, hypotheses_path, publish
 from .provenance import provenance
 from .records import SCHEMA_VERSION, read_record, write_record
@@ -121,6 +124,7 @@ def _evaluate_domain(
         max_new_tokens=config.max_new_tokens,
         batch_size=config.eval_batch_size,
         precision=config.eval_precision,
+        keep_gates=config.keep_gates,
     )
     how = _how_decoded(path)
     return {
@@ -148,18 +152,23 @@ def _how_decoded(path: Path) -> dict[str, Any]:
 def _gate_means(rows: list[dict[str, Any]]) -> dict[str, list[float]] | None:
     if rows[0]["gates"] is None:
         return None
-    summary = summarise(rows)
-    return {side: summary[side] for side in ("encoder", "decoder")}
+    return layer_shares(rows)
 
 
 def _gate_file(config: RunConfig, trained: Trained, data: RunData) -> dict[str, Any]:
+    paths = {domain: config.output_dir / f"{domain}-test.jsonl" for domain in DOMAINS}
     return {
         "schema": GATE_SCHEMA,
         "run_id": config.run_id,
+        "method": config.method,
+        "preset": config.preset,
         "language": config.language,
+        "seed": config.seed,
+        "settings": _decisive_overrides(config),
+        "score_edges": SCORE_EDGES,
         "domains": {
-            domain: summarise(read_hypotheses(config.output_dir / f"{domain}-test.jsonl"))
-            for domain in DOMAINS
+            domain: summarise(read_hypotheses(path), _scores_of(path))
+            for domain, path in paths.items()
         },
         "example": inspect_clip(
             trained.model,
@@ -168,6 +177,18 @@ def _gate_file(config: RunConfig, trained: Trained, data: RunData) -> dict[str, 
             config.max_new_tokens,
         ),
     }
+
+
+def _scores_of(path: Path) -> dict[str, Any] | None:
+    scores = scores_path(path)
+    return json.loads(scores.read_text()) if scores.exists() else None
+
+
+def _decisive_overrides(config: RunConfig) -> dict[str, Any]:
+    """What was changed of the preset, but for paths and hardware."""
+    decisive = {f.name for f in dataclasses.fields(config) if f.metadata.get("hashed", True)}
+    published = config.published()
+    return {name: published[name] for name in config.overrides() if name in decisive}
 
 
 def _publish(config: RunConfig, domain: str) -> str:

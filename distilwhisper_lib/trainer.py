@@ -25,6 +25,7 @@ from .device import precision_here
 from .evaluation import transcribe
 from .features import Collator, SpeechDataset
 from .files import write_atomic
+from .gate_statistics import mean_shares
 from .loss_block import States, TopK
 from .losses import LossParts
 from .objective import counted, gate_means, gate_noise, loss_parts
@@ -64,16 +65,19 @@ class DistilTrainer(Seq2SeqTrainer):
         with self.accelerator.autocast():
             # Before the student, whose SpecAugment masks features in place.
             target = self.teacher and self.teacher.targets(inputs)
+        noise = gate_noise(self.run, self.state.global_step / max(self.state.max_steps, 1))
         out = model(
             input_features=inputs["input_features"],
             decoder_input_ids=inputs["decoder_input_ids"],
             language_ids=inputs["language_ids"],
-            gate_noise=gate_noise(self.run, self.state.global_step / max(self.state.max_steps, 1)),
+            gate_noise=noise,
             output_gates=True,
             use_cache=False,
             with_logits=False,
         )
         parts = self._loss_parts(out, inputs, target)
+        if model.training and self.run.method in WITH_EXPERTS:
+            self._parts["gate_noise"].append(torch.tensor(noise))
         if model.training:
             for name, value in zip(LossParts._fields, parts, strict=True):
                 if name != "total":  # the Trainer logs it as "loss"
@@ -99,7 +103,11 @@ class DistilTrainer(Seq2SeqTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Generated WER and CER on the validation set: what model selection looks at."""
+        """Generated WER and CER on the validation set: what model selection looks at.
+
+        Of gates, also the share of hard decisions: the training log's soft mean sits near the
+        budget whatever they are.
+        """
         rows = transcribe(
             self.model,
             self.processor,
@@ -110,7 +118,10 @@ class DistilTrainer(Seq2SeqTrainer):
             progress=False,
         )
         scores = score(rows, self.run.language)[self.run.selection_normalizer]
-        metrics = {f"{metric_key_prefix}_{m}": scores[m][m] for m in ("wer", "cer")}
+        found = {metric: scores[metric][metric] for metric in ("wer", "cer")}
+        if self.run.method in WITH_EXPERTS:
+            found |= mean_shares(rows)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

@@ -271,11 +271,18 @@ def _summary(trainer: DistilTrainer, config: RunConfig, seconds: float) -> dict[
         "weights_sha256": weights_hash(tensors),
         "log": [_log_entry(e) for e in history if "loss" in e],
         "validation": [
-            {"step": e["step"], "wer": e["eval_wer"], "cer": e["eval_cer"]}
+            {"step": e["step"], "wer": e["eval_wer"], "cer": e["eval_cer"]} | _gates_of(e)
             for e in history
             if "eval_wer" in e
         ],
     }
+
+
+def _gates_of(entry: dict[str, float]) -> dict[str, float]:
+    """Of a validation: mean gates, hard ("gate_hard") and before that ("gate_soft"), see
+    gate_statistics.mean_shares()."""
+    named = {name.removeprefix("eval_"): value for name, value in entry.items()}
+    return {name: round(v, 6) for name, v in named.items() if name.startswith("gate_")}
 
 
 def _log_entry(entry: dict[str, float]) -> dict[str, float]:

@@ -62,7 +62,7 @@ def test_strings_from_a_command_line_become_what_the_field_wants():
 def test_the_run_id_covers_what_decides_numbers_and_nothing_else():
     config = resolve("clsr", "demo", "ca", 77)
     assert config.run_id.startswith("clsr-ca-s77-")
-    same = {"eval_batch_size": 7, "workers": 3, "micro_batch": 16}
+    same = {"eval_batch_size": 7, "workers": 3, "micro_batch": 16, "keep_gates": True}
     assert resolve("clsr", "demo", "ca", 77, same).run_id == config.run_id
     for other in (
         {"budget": 0.4},

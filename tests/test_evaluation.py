@@ -12,7 +12,13 @@ from distilwhisper_lib import UserError
 from distilwhisper_lib import evaluation as kit_evaluation
 from distilwhisper_lib import gates as kit_gates
 from distilwhisper_lib.corpora import read_folder
-from distilwhisper_lib.evaluation import evaluating, read_hypotheses, timing_path, transcribe
+from distilwhisper_lib.evaluation import (
+    evaluating,
+    read_hypotheses,
+    scores_path,
+    timing_path,
+    transcribe,
+)
 from distilwhisper_lib.features import SpeechDataset, extract_features
 
 
@@ -41,7 +47,8 @@ def test_rows_come_in_the_tables_order_with_all_fields(tiny_model, processor, ta
     assert how == {
         "audio_seconds": round(sum(table["seconds"]), 2), "precision": "fp32", "batch_size": 4
     }  # fmt: skip
-    assert {p.name for p in path.parent.iterdir()} == {path.name, timing_path(path).name}
+    left = {path.name, timing_path(path).name, scores_path(path).name}
+    assert {p.name for p in path.parent.iterdir()} == left
 
 
 def test_batch_size_does_not_change_what_is_heard(tiny_model, processor, table):
@@ -111,31 +118,6 @@ def test_recorded_gates_are_those_of_a_teacher_forced_pass(tiny_model, processor
     with torch.no_grad():  # hooks are gone
         model(features, ids)
     assert recorder._heard["encoder"][0] == []
-
-
-def test_shares_leave_padding_out(tiny_model, processor, table):
-    gates = {
-        "encoder": torch.tensor([[[1, 1, 0, 0], [1, 0, 0, 0]]]).bool(),  # (layers, B, frames)
-        "decoder": torch.tensor([[[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]]).bool(),
-    }
-    shares = kit_gates.utterance_shares(gates, torch.tensor([2, 4]), [1, 0])
-    assert shares == [
-        {"encoder": [1.0], "decoder": [0.8]},
-        {"encoder": [0.25], "decoder": [0.0]},
-    ]
-
-
-def test_a_summary_weighs_clips_and_brackets_the_mean():
-    rows = [
-        {"seconds": 3.0, "tokens": 2, "gates": {"encoder": [1.0], "decoder": [0.5]}},
-        {"seconds": 1.0, "tokens": 8, "gates": {"encoder": [0.0], "decoder": [0.5]}},
-    ] * 20
-    summary = kit_gates.summarise(rows)
-    assert summary["encoder"] == [0.75]
-    assert summary["decoder"] == [0.5]
-    ((low, high),) = summary["encoder_interval"]  # one pair a layer
-    assert low < 0.75 < high
-    assert summary["clips"] == 40
 
 
 def test_one_clip_is_laid_open_gate_by_gate(tiny_model, processor, table):

@@ -11,9 +11,10 @@ import pytest
 from distilwhisper_lib import UserError, training
 from distilwhisper_lib.clips import TOO_LONG
 from distilwhisper_lib.data import load_data, write_data_report
-from distilwhisper_lib.evaluation import transcribe
+from distilwhisper_lib.evaluation import read_hypotheses, transcribe
 from distilwhisper_lib.gates import gate_path, read_gates
 from distilwhisper_lib.hypotheses import read_published
+from distilwhisper_lib.kept_gates import read_kept
 from distilwhisper_lib.runs import evaluate, record_run, scores_table, written
 from distilwhisper_lib.scoring import score
 from distilwhisper_lib.subsets import read_subset
@@ -52,11 +53,59 @@ def test_a_run_leaves_a_record_and_a_gate_file(method, study):
         means = record["evaluations"][0]["gates"]
         assert gates["domains"]["in_domain"]["encoder"] == means["encoder"]
         assert len(gates["example"]["token_gates"]) == 2
+        _check_gate_file(gates, config, read_hypotheses(config.output_dir / "in_domain-test.jsonl"))
     table = scores_table(record["evaluations"])
     assert list(table["domain"]) == ["in_domain", "out_of_domain"]
     listed = written(config)["file"]
     assert listed.str.contains("runs/").any()
     assert listed.str.contains("hypotheses/").sum() == 2
+
+
+def _check_gate_file(gates, config, rows):
+    assert (gates["method"], gates["language"], gates["seed"]) == ("js", "ca", 7)
+    assert gates["settings"]["max_steps"] == 2
+    assert "micro_batch" not in gates["settings"]  # decides no number
+    assert str(config.data_dir) not in json.dumps(gates)
+    summary = gates["domains"]["in_domain"]
+    assert summary["blocked_on"] == "speaker" and summary["blocks"] == 2
+    frames = sum(row["gates"]["positions"]["audio"] for row in rows)
+    assert summary["positions"]["audio"] == frames
+    for counts, share in zip(summary["scores"]["encoder"], summary["encoder"], strict=True):
+        assert sum(counts) == frames
+        assert sum(counts[len(gates["score_edges"]) // 2 + 1 :]) == round(share * frames)
+
+
+def test_training_notes_its_noise_and_every_validation_its_hard_gates(study):
+    record = complete(study("clsr", max_steps=-1, epochs=2))
+    log, validation = record["training"]["log"], record["training"]["validation"]
+    assert [line["gate_noise"] for line in log] == sorted(line["gate_noise"] for line in log)
+    assert 0 < log[-1]["gate_noise"] < 5
+    assert len(validation) == 2
+    for entry in validation:
+        assert 0 <= entry["gate_hard"] <= 1 and 0 < entry["gate_soft"] < 1
+        low, high = sorted((entry["gate_hard_encoder"], entry["gate_hard_decoder"]))
+        assert low <= entry["gate_hard"] <= high
+
+
+def test_hypotheses_of_earlier_versions_are_refused_in_one_sentence(study):
+    config = study("clsr")
+    complete(config)
+    path = config.output_dir / "in_domain-test.jsonl"
+    rows = read_hypotheses(path)
+    for row in rows:
+        row["gates"] = {side: row["gates"][side] for side in ("encoder", "decoder")}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="earlier version of the kit.*remove the .jsonl files"):
+        complete(config)
+    path.unlink()
+    complete(config)
+
+
+def test_every_gate_is_kept_on_request(study):
+    config = study("clsr", keep_gates=True)
+    complete(config)
+    assert len(read_kept(config.output_dir / "in_domain-test.gates.npz")) == 4
+    assert written(config)["file"].str.contains("gates.npz").sum() == 2
 
 
 def test_running_again_keeps_the_record_and_decodes_nothing(study, monkeypatch):

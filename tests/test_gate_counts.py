@@ -1,0 +1,308 @@
+"""Gates counted while decoding: by class, by score, kept in full; and what a token is."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from distilwhisper_lib import UserError
+from distilwhisper_lib.clsr import SHARED
+from distilwhisper_lib.corpora import read_folder
+from distilwhisper_lib.evaluation import read_hypotheses, scores_path, transcribe
+from distilwhisper_lib.features import SpeechDataset, extract_features
+from distilwhisper_lib.gate_counts import (
+    BINS,
+    SCORE_EDGES,
+    SIDES,
+    add_histograms,
+    count_gates,
+)
+from distilwhisper_lib.gates import GateRecorder
+from distilwhisper_lib.kept_gates import kept_path, part_path, read_kept
+from distilwhisper_lib.token_classes import token_classes
+
+
+@pytest.fixture
+def table(speech_folder):
+    return read_folder(speech_folder(clips=6), "ca", "test")
+
+
+def run(model, processor, table, path=None, **options):
+    options = {"max_new_tokens": 6, "batch_size": 4, "progress": False} | options
+    return transcribe(model, processor, table, path, **options)
+
+
+# Token classes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("la casa", "l|w a|i c|w a|i s|i a|i"),
+        ("casa, blava!", "c|w a|i s|i a|i ,|p b|w l|i a|i v|i a|i !|p"),
+        ("«un»", "«|p u|w n|i »|p"),  # the word begins after its quotation mark
+        ("d'or", "d|w '|p o|i r|i"),  # one stretch between spaces
+        ("a - b", "a|w -|p b|w"),
+        ("été", "é|w t|i é|i"),
+        ("ไทย นะ", "ไ|w ท|i ย|i น|w ะ|i"),  # no spaces between words: the phrase begins a stretch
+        ("。よ", "。|p よ|w"),
+        ("மொழி", "ம|w ொ|i ழ|i ி|i"),  # vowel signs are marks, not punctuation
+    ],
+)
+def test_tokens_are_classed_as_their_characters_are(processor, text, expected):
+    """Whatever the byte-level merges: every byte's class is that of its character."""
+    tokenizer = processor.tokenizer
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    found = token_classes(tokenizer, ids)
+    per_character = [pair.rsplit("|", 1) for pair in expected.split()]
+    spelled = "".join(c for c in text if not c.isspace())
+    assert [c for c, _ in per_character] == list(spelled)
+    # Independent: offsets of the tokenizer itself say which characters a token covers.
+    offsets = tokenizer._tokenizer.encode(text, add_special_tokens=False).offsets
+    classes = dict(enumerate(kind for _, kind in per_character))
+    place = {i: len(text[:i].replace(" ", "")) for i, c in enumerate(text) if c != " "}
+    seen = set()
+    for name, (start, end) in zip(found, offsets, strict=True):
+        covered = [place[i] for i in range(start, end) if i in place]
+        if not covered:  # a space by itself goes with what comes next
+            covered = [place[end]]
+            if classes[covered[0]] == "w":
+                assert name == "word_initial"
+                seen.add(covered[0])
+                continue
+        kinds = [classes[c] for c in covered]
+        if all(kind == "p" for kind in kinds):
+            assert name == "punctuation"
+        elif "w" in kinds and not seen & set(covered):
+            assert name == "word_initial"
+        else:
+            assert name == "inside", (text, name, covered)
+        seen |= set(covered)
+    assert "word_initial" in found
+
+
+def test_special_tokens_and_broken_bytes_do_not_derail_the_classes(processor, token):
+    tokenizer = processor.tokenizer
+    prompt = [token("<|startoftranscript|>"), token("<|ca|>")]
+    word = tokenizer("la", add_special_tokens=False).input_ids
+    half = tokenizer("é", add_special_tokens=False).input_ids[:1]
+    assert token_classes(tokenizer, prompt) == ["prompt", "prompt"]
+    assert token_classes(tokenizer, [*word, *prompt[:1], *half]) == [
+        "word_initial", "prompt", "inside",
+    ]  # fmt: skip
+    assert token_classes(tokenizer, []) == []
+
+
+# Counting ------------------------------------------------------------------------------------
+
+
+def heard_of(encoder, decoder):
+    """Recorder output from scores: (layers, B, positions) nested lists."""
+    taken = {}
+    for side, scores in (("encoder", encoder), ("decoder", decoder)):
+        scores = torch.tensor(scores, dtype=torch.float32)
+        taken |= {side: scores >= 0, f"{side}_scores": scores}
+    return taken
+
+
+def test_counts_by_class_leave_nothing_out():
+    heard = heard_of(
+        [[[1.0, -1, 2, 3], [-1, 1, -1, -1]]],
+        [[[1.0, 1, 1, 1, -1, -1], [-1, -1, -1, -1, 1, 1]]],
+    )
+    classes = [["prompt"] * 4 + ["word_initial"], ["prompt"] * 4 + ["punctuation"] * 3]
+    rows, scores = count_gates(heard, torch.tensor([2, 4]), classes)
+    first, second = rows
+    assert first["positions"] == {
+        "audio": 2, "padding": 2, "prompt": 4, "word_initial": 1, "inside": 0, "punctuation": 0
+    }  # fmt: skip
+    assert first["expert"] == {"audio": [1], "padding": [2], "prompt": [4], "word_initial": [0]}
+    assert (first["encoder"], first["decoder"]) == ([0.5], [0.8])
+    # The third punctuation token was the last one and never went through the layers.
+    assert second["positions"]["punctuation"] == 2 and second["expert"]["punctuation"] == [2]
+    assert (second["encoder"], second["decoder"]) == ([0.25], [0.3333])
+    sigmoid = 1 / (1 + np.exp(-1))
+    assert first["soft"]["encoder"] == [0.5]  # of 1 and -1
+    assert second["soft"]["encoder"] == [round((3 * (1 - sigmoid) + sigmoid) / 4, 4)]
+    assert [sum(scores[side][0]) for side in SIDES] == [2 + 4, 5 + 6]
+
+
+def test_histograms_are_numpys_and_split_at_zero():
+    rng = np.random.default_rng(0)
+    values = (rng.normal(0, 1, (2, 3, 50)) * 10.0 ** rng.integers(-3, 3, (2, 3, 50))).astype("f4")
+    values[0, 0, :4] = [0.0, -0.0, 0.01, -0.01]
+    heard = heard_of(values.tolist(), np.zeros((2, 3, 4)).tolist())
+    audio = torch.tensor([50, 20, 7])
+    _, scores = count_gates(heard, audio, [["prompt"] * 4] * 3)
+    edges = np.array([-np.inf, *SCORE_EDGES, np.inf], dtype="f4")
+    for layer in range(2):
+        kept = np.concatenate([values[layer, row, :n] for row, n in enumerate(audio.tolist())])
+        assert scores["encoder"][layer] == np.histogram(kept, edges)[0].tolist()
+        assert sum(scores["encoder"][layer][BINS // 2 :]) == (kept >= 0).sum()
+    twice = add_histograms([scores, scores])
+    assert twice["encoder"][1] == [2 * n for n in scores["encoder"][1]]
+
+
+# The recorder on every route -----------------------------------------------------------------
+
+
+def listen(model, processor, table, **options):
+    audio = [clip["audio"] for clip in SpeechDataset(table)]
+    features = extract_features(processor.feature_extractor, audio)
+    with GateRecorder(model) as recorder, torch.no_grad():
+        ids = model.generate(features, task="transcribe", max_new_tokens=5, **options)
+    return recorder.take(), ids
+
+
+def test_scores_are_each_rows_own_on_either_route(tiny_model, processor, table, monkeypatch):
+    """Sparse routing asks each expert about its rows only, dense routing about all of them."""
+    model = tiny_model("ca", "cs")
+    languages = ["cs", "ca", "en", "ca", "cs", "en"]
+    sparse, ids = listen(model, processor, table, language=languages)
+    monkeypatch.setattr("distilwhisper_lib.clsr.CLSR.dense", True)
+    dense, same = listen(model, processor, table, language=languages)
+    assert torch.equal(ids, same)
+    experts = torch.tensor([1, 0, SHARED, 0, 1, SHARED])
+    for side in SIDES:
+        scores = sparse[f"{side}_scores"]
+        assert scores.dtype == torch.float32
+        torch.testing.assert_close(scores, dense[f"{side}_scores"], equal_nan=True)
+        assert torch.equal(scores.isnan(), (experts == SHARED)[None, :, None].expand_as(scores))
+        assert torch.equal(scores >= 0, sparse[side])  # NaN is not
+    # Independent: the gates applied to what went into the first encoder layer's block.
+    layer, inputs = model.model.encoder.layers[0], []
+    layer.clsr.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    monkeypatch.setattr("distilwhisper_lib.clsr.CLSR.dense", False)
+    listen(model, processor, table, language=languages)
+    for row, code in enumerate(languages):
+        if code != "en":
+            expected = layer.clsr[code].gate(inputs[0][row])
+            torch.testing.assert_close(sparse["encoder_scores"][0, row], expected)
+
+
+@pytest.mark.parametrize("mode", ["open", "closed"])
+def test_forced_gates_have_no_scores(tiny_model, processor, table, mode):
+    heard, _ = listen(tiny_model("ca"), processor, table, language="ca", gate_mode=mode)
+    for side in SIDES:
+        assert heard[side].all() if mode == "open" else not heard[side].any()
+        assert heard[f"{side}_scores"].isnan().all()
+        assert heard[f"{side}_scores"].shape == heard[side].shape
+    classes = [["prompt"] * 4] * len(table)
+    rows, scores = count_gates(heard, torch.full((len(table),), 10), classes)
+    assert {row["soft"]["encoder"] for row in rows} == {None}
+    assert not np.any(scores["encoder"])
+
+
+def test_listening_changes_nothing_that_is_heard(tiny_model, processor, table):
+    model = tiny_model("ca")
+    features = extract_features(
+        processor.feature_extractor, [clip["audio"] for clip in SpeechDataset(table)]
+    )
+    options = dict(
+        language="ca", task="transcribe", max_new_tokens=5, return_dict_in_generate=True,
+        output_logits=True,
+    )  # fmt: skip
+    alone = model.generate(features, **options)
+    with GateRecorder(model):
+        heard = model.generate(features, **options)
+    assert torch.equal(alone.sequences, heard.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(alone.logits, heard.logits, strict=True))
+    assert not any(m._forward_hooks for m in model.modules())  # and nothing stays behind
+
+
+# While transcribing --------------------------------------------------------------------------
+
+
+def test_rows_agree_with_every_kept_gate(tiny_model, processor, table, tmp_path):
+    """Counts, shares and histograms against a recount from the bits of every gate."""
+    model, path = tiny_model("ca"), tmp_path / "x.jsonl"
+    rows = run(model, processor, table, path, keep_gates=True)
+    kept = read_kept(kept_path(path))
+    assert list(kept) == sorted((r["id"] for r in rows), key=lambda i: -seconds_of(rows, i))
+    for row in rows:
+        clip, gates = kept[row["id"]], row["gates"]
+        assert clip.encoder.shape == (2, 150) and clip.audio == round(row["seconds"] * 50 + 0.49)
+        assert len(clip.classes) == clip.decoder.shape[1] == 4 + row["tokens"] - row["capped"]
+        assert processor.tokenizer.decode(clip.tokens).strip() == row["hypothesis"]
+        for name in ("prompt", "word_initial", "inside", "punctuation"):
+            mine = [place for place, kind in enumerate(clip.classes) if kind == name]
+            assert gates["positions"][name] == len(mine)
+            if mine:
+                assert gates["expert"][name] == clip.decoder[:, mine].sum(1).tolist()
+        assert gates["expert"]["audio"] == clip.encoder[:, : clip.audio].sum(1).tolist()
+        assert gates["expert"]["padding"] == clip.encoder[:, clip.audio :].sum(1).tolist()
+        np.testing.assert_allclose(gates["decoder"], clip.decoder.mean(1), atol=5e-5)
+    scores = json.loads(scores_path(path).read_text())
+    for layer in range(2):
+        taken = sum(row["gates"]["expert"]["audio"][layer] for row in rows)
+        assert sum(scores["encoder"][layer][BINS // 2 :]) == taken
+    assert kept_path(path).stat().st_size < 20_000
+    assert not path.with_suffix(".gates").exists()
+    assert run(model, processor, table, tmp_path / "y.jsonl") == rows
+
+
+def seconds_of(rows, clip):
+    return next(row["seconds"] for row in rows if row["id"] == clip)
+
+
+def test_kept_gates_and_scores_survive_an_interruption(
+    tiny_model, processor, table, tmp_path, monkeypatch
+):
+    model, whole, torn = tiny_model("ca"), tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    run(model, processor, table, whole, batch_size=2, keep_gates=True)
+    generate, calls = type(model).generate, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, processor, table, torn, batch_size=2, keep_gates=True)
+    assert part_path(torn, 0).exists() and not kept_path(torn).exists()
+    run(model, processor, table, torn, batch_size=2, keep_gates=True)
+    assert kept_path(torn).read_bytes() == kept_path(whole).read_bytes()
+    assert scores_path(torn).read_bytes() == scores_path(whole).read_bytes()
+
+
+def test_gates_that_were_not_kept_cannot_be_asked_for_later(tiny_model, processor, table, tmp_path):
+    model, path = tiny_model("ca"), tmp_path / "x.jsonl"
+    run(model, processor, table, path)
+    with pytest.raises(UserError, match="x.jsonl was decoded without keeping them: remove"):
+        run(model, processor, table, path, keep_gates=True)
+    path.unlink()
+    run(model, processor, table, path, keep_gates=True)
+    path.unlink()
+    run(model, processor, table, path)  # of other weights, perhaps
+    assert not kept_path(path).exists()
+    run(tiny_model(), processor, table, tmp_path / "plain.jsonl", keep_gates=True)
+    assert not kept_path(tmp_path / "plain.jsonl").exists()  # no experts, no gates
+
+
+def test_damaged_kept_gates_are_one_sentence(tmp_path):
+    path = tmp_path / "x.gates.npz"
+    with pytest.raises(UserError, match="no kept gates .*setting keep_gates"):
+        read_kept(path)
+    for content in (b"no zip", b""):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read"):
+            read_kept(path)
+    np.savez(path, format=np.array(1), ids=np.array(["a"]))
+    with pytest.raises(UserError, match="cannot be read .*without audio"):
+        read_kept(path)
+    np.savez(path, format=np.array(9))
+    with pytest.raises(UserError, match="newer format"):
+        read_kept(path)
+
+
+def test_translation_and_strangers_have_no_scores(tiny_model, processor, table, tmp_path):
+    model = tiny_model("ca")
+    rows = run(model, processor, table.assign(language="en"), tmp_path / "x.jsonl")
+    assert rows == read_hypotheses(tmp_path / "x.jsonl")
+    assert {row["gates"]["soft"]["decoder"] for row in rows} == {None}
+    assert {max(row["gates"]["decoder"]) for row in rows} == {0.0}
