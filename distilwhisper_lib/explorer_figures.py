@@ -94,10 +94,10 @@ def _draw_encoder(axis: Axes, heard: Heard) -> None:
     span = (0.0, heard.positions * POSITION / SAMPLE_RATE)
     draw_routes(axis, heard.frame_gates.astype(float), span, "layer")
     axis.set_title(f"Encoder: {heard.title}")
-    if heard.frame_scores is None:
+    if heard.frame_soft is None:
         return
     times = (np.arange(heard.positions) + 0.5) * POSITION / SAMPLE_RATE
-    for layer, soft in enumerate(heard.frame_scores, start=1):
+    for layer, soft in enumerate(heard.frame_soft, start=1):
         for colour, width in (("white", 2.4), (BLACK, 1.0)):
             axis.plot(times, layer - 0.4 + 0.8 * soft, color=colour, linewidth=width)
 
@@ -108,7 +108,7 @@ def _route_legend(figure: Figure, heard: Heard) -> None:
         Patch(facecolor=BLUE, label=expert),
         Patch(facecolor=LIGHT, edgecolor=GREY, linewidth=0.5, label="shared"),
     ]
-    if heard.frame_scores is not None:
+    if heard.frame_soft is not None:
         handles.append(Line2D([], [], color=BLACK, label="soft gate, 0 to 1"))
     figure.legend(handles=handles, loc="outside lower right", ncols=3)
 
@@ -275,7 +275,7 @@ def frames_table(scene: Scene) -> pd.DataFrame:
         if heard.frame_gates is not None:
             starts = np.arange(heard.positions) * POSITION / SAMPLE_RATE
             named = {"run": heard.run.run_id, "gates": heard.mode, "start (s)": starts.round(2)}
-            layers = _layers(heard.frame_gates, heard.frame_scores)
+            layers = _layers(heard.frame_gates, heard.frame_soft)
             tables.append(pd.DataFrame(named | layers))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -288,7 +288,7 @@ def tokens_table(scene: Scene) -> pd.DataFrame:
             places = range(1, len(heard.tokens) + 1)
             kinds = ["prompt" if place <= PROMPT_TOKENS else "text" for place in places]
             named = {"run": heard.run.run_id, "gates": heard.mode, "place": places, "kind": kinds}
-            layers = _layers(heard.token_gates, heard.token_scores)
+            layers = _layers(heard.token_gates, heard.token_soft)
             mean = {"expert, mean of layers": heard.token_gates.mean(0).round(4)}
             tables.append(pd.DataFrame(named | {"token": heard.tokens} | mean | layers))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -141,7 +141,7 @@ def _about(heard: Heard, place: int) -> str:
     if "\ufffd" in heard.tokens[place]:
         lines.append("(part of a character)")
     for layer, gate in enumerate(heard.token_gates[:, place]):
-        soft = heard.token_scores
+        soft = heard.token_soft
         score = "" if soft is None else f" (gate {soft[layer, place]:.2f})"
         lines.append(f"layer {layer + 1}: {'expert' if gate else 'shared'}{score}")
     return "\n".join(lines)

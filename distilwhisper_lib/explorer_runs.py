@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .audio import SAMPLE_RATE, read_audio
 from .clips import COLUMNS
@@ -84,7 +83,7 @@ class Heard:
     """What one run made of one clip.
 
     ``token_gates`` (decoder layers, tokens) and ``frame_gates`` (encoder layers, positions of
-    20 ms) are 1 where the expert spoke; ``token_scores`` and ``frame_scores`` are the soft gates
+    20 ms) are 1 where the expert spoke; ``token_soft`` and ``frame_soft`` are the soft gates
     behind them, in (0, 1), None where gates were forced or nobody kept them. All four are None for
     a run without gates. ``tokens`` begins with the prompt;
     ``positions`` is how many the encoder heard.
@@ -99,8 +98,8 @@ class Heard:
     positions: int
     token_gates: np.ndarray | None = None
     frame_gates: np.ndarray | None = None
-    token_scores: np.ndarray | None = None
-    frame_scores: np.ndarray | None = None
+    token_soft: np.ndarray | None = None
+    frame_soft: np.ndarray | None = None
 
     @property
     def title(self) -> str:
@@ -228,11 +227,9 @@ class Listener:
         if run.config.method == "lora":
             model = model.get_base_model()  # with its adapter, without peft's wrapper
         row = clip | {"language": run.language}
-        with _GateScores(model, run.language if run.has_gates else None) as scores:
-            found = inspect_clip(
-                model, finished.processor, row, run.config.max_new_tokens, gate_mode=mode
-            )
-        return _heard(run, mode, found, **(scores.take(found) if mode == "learned" else {}))
+        limit = run.config.max_new_tokens
+        found = inspect_clip(model, finished.processor, row, limit, mode, with_scores=True)
+        return _heard(run, mode, found)
 
     def _load(self, run: Run) -> FinishedRun:
         if run.run_id not in self._models:
@@ -303,46 +300,16 @@ def _from_example(run: Run, clip: Clip, mode: str) -> Heard:
     return _heard(run, mode, run.example)
 
 
-def _heard(run: Run, mode: str, found: dict[str, Any], **scores: np.ndarray) -> Heard:
-    gates = {}
-    if run.has_gates:
-        gates = {name: np.array(found[name]) for name in ("token_gates", "frame_gates")}
+def _heard(run: Run, mode: str, found: dict[str, Any]) -> Heard:
+    arrays: dict[str, np.ndarray] = {}
+    for side in ("token", "frame"):
+        if run.has_gates:
+            arrays[f"{side}_gates"] = np.array(found[f"{side}_gates"])
+        if run.has_gates and mode == "learned" and f"{side}_scores" in found:
+            arrays[f"{side}_soft"] = 1 / (1 + np.exp(-np.array(found[f"{side}_scores"])))
     texts = {"reference": found["reference"], "text": found["text"], "tokens": found["tokens"]}
     positions = len(found["frame_gates"][0])
-    return Heard(run, mode, found["id"], **texts, positions=positions, **gates, **scores)
-
-
-class _GateScores:
-    """Listens to the gates themselves while a clip is transcribed: how sure each of them is."""
-
-    def __init__(self, model: Any, language: str | None) -> None:
-        self._sides = {
-            side: [layer.clsr[language].gate for layer in part.layers] if language else []
-            for side, part in (("frame", model.model.encoder), ("token", model.model.decoder))
-        }
-
-    def __enter__(self) -> _GateScores:
-        self._said = {side: [[] for _ in gates] for side, gates in self._sides.items()}
-        self._hooks = [
-            gate.register_forward_hook(lambda _gate, _given, score, said=said: said.append(score))
-            for side, gates in self._sides.items()
-            for gate, said in zip(gates, self._said[side], strict=True)
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def take(self, found: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Soft gates of the positions that ``found`` tells of; {} for a run without gates."""
-        return {
-            f"{side}_scores": torch.sigmoid(torch.stack([torch.cat(steps, 1)[0] for steps in said]))
-            .cpu()
-            .numpy()[:, : len(found[f"{side}_gates"][0])]
-            for side, said in self._said.items()
-            if said
-        }
+    return Heard(run, mode, found["id"], **texts, positions=positions, **arrays)
 
 
 def layers_of(heard: Iterable[Heard]) -> int:
