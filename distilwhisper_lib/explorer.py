@@ -50,7 +50,7 @@ class Explorer:
     """
 
     def __init__(self, config: RunConfig, outputs: str | Path = "outputs", clips: int = 50) -> None:
-        self.runs, self._faults = find_runs(config.results_dir, outputs)
+        self.runs, self._faults = find_runs(config, outputs)
         self._routed = [run for run in self.runs if run.has_gates]
         if not self._routed:
             raise UserError(

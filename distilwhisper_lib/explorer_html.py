@@ -48,9 +48,8 @@ def notes_html(notes: Sequence[str]) -> str:
 
 
 def _sentence(note: str) -> str:
-    """Escaped, with commands set apart."""
-    text = html.escape(f"{note[:1].upper()}{note[1:].rstrip('.')}.")
-    return re.sub("`(.*?)`", r"<code>\1</code>", text)
+    """Escaped, with commands set apart. Not capitalised: many begin with a file's name."""
+    return re.sub("`(.*?)`", r"<code>\1</code>", html.escape(f"{note.rstrip('.')}."))
 
 
 # Tokens --------------------------------------------------------------------------------------

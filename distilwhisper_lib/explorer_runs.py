@@ -6,6 +6,7 @@ that somebody else made, its gate file tells what it heard in one example.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -137,18 +138,20 @@ class Scene:
 # Runs and clips ------------------------------------------------------------------------------
 
 
-def find_runs(results: Path, outputs: str | Path = "outputs") -> tuple[list[Run], list[str]]:
-    """Trained runs of a results folder that can be shown, those with a model here first.
+def find_runs(here: RunConfig, outputs: str | Path = "outputs") -> tuple[list[Run], list[str]]:
+    """Trained runs of ``here``'s results folder that can be shown, those with a model here first.
 
-    And a sentence about each file that cannot be read.
+    And a sentence about each file that cannot be read. Records do not tell the folders of a path:
+    where ``here`` names recordings or a student of the same name, those are taken.
     """
+    results = here.results_dir
     runs: dict[str, Run] = {}
     faults = []
     paths = [*sorted(Path(outputs).glob(f"*/{RECORD}")), *sorted((results / "runs").glob("*.json"))]
     for path in paths:
         try:
             record = read_record(path)
-            config = read_config(record)
+            config = _placed(read_config(record), here)
             if config.method not in TRAINED or config.results_dir != results:
                 continue
             folder = path.parent if path.name == RECORD else None
@@ -159,6 +162,12 @@ def find_runs(results: Path, outputs: str | Path = "outputs") -> tuple[list[Run]
         if run.folder or run.example:
             runs.setdefault(run.run_id, run)
     return sorted(runs.values(), key=lambda run: (run.folder is None, run.run_id)), faults
+
+
+def _placed(config: RunConfig, here: RunConfig) -> RunConfig:
+    paths = {name: getattr(here, name) for name in ("data_dir", "student")}
+    known = {n: p for n, p in paths.items() if Path(p).name == Path(getattr(config, n)).name}
+    return dataclasses.replace(config, **known)
 
 
 def _example(results: Path, run_id: str) -> dict[str, Any] | None:
@@ -233,7 +242,8 @@ class Listener:
 
     def _load(self, run: Run) -> FinishedRun:
         if run.run_id not in self._models:
-            loaded = load_run(run.folder)
+            moved = run.config.student != run.record["config"]["student"]
+            loaded = load_run(run.folder, base=run.config.student if moved else None)
             loaded.model.to(best_device())
             _put(self._models, run.run_id, loaded, _KEPT_MODELS)
         self._models.move_to_end(run.run_id)
