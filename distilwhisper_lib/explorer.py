@@ -66,6 +66,8 @@ class Explorer:
         self._make_views()
         self.box = widgets.VBox([*self._rows(), *self._views()], layout={"width": "100%"})
         self._offer(self.language)
+        with self._silently():
+            self.other.value = self._first_other()
         self.show()
 
     # Controls --------------------------------------------------------------------------------
@@ -144,6 +146,16 @@ class Explorer:
                 _set_options(self.other, offered)
             if changed in (self.language, self.run, self.domain):
                 self._offer_clips()
+
+    def _first_other(self) -> str:
+        """A run to compare with from the beginning: one that can show as much."""
+        run = self._run(self.run.value)
+        alike = [
+            other.run_id
+            for other in self._routed
+            if other.language == run.language and bool(other.folder) == bool(run.folder)
+        ]
+        return next((run_id for run_id in alike if run_id != run.run_id), NONE)
 
     def _receive(self) -> None:
         received = uploaded(self.upload.value)

@@ -19,7 +19,7 @@ import soundfile
 from distilwhisper_lib.data import load_data
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation import transcribe
-from distilwhisper_lib.explorer import OWN, Explorer, uploaded
+from distilwhisper_lib.explorer import NONE, OWN, Explorer, uploaded
 from distilwhisper_lib.explorer_figures import tokens_figure, transcripts_figure, transcripts_table
 from distilwhisper_lib.explorer_html import (
     contrast,
@@ -130,7 +130,9 @@ def test_gates_are_forced_and_layers_chosen(study):
 
 def test_two_runs_are_compared_and_one_may_have_no_gates(study):
     explorer = Explorer(study("zero_shot"))
-    assert explorer.run.value.startswith("clsr-")
+    assert explorer.run.value.startswith("clsr-") and explorer.other.value.startswith("js-")
+    explorer.other.value = NONE
+    assert "CLSR + JS" not in explorer.tokens.value
     before = explorer.sound.value
     choose(explorer.other, "CLSR + JS")
     assert [heard.run.config.method for heard in explorer.scene.shown] == ["clsr", "js"]
