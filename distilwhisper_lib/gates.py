@@ -121,17 +121,20 @@ def inspect_clip(
     processor: WhisperProcessor,
     row: dict[str, Any],
     max_new_tokens: int,
+    gate_mode: str = "learned",
+    with_scores: bool = False,
 ) -> dict[str, Any]:
     """Transcribe one clip of a corpus table and keep every gate, frame by frame, token by token.
 
     A token that the limit made the last one is left out: it never went through the layers.
+    ``with_scores``: keep "token_scores" and "frame_scores" too, NaN where gates are forced.
     """
     audio = read_audio(row["audio"], row["start"], row["end"])
     features = extract_features(processor.feature_extractor, [audio]).to(model.device)
     with GateRecorder(model) as recorder, torch.no_grad():
         ids = model.generate(
             input_features=features, language=row["language"], task="transcribe",
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens, gate_mode=gate_mode,
         )[0].tolist()  # fmt: skip
     gates = recorder.take()
     tokenizer = processor.tokenizer
@@ -140,7 +143,7 @@ def inspect_clip(
     said = min(PROMPT_TOKENS + len(text), gates["decoder"].shape[-1])
     prompt = ["<|startoftranscript|>", f"<|{row['language']}|>", "<|transcribe|>",
               "<|notimestamps|>"]  # fmt: skip
-    return {
+    found = {
         "id": row["id"],
         "reference": row["text"],
         "text": tokenizer.decode(text).strip(),
@@ -149,6 +152,10 @@ def inspect_clip(
         "token_gates": gates["decoder"][:, 0, :said].int().tolist(),
         "frame_gates": gates["encoder"][:, 0, :heard].int().tolist(),
     }
+    if with_scores:
+        found["token_scores"] = gates["decoder_scores"][:, 0, :said].tolist()
+        found["frame_scores"] = gates["encoder_scores"][:, 0, :heard].tolist()
+    return found
 
 
 def gate_path(config: RunConfig) -> Path:

@@ -178,6 +178,7 @@ def test_the_runs_leave_records_gates_tables_and_figures(batch, checkout):
     figures = {p.stem.split("-")[0] for p in (demo / "figures").glob("*.png")}
     assert figures == {
         "corpus", "preflight", "training", "error_rates", "intervals", "gate", "tokens",
+        "explorer",
     }  # fmt: skip
     for run in (checkout / "outputs").glob("*-ca-s77-*"):
         assert (run / "record.json").is_file()
