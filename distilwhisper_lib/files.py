@@ -1,11 +1,15 @@
-"""Writing files so that none is ever read half-written."""
+"""Writing files so that none is ever read half-written, and folders so that one process does."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> Path:
@@ -28,6 +32,25 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+@contextmanager
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a folder's lock, ``<folder>.lock``, which dies with the process that holds it.
+
+    Who has to wait says so: "another process is <doing> in <folder>: waiting".
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is {doing} in {folder}: waiting", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sha256_file(path: str | Path) -> str:

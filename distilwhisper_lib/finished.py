@@ -93,11 +93,8 @@ def _base(
     revision = config.student_revision if base is None else "main"
     try:
         model, processor = load_model(base or config.student, revision, **expert_settings(config))
-    except OSError as error:
-        raise UserError(
-            f"the model {base or config.student!r} that the run started from cannot be loaded "
-            f"({type(error).__name__}): name its folder or hub name with base"
-        ) from None
+    except UserError as error:
+        raise UserError(f"{error}; name the model that the run started from with base") from None
     expected = record["models"]["student"]["sha256"]
     if expected and weights_hash(dict(model.named_parameters())) != expected:
         raise UserError(

@@ -24,7 +24,7 @@ from .audio import SAMPLE_RATE, decoded_seconds
 from .clips import COLUMNS, EMPTY, NO_TEXT, SENTENCE, UNREADABLE, Corpus, Dropped
 from .config import locate
 from .errors import UserError, reason
-from .files import write_atomic
+from .files import alone, write_atomic
 from .inspection import require_readable
 from .languages import code_in, find_language
 from .text import says_nothing
@@ -140,22 +140,25 @@ def unpack_fleurs(files: list[Path], folder: Path) -> None:
             "that can be written."
         ) from error
     try:
-        fresh, stale = temporary / "fresh", temporary / "stale"
-        fresh.mkdir()
-        index: dict[str, Any] = {"files": _stamp(files), "clips": [], "broken": []}
-        taken: set[str] = set()
-        for number, row in enumerate(_read_rows(files)):
-            clip = _unpack_row(row, _file_name(row, number, taken), fresh)
-            index["broken" if "reason" in clip else "clips"].append(clip)
-        write_atomic(fresh / _INDEX, json.dumps(index, ensure_ascii=False, indent=0))
-        if folder.exists():
-            folder.rename(stale)
-        fresh.rename(folder)
-    except OSError:
-        if not is_unpacked(folder, files):  # else another process was faster
-            raise
+        with alone(folder, "unpacking FLEURS"):
+            if not is_unpacked(folder, files):  # else another process was faster
+                _unpack(files, folder, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unpack(files: list[Path], folder: Path, temporary: Path) -> None:
+    fresh, stale = temporary / "fresh", temporary / "stale"
+    fresh.mkdir()
+    index: dict[str, Any] = {"files": _stamp(files), "clips": [], "broken": []}
+    taken: set[str] = set()
+    for number, row in enumerate(_read_rows(files)):
+        clip = _unpack_row(row, _file_name(row, number, taken), fresh)
+        index["broken" if "reason" in clip else "clips"].append(clip)
+    write_atomic(fresh / _INDEX, json.dumps(index, ensure_ascii=False, indent=0))
+    if folder.exists():
+        folder.rename(stale)
+    fresh.rename(folder)
 
 
 def _parse(rest: str) -> tuple[str, str]:

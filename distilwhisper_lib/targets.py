@@ -25,15 +25,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -42,7 +39,7 @@ from .config import RunConfig
 from .device import precision_here
 from .errors import UserError, reason
 from .features import Collator
-from .files import sha256_file
+from .files import alone, sha256_file
 from .loss_block import States, TopK
 from .losses import IGNORE
 from .target_files import FORMAT, HEAD, INDEX, TOP_K, Place, build, plan
@@ -111,7 +108,9 @@ def stored_targets(
     places = plan(counts, width)
     found = _found(folder, identity, places, config.rebuild_teacher_targets)
     if found is None:
-        with _alone(folder):  # where another process may just have built them
+        with alone(
+            folder, "building the teacher targets"
+        ):  # where another process may just have built them
             found = _found(folder, identity, places, config.rebuild_teacher_targets)
             if found is None:
                 _check_room(folder, places, width)
@@ -218,22 +217,6 @@ def _unsound(folder: Path, what: str) -> UserError:
         f"the teacher targets in {folder} {what}: remove that folder, or set "
         '{"rebuild_teacher_targets": true}, to have them built again'
     )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which dies with the process that holds it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"another process is building the teacher targets in {folder}: waiting", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check_room(folder: Path, places: list[Place], width: int) -> None:

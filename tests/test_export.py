@@ -94,7 +94,7 @@ def test_what_is_no_finished_run_is_named(finished, tmp_path):
     with pytest.raises(UserError, match="'teacher' is not the model that the run started from"):
         load_run(run.folder, base="teacher")
     shutil.rmtree("student")
-    with pytest.raises(UserError, match="'student' that the run started from cannot be loaded"):
+    with pytest.raises(UserError, match="model 'student' cannot be loaded.*with base"):
         load_run(run.folder)
     record = read_record(run.folder / "record.json")
     record["config"]["method"] = "zero_shot"
