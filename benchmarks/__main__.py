@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)  # transformers' own, about its next version
     try:
         before, home = read_rows(out), Path.cwd()
     except UserError as error:

@@ -108,7 +108,7 @@ def generate(setting: Setting) -> Iterator[Row]:
     shape = (16, 1500, setting.pair.model.config.d_model)
     states = F.layer_norm(torch.randn(shape), shape[-1:]).to(setting.device, setting.dtype)
     heard = {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
-    many = _decoded(setting, heard, ["ca", "pl"] * 8, 3)
+    many = _decoded(setting, heard, ["ca", "pl"] * 8, 2)
     yield row(f"{title} 16 of two languages, decoder alone", goal="<= 1.30", **many)
     setting.drop("pair")
 

@@ -37,7 +37,7 @@ def peaks(setting: Setting, job: str) -> dict[str, dict[str, float]]:
         return measured(setting, jobs(setting)[job])
     child = [sys.executable, "-m", "benchmarks.memory", job, str(setting.folder)]
     root = str(Path(__file__).resolve().parents[1])
-    environment = os.environ | _RETURNED | {"PYTHONPATH": root}
+    environment = os.environ | _RETURNED | {"PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(child, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
