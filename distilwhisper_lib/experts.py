@@ -21,7 +21,7 @@ from .authors import our_names, their_name
 from .clsr import Expert
 from .errors import UserError
 from .files import sha256_file
-from .hub import find_file
+from .hub import NotThere, find_file
 from .languages import whisper_language
 from .tensor_files import read_metadata, read_pickle, read_safetensors, write_pickle
 
@@ -124,6 +124,14 @@ def find_expert(language: str, source: str | Path, **hub: Any) -> Path:
     path = find_file(source, names, remedy, **hub)
     converted = path.with_name(names[0])
     return converted if not Path(source).is_file() and converted.is_file() else path
+
+
+def look_for_expert(language: str, source: str | Path, **hub: Any) -> Path | None:
+    """As find_expert(), but None when ``source`` could be looked into and has none."""
+    try:
+        return find_expert(language, source, **hub)
+    except NotThere:
+        return None
 
 
 def up_to_date(path: Path, convert: bool) -> Path:

@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from distilwhisper_lib import UserError
+from distilwhisper_lib import UserError, hub
+from distilwhisper_lib.experts import look_for_expert
 
 
 @pytest.fixture
@@ -108,3 +109,28 @@ def test_half_precision_halves_the_file_and_loads_as_float32(saved, tiny_model, 
     for name, tensor in other.state_dict().items():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, model.state_dict()[name], atol=1e-2, rtol=1e-3)
+
+
+def test_a_source_without_the_expert_is_told_from_one_that_cannot_be_asked(
+    saved, tmp_path, monkeypatch
+):
+    _, path = saved
+    assert look_for_expert("Catalan", tmp_path) == path
+    assert look_for_expert("swahili", tmp_path) is None
+    with pytest.raises(UserError, match="there is no file or folder"):
+        look_for_expert("swahili", tmp_path / "elsewhere")
+
+    def answer(error):
+        def download(repository, name, **options):
+            raise error
+
+        monkeypatch.setattr(hub.huggingface_hub, "hf_hub_download", download)
+
+    answer(hub.EntryNotFoundError("404"))
+    assert look_for_expert("swahili", "some/experts") is None
+    answer(hub.LocalEntryNotFoundError("offline"))
+    with pytest.raises(UserError, match="local cache of hub repository 'some/experts'"):
+        look_for_expert("swahili", "some/experts")
+    answer(OSError("no network"))
+    with pytest.raises(UserError, match="no network"):
+        look_for_expert("swahili", "some/experts")
