@@ -20,7 +20,7 @@ import pandas as pd
 from .clips import COLUMNS, MALFORMED, NO_TEXT, TWICE, UNSAFE, VOTES, Corpus, Dropped
 from .config import locate
 from .errors import UserError
-from .inspection import ClipChecks
+from .inspection import MEMORY, ClipChecks
 from .languages import code_in, find_language
 from .text import says_nothing
 
@@ -29,7 +29,6 @@ SITE = "https://mozilladatacollective.com"
 TABLES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv",
           "validated": "validated.tsv"}  # fmt: skip
 CLIPS = "clips"
-MEMORY = ".clip_checks.json"  # what decoding said of each clip
 _RELEASES = "cv-corpus-*"
 _MAX_DIGITS = 15  # of a count; int() refuses 5,000 of them
 _PLAIN = re.compile(r"\w[\w .-]*\.\w+")  # a file name and nothing else

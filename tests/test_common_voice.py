@@ -155,7 +155,9 @@ def test_durations_spare_long_clips_from_being_opened(tmp_path, place, monkeypat
     opened = []
     check = inspection.inspect_clip
     monkeypatch.setattr(
-        inspection, "inspect_clip", lambda path, root: opened.append(path.name) or check(path, root)
+        inspection,
+        "inspect_clip",
+        lambda path, *more: opened.append(path.name) or check(path, *more),
     )
     table, dropped = take_usable(read(tmp_path), None, 30.0)
     assert table["seconds"].tolist() == pytest.approx([0.9, 1.2, 1.3], abs=0.01)
