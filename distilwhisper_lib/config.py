@@ -19,7 +19,18 @@ from typing import Any, Literal
 from .errors import UserError
 from .hardware import settings_for
 from .languages import find_language
-from .presets import AUTHORS_DISTILLATION, METHOD_SETTINGS, PRESETS, Preset
+from .presets import (
+    AUTHORS_DISTILLATION,
+    CODE,
+    KIT,
+    METHOD_SETTINGS,
+    PAPER,
+    PRESETS,
+    RECIPE,
+    SEED,
+    THIS_RUN,
+    Preset,
+)  # fmt: skip
 
 METHODS = ("teacher", "zero_shot", "full", "lora", "clsr", "kl", "js")
 TRAINED = ("full", "lora", "clsr", "kl", "js")
@@ -39,12 +50,6 @@ NOTEBOOK_OF = {
 
 PACKAGE = Path(__file__).parent
 EMBEDDED = "embedded/"
-
-
-# Where a default comes from. A notebook shows it beside each setting.
-PAPER = "paper"  # arXiv 2311.01070, its text
-CODE = "authors' code"  # the code and recipes published with it, where the text is silent
-KIT = "kit"  # this kit's own choice, or what only this kit has
 
 
 def _setting(default: Any, source: str = KIT, hashed: bool = True) -> Any:
@@ -169,6 +174,19 @@ class RunConfig:
         usual = resolve(self.method, self.preset, self.language, self.seed, profile)
         return profile | {k: v for k, v in self.to_dict().items() if v != getattr(usual, k)}
 
+    def sources(self) -> dict[str, str]:
+        """Where each value comes from, in the order in which resolve() puts them together."""
+        preset = PRESETS[self.preset]
+        found = {f.name: f.metadata.get("source", THIS_RUN) for f in _fields()}
+        found |= dict.fromkeys(METHOD_SETTINGS.get(self.method, {}), RECIPE)
+        found |= dict.fromkeys(preset.common | preset.methods.get(self.method, {}), preset.source)
+        found |= dict.fromkeys(settings_for(self.hardware, self.batch_size), KIT)
+        found |= dict.fromkeys(self.overrides(), THIS_RUN)
+        if self.conventions == "authors" and self.method in DISTILLED:
+            scale = AUTHORS_DISTILLATION.items()
+            found |= {name: CODE for name, value in scale if getattr(self, name) == value}
+        return found | ({"seed": CODE} if self.seed == SEED else {})
+
     @property
     def demo(self) -> bool:
         """Runs on anything embedded are kept apart from every other result."""
@@ -210,19 +228,17 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def _repr_html_(self) -> str:
-        rows = []
+        rows, sources = [], self.sources()
         for f in _fields():
-            name, value = f.name, getattr(self, f.name)
-            changed = value != f.default
-            source = "" if changed else f.metadata.get("source", "")
-            value = f"<b>{html.escape(str(value))}</b>" if changed else html.escape(str(value))
-            rows.append(f"<td>{name}</td><td>{value}</td><td><i>{source}</i></td>")
+            name, value = f.name, html.escape(str(getattr(self, f.name)))
+            value = value if getattr(self, name) == f.default else f"<b>{value}</b>"
+            rows.append(f"<td>{name}</td><td>{value}</td><td><i>{sources[name]}</i></td>")
         half = -(-len(rows) // 2)
         pairs = zip(rows[:half], rows[half:] + [""] * (2 * half - len(rows)), strict=True)
         body = "".join(f"<tr>{left}{right}</tr>" for left, right in pairs)
         return (
             f"<p><code>{self.run_id}</code> (bold: this preset, method or run differs from the "
-            f"default; after a default, where it comes from)</p><table>{body}</table>"
+            f"default; beside each value, where it comes from)</p><table>{body}</table>"
         )
 
 
@@ -230,7 +246,7 @@ def resolve(
     method: str,
     preset: str = "demo",
     language: str = "ca",
-    seed: int = 77,
+    seed: int = SEED,
     overrides: dict[str, Any] | str | None = None,
 ) -> RunConfig:
     """Turn a notebook's four parameters and its method into a checked, frozen RunConfig.
