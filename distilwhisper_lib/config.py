@@ -48,6 +48,9 @@ NOTEBOOK_OF = {
     "kl": "06_kl_distillation",
 }
 
+# Settings that name a file of clip ids.
+SUBSETS = {"train_subset", "validation_subset"}
+
 PACKAGE = Path(__file__).parent
 EMBEDDED = "embedded/"
 
@@ -85,6 +88,7 @@ class RunConfig:
     train_size: int | None = _setting(None)
     train_subset: str | None = _setting(None)  # file of clip ids, instead of rule and train_size
     validation_size: int | None = _setting(1000, PAPER)
+    validation_subset: str | None = _setting(None)  # as train_subset
     test_size: int | None = _setting(None, PAPER)
     max_seconds: float = _setting(30.0)  # Whisper's window; longer clips are left out
 
@@ -158,8 +162,8 @@ class RunConfig:
         }
         if self.data_dir != PRESETS[self.preset].common.get("data_dir", "data"):
             hashed["data_dir"] = self.data_dir  # other recordings are another run
-        if self.train_subset is not None:  # a list is what it names, wherever it lies
-            hashed["train_subset"] = _file_hash(self.train_subset)
+        for name in SUBSETS.intersection(hashed):  # a list is what it names, wherever it lies
+            hashed[name] = _file_hash(name, hashed[name])
         digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.method.replace('_', '-')}-{self.language}-s{self.seed}-{digest}"
 
@@ -295,10 +299,10 @@ def locate(name: str) -> str:
     return name
 
 
-def _file_hash(path: str) -> str:
+def _file_hash(name: str, path: str) -> str:
     if not Path(path).is_file():
         raise UserError(
-            f"train_subset {path!r} is no file: expected a list of clips that notebook 01 wrote"
+            f"{name} {path!r} is no file: expected a list of clips that notebook 01 wrote"
         )
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 

@@ -116,7 +116,7 @@ def test_defaults_are_the_papers_settings():
 TABLE = {
     "student": "openai/whisper-small", "teacher": "openai/whisper-large-v2",
     "in_domain": "common_voice", "out_of_domain": "fleurs", "test_size": None,
-    "train_subset": None, "max_seconds": 30.0,
+    "train_subset": None, "validation_subset": None, "max_seconds": 30.0,
     "epochs": 10, "max_steps": -1, "learning_rate": 1e-4, "batch_size": 16, "micro_batch": 8,
     "warmup_fraction": 0.1, "adam_beta1": 0.9, "adam_beta2": 0.98, "weight_decay": 0.0,
     "clip_norm": 1.0, "gate_dim": 64, "gate_noise": 5.0, "gate_dropout": 0.1,
@@ -125,7 +125,7 @@ TABLE = {
     "lora_dropout": 0.05, "max_new_tokens": 225, "conventions": "corrected", "seed": 77,
 }  # fmt: skip
 # Of these the kit decides by itself, or nobody has to.
-_OURS = {"train_subset", "max_seconds", "max_steps", "conventions"}
+_OURS = {"train_subset", "validation_subset", "max_seconds", "max_steps", "conventions"}
 
 
 @pytest.mark.parametrize("preset", ["cv3k", "cv10k", "cv28k"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,30 @@ def test_own_recordings_go_the_same_way(speech_folder, tmp_path, configure, proc
     assert (kept["part"], kept["id"]) == ("out_of_domain", "test0")
     assert kept["detail"] == "kept: not learnt"
     assert table["licence"].tolist() == ["not stated"] * 4
+
+
+def test_the_authors_row_numbers_choose_what_is_trained_and_validated_on(tmp_path, configure):
+    """By README's own lines. The old tables have another order, and folders before the names."""
+    release(tmp_path / "data" / "common_voice" / "ca", three_tables(5))
+    (tmp_path / "old").mkdir()
+    for name in ("train", "dev"):
+        rows = three_tables(5)[f"{name}.tsv"][::-1]
+        rows = [row | {"path": f"ca_{name}_0/{row['path']}"} for row in rows]
+        (tmp_path / "old" / f"{name}.tsv").write_text(tsv(rows))
+    (tmp_path / "rows-train.txt").write_text("[3, 0]")
+    (tmp_path / "rows-validation.txt").write_text("1\n4\n")
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (lines,) = [b for b in re.findall("```python\n(.*?)```", readme, re.S) if "convert_row" in b]
+    exec(lines, {})
+    lists = {"train_subset": "train.txt", "validation_subset": "validation.txt"}
+    config = configure("common_voice", "common_voice", **lists)
+    data = load_data(config)
+    assert data.train["id"].tolist() == [f"common_voice_ca_train00{n}" for n in (1, 4)]
+    assert data.validation["id"].tolist() == [f"common_voice_ca_dev00{n}" for n in (3, 0)]
+    before = config.run_id
+    assert before != configure("common_voice", "common_voice", train_subset="train.txt").run_id
+    (tmp_path / "validation.txt").write_text((tmp_path / "train.txt").read_text())
+    assert config.run_id != before
 
 
 CODINGS = {"flac": ("FLAC", None), "mp3": ("MP3", None), "ogg": ("OGG", "VORBIS"),
