@@ -11,6 +11,7 @@ import hashlib
 import html
 import json
 import math
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 from .errors import UserError
 from .hardware import settings_for
-from .languages import find_language
+from .languages import code_in, find_language
 from .presets import (
     AUTHORS_DISTILLATION,
     CODE,
@@ -404,8 +405,12 @@ def _check(config: RunConfig) -> RunConfig:
     for name in ("student", "teacher"):
         if not getattr(config, name).strip():
             raise UserError(f"setting {name} is empty: expected a hub name or a folder")
-    for name in config.forgetting.split():
-        find_language(name)
+    heard = [find_language(name) for name in config.forgetting.split()]
+    own = find_language(config.language)
+    for corpus, languages in ((config.in_domain, [own]), (config.out_of_domain, [own, *heard])):
+        if re.split("[/@]", corpus)[0] == "fleurs":  # the only one that says what it has
+            for language in languages:
+                code_in("fleurs", language)
     for name in _FRACTIONS:
         value = getattr(config, name)
         if not 0 <= value <= 1:

@@ -205,6 +205,17 @@ def test_a_language_that_a_preset_has_not_is_told_where_to_go():
         resolve("clsr", "cv3k", "nl")
 
 
+def test_a_language_that_the_corpus_cannot_have_is_refused_at_once():
+    fleurs = {"out_of_domain": "fleurs/raw_transcription@main"}
+    for settings in (fleurs, {"in_domain": "fleurs"}):
+        assert resolve("js", "own", "swahili", 1, settings).language == "sw"
+        with pytest.raises(UserError, match=r"'fleurs' does not have 'eu' \(basque\): choose"):
+            resolve("js", "own", "eu", 1, settings)
+    with pytest.raises(UserError, match="'fleurs' does not have 'br'"):
+        resolve("js", "own", "sw", 1, fleurs | {"forgetting": "en br"})
+    assert resolve("js", "own", "eu", 1, {"in_domain": "common_voice"}).language == "eu"
+
+
 def test_a_subset_lists_content_is_part_of_the_run_id(tmp_path):
     plain = resolve("clsr", "demo", "ca", 77)
     listed = resolve("clsr", "demo", "ca", 77, {"train_subset": str(tmp_path / "a.txt")})
