@@ -143,6 +143,9 @@ def up_to_date(path: Path, convert: bool) -> Path:
     if not about.keys() >= {"source", "source_sha256"}:
         return path
     source = path.parent / Path(about["source"]).name
+    if not source.is_file():  # gone; the authors' other name may hold a newer one
+        named = [path.parent / name for name in file_names(about["language"])[1:]]
+        source = next((other for other in named if other.is_file()), source)
     if not source.is_file() or sha256_file(source) == about["source_sha256"]:
         return path
     if not convert:

@@ -134,3 +134,18 @@ def test_a_source_without_the_expert_is_told_from_one_that_cannot_be_asked(
     answer(OSError("no network"))
     with pytest.raises(UserError, match="no network"):
         look_for_expert("swahili", "some/experts")
+
+
+def test_a_conversion_whose_source_is_gone_is_held_against_the_other_bin(tiny_model, tmp_path):
+    model = tiny_model("ca")
+    first = model.save_experts("ca", tmp_path, layout="authors")
+    model.load_experts("ca", tmp_path, convert=True)
+    other = first.rename(tmp_path / "ca-experts.bin")
+    model.load_experts("ca", tmp_path)  # the same under its other name
+    with torch.no_grad():
+        model.model.encoder.layers[0].clsr["ca"].fc1.weight.mul_(0.5)
+    model.save_experts("ca", tmp_path / "new", layout="authors").replace(other)
+    with pytest.raises(UserError, match="made of another ca-experts.bin"):
+        model.load_experts("ca", tmp_path)
+    other.unlink()
+    model.load_experts("ca", tmp_path)
