@@ -20,7 +20,7 @@ import pandas as pd
 from .clips import COLUMNS, MALFORMED, NO_TEXT, TWICE, UNSAFE, VOTES, Corpus, Dropped
 from .config import locate
 from .errors import UserError
-from .inspection import ClipChecks
+from .inspection import MEMORY, ClipChecks
 from .languages import code_in, find_language
 from .text import says_nothing
 
@@ -28,8 +28,8 @@ FOLDER = "common_voice"
 SITE = "https://mozilladatacollective.com"
 TABLES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv",
           "validated": "validated.tsv"}  # fmt: skip
+_SPLITS = ("train", "validation", "test")
 CLIPS = "clips"
-MEMORY = ".clip_checks.json"  # what decoding said of each clip
 _RELEASES = "cv-corpus-*"
 _MAX_DIGITS = 15  # of a count; int() refuses 5,000 of them
 _PLAIN = re.compile(r"\w[\w .-]*\.\w+")  # a file name and nothing else
@@ -75,9 +75,13 @@ def find_release(data_dir: Path, code: str, release: str = "") -> Path:
                         "'common_voice/cv-corpus-13.0-2023-03-09'.")  # fmt: skip
     root = data_dir / FOLDER
     places = [data_dir, root, root / code]
-    named = [found / code for place in places for found in place.glob(release or _RELEASES)]
-    plain = [] if release else [root / code, root / code / code]
-    found = [p for p in (*plain, *sorted(named)) if any((p / t).is_file() for t in TABLES.values())]
+    releases = sorted(found for place in places for found in place.glob(release or _RELEASES))
+    parents = releases if release else [root, root / code, *releases]
+    # Of some languages the folder also names the country, such as sv-SE.
+    folders = [p for parent in parents for p in (parent / code, *sorted(parent.glob(f"{code}-*")))]
+    found = [p for p in folders if any((p / table).is_file() for table in TABLES.values())]
+    # A delta release has validated clips only, and may lie beside the whole one.
+    found = [p for p in found if any((p / TABLES[s]).is_file() for s in _SPLITS)] or found
     if not found:
         wanted = f"release {release} of Common Voice" if release else "Common Voice"
         raise UserError(

@@ -11,6 +11,7 @@ import hashlib
 import html
 import json
 import math
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,19 @@ from typing import Any, Literal
 
 from .errors import UserError
 from .hardware import settings_for
-from .languages import find_language
-from .presets import AUTHORS_DISTILLATION, METHOD_SETTINGS, PRESETS, Preset
+from .languages import code_in, find_language
+from .presets import (
+    AUTHORS_DISTILLATION,
+    CODE,
+    KIT,
+    METHOD_SETTINGS,
+    PAPER,
+    PRESETS,
+    RECIPE,
+    SEED,
+    THIS_RUN,
+    Preset,
+)  # fmt: skip
 
 METHODS = ("teacher", "zero_shot", "full", "lora", "clsr", "kl", "js")
 TRAINED = ("full", "lora", "clsr", "kl", "js")
@@ -37,14 +49,11 @@ NOTEBOOK_OF = {
     "kl": "06_kl_distillation",
 }
 
+# Settings that name a file of clip ids.
+SUBSETS = {"train_subset", "validation_subset"}
+
 PACKAGE = Path(__file__).parent
 EMBEDDED = "embedded/"
-
-
-# Where a default comes from. A notebook shows it beside each setting.
-PAPER = "paper"  # arXiv 2311.01070, its text
-CODE = "authors' code"  # the code and recipes published with it, where the text is silent
-KIT = "kit"  # this kit's own choice, or what only this kit has
 
 
 def _setting(default: Any, source: str = KIT, hashed: bool = True) -> Any:
@@ -80,6 +89,7 @@ class RunConfig:
     train_size: int | None = _setting(None)
     train_subset: str | None = _setting(None)  # file of clip ids, instead of rule and train_size
     validation_size: int | None = _setting(1000, PAPER)
+    validation_subset: str | None = _setting(None)  # as train_subset
     test_size: int | None = _setting(None, PAPER)
     max_seconds: float = _setting(30.0)  # Whisper's window; longer clips are left out
 
@@ -155,8 +165,8 @@ class RunConfig:
         }
         if self.data_dir != PRESETS[self.preset].common.get("data_dir", "data"):
             hashed["data_dir"] = self.data_dir  # other recordings are another run
-        if self.train_subset is not None:  # a list is what it names, wherever it lies
-            hashed["train_subset"] = _file_hash(self.train_subset)
+        for name in SUBSETS.intersection(hashed):  # a list is what it names, wherever it lies
+            hashed[name] = _file_hash(name, hashed[name])
         digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.method.replace('_', '-')}-{self.language}-s{self.seed}-{digest}"
 
@@ -170,6 +180,19 @@ class RunConfig:
         profile = {} if self.hardware == "none" else {"hardware": self.hardware}
         usual = resolve(self.method, self.preset, self.language, self.seed, profile)
         return profile | {k: v for k, v in self.to_dict().items() if v != getattr(usual, k)}
+
+    def sources(self) -> dict[str, str]:
+        """Where each value comes from, in the order in which resolve() puts them together."""
+        preset = PRESETS[self.preset]
+        found = {f.name: f.metadata.get("source", THIS_RUN) for f in _fields()}
+        found |= dict.fromkeys(METHOD_SETTINGS.get(self.method, {}), RECIPE)
+        found |= dict.fromkeys(preset.common | preset.methods.get(self.method, {}), preset.source)
+        found |= dict.fromkeys(settings_for(self.hardware, self.batch_size), KIT)
+        found |= dict.fromkeys(self.overrides(), THIS_RUN)
+        if self.conventions == "authors" and self.method in DISTILLED:
+            scale = AUTHORS_DISTILLATION.items()
+            found |= {name: CODE for name, value in scale if getattr(self, name) == value}
+        return found | ({"seed": CODE} if self.seed == SEED else {})
 
     @property
     def demo(self) -> bool:
@@ -212,19 +235,17 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def _repr_html_(self) -> str:
-        rows = []
+        rows, sources = [], self.sources()
         for f in _fields():
-            name, value = f.name, getattr(self, f.name)
-            changed = value != f.default
-            source = "" if changed else f.metadata.get("source", "")
-            value = f"<b>{html.escape(str(value))}</b>" if changed else html.escape(str(value))
-            rows.append(f"<td>{name}</td><td>{value}</td><td><i>{source}</i></td>")
+            name, value = f.name, html.escape(str(getattr(self, f.name)))
+            value = value if getattr(self, name) == f.default else f"<b>{value}</b>"
+            rows.append(f"<td>{name}</td><td>{value}</td><td><i>{sources[name]}</i></td>")
         half = -(-len(rows) // 2)
         pairs = zip(rows[:half], rows[half:] + [""] * (2 * half - len(rows)), strict=True)
         body = "".join(f"<tr>{left}{right}</tr>" for left, right in pairs)
         return (
             f"<p><code>{self.run_id}</code> (bold: this preset, method or run differs from the "
-            f"default; after a default, where it comes from)</p><table>{body}</table>"
+            f"default; beside each value, where it comes from)</p><table>{body}</table>"
         )
 
 
@@ -232,7 +253,7 @@ def resolve(
     method: str,
     preset: str = "demo",
     language: str = "ca",
-    seed: int = 77,
+    seed: int = SEED,
     overrides: dict[str, Any] | str | None = None,
 ) -> RunConfig:
     """Turn a notebook's four parameters and its method into a checked, frozen RunConfig.
@@ -281,10 +302,10 @@ def locate(name: str) -> str:
     return name
 
 
-def _file_hash(path: str) -> str:
+def _file_hash(name: str, path: str) -> str:
     if not Path(path).is_file():
         raise UserError(
-            f"train_subset {path!r} is no file: expected a list of clips that notebook 01 wrote"
+            f"{name} {path!r} is no file: expected a list of clips that notebook 01 wrote"
         )
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
@@ -386,8 +407,12 @@ def _check(config: RunConfig) -> RunConfig:
     for name in ("student", "teacher"):
         if not getattr(config, name).strip():
             raise UserError(f"setting {name} is empty: expected a hub name or a folder")
-    for name in config.forgetting.split():
-        find_language(name)
+    heard = [find_language(name) for name in config.forgetting.split()]
+    own = find_language(config.language)
+    for corpus, languages in ((config.in_domain, [own]), (config.out_of_domain, [own, *heard])):
+        if re.split("[/@]", corpus)[0] == "fleurs":  # the only one that says what it has
+            for language in languages:
+                code_in("fleurs", language)
     for name in _FRACTIONS:
         value = getattr(config, name)
         if not 0 <= value <= 1:

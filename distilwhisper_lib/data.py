@@ -20,7 +20,7 @@ from .subsets import Leak, check_disjoint, read_subset, take_usable, write_subse
 
 _DATA_SETTINGS = {
     "in_domain", "out_of_domain", "data_dir", "train_size", "train_subset", "validation_size",
-    "test_size", "max_seconds",
+    "validation_subset", "test_size", "max_seconds",
 }  # fmt: skip
 PARTS = ("train", "validation", "in_domain", "out_of_domain")
 
@@ -106,19 +106,20 @@ def load_data(config: RunConfig) -> RunData:
         "in_domain": (config.in_domain, "test", config.test_size),
         "out_of_domain": (config.out_of_domain, "test", config.test_size),
     }
+    subsets = {"train": config.train_subset, "validation": config.validation_subset}
     tables: dict[str, pd.DataFrame] = {}
     dropped: dict[str, list[Dropped]] = {}
     about: dict[str, dict[str, str]] = {}
     asked: dict[str, int | None] = {}
     for part, (name, split, size) in wanted.items():
         corpus = open_corpus(name, config.language, split, config.data_dir)
-        learnt: dict[str, Any] = {}
+        choice: dict[str, Any] = {}
         if part == "train":
-            learnt = {"label_over": label_limit(config).over}
-            if config.train_subset is not None:
-                learnt["ids"] = read_subset(config.train_subset)
-                size = len(learnt["ids"])
-        table, left_out = take_usable(corpus, size, config.max_seconds, **learnt)
+            choice["label_over"] = label_limit(config).over
+        if (listed := subsets.get(part)) is not None:
+            choice["ids"] = read_subset(listed)
+            size = len(choice["ids"])
+        table, left_out = take_usable(corpus, size, config.max_seconds, **choice)
         if table.empty:
             raise UserError(
                 f"corpus {name!r} has no {split} clip in {config.language!r} of at most "

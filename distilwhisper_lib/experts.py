@@ -21,7 +21,7 @@ from .authors import our_names, their_name
 from .clsr import Expert
 from .errors import UserError
 from .files import sha256_file
-from .hub import find_file
+from .hub import NotThere, find_file
 from .languages import whisper_language
 from .tensor_files import read_metadata, read_pickle, read_safetensors, write_pickle
 
@@ -126,6 +126,14 @@ def find_expert(language: str, source: str | Path, **hub: Any) -> Path:
     return converted if not Path(source).is_file() and converted.is_file() else path
 
 
+def look_for_expert(language: str, source: str | Path, **hub: Any) -> Path | None:
+    """As find_expert(), but None when ``source`` could be looked into and has none."""
+    try:
+        return find_expert(language, source, **hub)
+    except NotThere:
+        return None
+
+
 def up_to_date(path: Path, convert: bool) -> Path:
     """``path``, unless it was converted from a ``.bin`` beside it that has changed since.
 
@@ -135,6 +143,9 @@ def up_to_date(path: Path, convert: bool) -> Path:
     if not about.keys() >= {"source", "source_sha256"}:
         return path
     source = path.parent / Path(about["source"]).name
+    if not source.is_file():  # gone; the authors' other name may hold a newer one
+        named = [path.parent / name for name in file_names(about["language"])[1:]]
+        source = next((other for other in named if other.is_file()), source)
     if not source.is_file() or sha256_file(source) == about["source_sha256"]:
         return path
     if not convert:

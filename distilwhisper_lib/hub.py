@@ -16,6 +16,11 @@ from safetensors import SafetensorError
 
 from .errors import UserError, reason
 
+
+class NotThere(UserError):
+    """A folder or repository that could be looked into has none of the files asked for."""
+
+
 # What a caller can say about a repository, as huggingface_hub and transformers call it.
 OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
@@ -30,7 +35,7 @@ def find_file(source: str | Path, names: Sequence[str], remedy: str, **hub: Any)
 
     ``source``: the file itself (its name is then free), a folder, or the name of a hub repository,
     which is asked through huggingface_hub with the options ``hub`` (see OPTIONS). Raises UserError,
-    ending in ``remedy``, when there is no such place or none of the files in it.
+    ending in ``remedy``, when there is no such place, and NotThere when none of the files is in it.
     """
     unknown = [name for name in hub if name not in OPTIONS]
     if unknown:
@@ -45,7 +50,7 @@ def find_file(source: str | Path, names: Sequence[str], remedy: str, **hub: Any)
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-        raise UserError(f"no {_either(names)} in {folder}: {remedy}")
+        raise NotThere(f"no {_either(names)} in {folder}: {remedy}")
     if isinstance(source, Path) or not could_be_repository(source):
         raise UserError(f"there is no file or folder {str(source)!r} with {names[0]}: {remedy}")
     return _download(source, names, remedy, hub)
@@ -69,12 +74,12 @@ def loading(name: str | Path | None) -> Iterator[None]:
 
 
 def _download(repository: str, names: Sequence[str], remedy: str, hub: dict[str, Any]) -> Path:
-    where = f"in hub repository {repository!r}"
+    unasked = False
     for name in names:
         try:
             return Path(huggingface_hub.hf_hub_download(repository, name, **hub))
         except LocalEntryNotFoundError:
-            where = f"in the local cache of hub repository {repository!r}, which was not asked"
+            unasked = True
         except EntryNotFoundError:
             continue
         except (OSError, ValueError) as error:  # unknown, private or gated; no such revision
@@ -83,7 +88,12 @@ def _download(repository: str, names: Sequence[str], remedy: str, hub: dict[str,
                 f"{repository!r} is no folder here and cannot be read as a hub repository "
                 f"({reason}): check its name, revision and token"
             ) from None
-    raise UserError(f"no {_either(names)} {where}: {remedy}")
+    if unasked:
+        raise UserError(
+            f"no {_either(names)} in the local cache of hub repository {repository!r}, which was "
+            f"not asked: {remedy}"
+        )
+    raise NotThere(f"no {_either(names)} in hub repository {repository!r}: {remedy}")
 
 
 def could_be_repository(name: str) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 from tqdm.auto import tqdm
 
 from .audio import audio_seconds, decoded_seconds
@@ -19,6 +21,10 @@ from .files import write_atomic
 # libsndfile decodes outside Python's lock, so threads help; more than the cores do not.
 _THREADS = min(8, os.cpu_count() or 1)
 FAR_SECONDS = 60.0  # twice Whisper's window
+MEMORY = ".clip_checks.json"  # in a corpus: what decoding said of each clip
+# An MP3 frame is 0.07 s, and who writes lengths down rounds them to a tenth.
+LENGTH_SLACK = 0.1
+_NAMED = 3  # of many broken recordings
 _MANY = 500  # clips from which on one would like to see progress
 
 
@@ -28,11 +34,11 @@ def require_readable(clips: Sequence[Path]) -> list[Inspection]:
     return [Inspection(seconds[clip]) for clip in clips]
 
 
-def inspect_clip(clip: Path, root: Path) -> Inspection:
+def inspect_clip(clip: Path, root: Path, far: float = FAR_SECONDS) -> Inspection:
     """Decode one file of a folder that holds nothing else; says what is wrong and raises nothing.
 
-    Decoding, because the header of a file that was cut short promises the whole. Of a clip far
-    beyond the window the header is believed: it is left out as too long, whatever it holds.
+    Decoding, because the header of a file that was cut short promises the whole. Of a clip of more
+    than `far` seconds the header is believed: it is left out as too long, whatever it holds.
     """
     # Not Path.resolve, which raises at a link to itself.
     if not Path(os.path.realpath(clip)).is_relative_to(root):
@@ -43,7 +49,7 @@ def inspect_clip(clip: Path, root: Path) -> Inspection:
     if clip.stat().st_size == 0:
         return Inspection(math.nan, EMPTY, clip.name)
     try:
-        return Inspection(decoded_seconds(clip, FAR_SECONDS))
+        return Inspection(decoded_seconds(clip, far))
     except UserError as error:
         return Inspection(math.nan, UNREADABLE, str(error).replace(str(clip), clip.name))
 
@@ -53,15 +59,15 @@ class ClipChecks:
 
     Decoding 10,000 clips takes a minute; a file of the same size and date is not decoded again. A
     memory that cannot be written (a read-only corpus) costs that minute and nothing else; one that
-    cannot be read is made anew.
+    cannot be read is made anew. `far` as in `inspect_clip`.
     """
 
-    def __init__(self, root: Path, memory: Path) -> None:
-        self.root, self.memory = root.resolve(), memory
+    def __init__(self, root: Path, memory: Path, far: float = FAR_SECONDS) -> None:
+        self.folder, self.root, self.memory, self.far = root, root.resolve(), memory, far
 
     def __call__(self, clips: Sequence[Path]) -> list[Inspection]:
         known = self._recall()
-        keys = {clip: _key(clip) for clip in dict.fromkeys(clips)}
+        keys = {clip: _key(clip, self.folder) for clip in dict.fromkeys(clips)}
         # A file that is missing has no key: it may come back.
         new = [clip for clip, key in keys.items() if key is None or key not in known]
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -74,7 +80,7 @@ class ClipChecks:
         return [found[clip] if clip in found else known[keys[clip]] for clip in clips]
 
     def _inspect(self, clip: Path) -> Inspection:
-        return inspect_clip(clip, self.root)
+        return inspect_clip(clip, self.root, self.far)
 
     def _recall(self) -> dict[str, Inspection]:
         try:
@@ -97,10 +103,53 @@ class ClipChecks:
             return
 
 
-def _key(clip: Path) -> str | None:
+class RequireWhole:
+    """`ClipChecks` where nothing may be broken: whoever recorded `table` can mend it.
+
+    Raises `UserError` that names the first recordings which cannot be decoded, or whose decoded
+    length is not that of their row in `table` (columns of `clips.COLUMNS`).
+    """
+
+    def __init__(self, table: pd.DataFrame, root: Path, memory: Path) -> None:
+        # A file may hold many utterances, so however long it is, all of it is decoded.
+        self._checks = ClipChecks(root, memory, far=math.inf)
+        self._root = root
+        rows = zip(table["audio"], table["start"], table["end"], table["seconds"], strict=True)
+        self._promised = defaultdict(list)
+        for audio, *promised in rows:
+            self._promised[Path(audio)].append(promised)
+
+    def __call__(self, clips: Sequence[Path]) -> list[Inspection]:
+        found = self._checks(clips)
+        faults = {
+            clip: fault
+            for clip, result in zip(clips, found, strict=True)
+            if (fault := result.detail or result.reason or self._wrong_length(clip, result.seconds))
+        }
+        if faults:
+            first = " ".join(f"{fault.rstrip('.')}." for fault in list(faults.values())[:_NAMED])
+            raise UserError(
+                f"{len(faults)} of {len(set(clips))} recordings looked at in {self._root} cannot "
+                f"be used: {first} Copy them again, or correct or drop their rows."
+            )
+        return found
+
+    def _wrong_length(self, clip: Path, decoded: float) -> str | None:
+        for start, end, seconds in self._promised[clip]:
+            first = 0.0 if math.isnan(start) else start
+            last = decoded if math.isnan(end) else end
+            if last > decoded + LENGTH_SLACK or abs(last - first - seconds) > LENGTH_SLACK:
+                return (
+                    f"{clip.name} decodes to {decoded:.2f} s, and a row says that {first:g} to "
+                    f"{last:.2f} s of it are {seconds:.2f} s."
+                )
+        return None
+
+
+def _key(clip: Path, folder: Path) -> str | None:
     """Name, size and date of a file, or None where there is none."""
     try:
         status = clip.stat()
     except OSError:
         return None
-    return f"{clip.name}/{status.st_size}/{status.st_mtime_ns}"
+    return f"{os.path.relpath(clip, folder)}/{status.st_size}/{status.st_mtime_ns}"

@@ -1,9 +1,9 @@
 """The languages of the kit: what Whisper, Common Voice and FLEURS call them, and how they write.
 
-Any language that Whisper knows will do for experts and own recordings. The table below has those
-whose names in the two corpora are needed. Source: the paper's settings (arXiv 2311.01070): the
-eight main languages, those added for the 3k runs, plus English and Dutch, which the demo and the
-small real corpora use.
+Any language that Whisper knows will do. The first table has those that the kit names. Source: the
+paper's settings (arXiv 2311.01070): the eight main languages, those added for the 3k runs, plus
+English and Dutch, which the demo and the small real corpora use. The second has what FLEURS calls
+the others; Common Voice calls most of them as Whisper does, and its folders decide.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Language:
     """One language under the names its models and corpora use.
 
     ``code`` and ``name`` are Whisper's (``"ca"``, ``"catalan"``), ``common_voice`` and ``fleurs``
-    the corpora's codes, ``script`` the writing system; these three are None outside the kit's
-    table. ``spaced`` is False where words are written without spaces between them, so that a word
-    error rate means little.
+    the corpora's codes (``fleurs`` is None where FLEURS has not the language), ``script`` the
+    writing system, None outside the kit's table. ``spaced`` is False where words are written
+    without spaces between them, so that a word error rate means little.
     """
 
     code: str
     name: str
-    common_voice: str | None = None
+    common_voice: str
     fleurs: str | None = None
     script: str | None = None
     spaced: bool = True
@@ -64,6 +64,22 @@ _ALL = (
 
 LANGUAGES: dict[str, Language] = {language.code: language for language in _ALL}
 
+# Whisper's code -> the name in FLEURS of those that the table lacks. Source: the folders of
+# google/fleurs, data/<name>; it has 102 languages, of which Whisper does not know all.
+_FLEURS = {
+    "af": "af_za", "am": "am_et", "as": "as_in", "az": "az_az", "be": "be_by", "bn": "bn_in",
+    "bs": "bs_ba", "cy": "cy_gb", "da": "da_dk", "de": "de_de", "el": "el_gr", "es": "es_419",
+    "et": "et_ee", "fa": "fa_ir", "fr": "fr_fr", "gu": "gu_in", "ha": "ha_ng", "he": "he_il",
+    "hr": "hr_hr", "hy": "hy_am", "is": "is_is", "it": "it_it", "ja": "ja_jp", "jw": "jv_id",
+    "ka": "ka_ge", "kk": "kk_kz", "km": "km_kh", "kn": "kn_in", "ko": "ko_kr", "lb": "lb_lu",
+    "ln": "ln_cd", "lo": "lo_la", "lt": "lt_lt", "lv": "lv_lv", "mi": "mi_nz", "mk": "mk_mk",
+    "ml": "ml_in", "mn": "mn_mn", "mr": "mr_in", "ms": "ms_my", "mt": "mt_mt", "my": "my_mm",
+    "ne": "ne_np", "no": "nb_no", "oc": "oc_fr", "pa": "pa_in", "ps": "ps_af", "pt": "pt_br",
+    "ru": "ru_ru", "sd": "sd_in", "sn": "sn_zw", "so": "so_so", "sr": "sr_rs", "sv": "sv_se",
+    "sw": "sw_ke", "te": "te_in", "tg": "tg_tj", "tl": "fil_ph", "tr": "tr_tr", "ur": "ur_pk",
+    "uz": "uz_uz", "yo": "yo_ng", "yue": "yue_hant_hk", "zh": "cmn_hans_cn",
+}  # fmt: skip
+
 # Of Whisper's other languages: Chinese, Cantonese, Japanese, Lao, Khmer, Burmese, Tibetan.
 _UNSPACED = {"zh", "yue", "ja", "lo", "km", "my", "bo"}
 
@@ -82,7 +98,7 @@ def find_language(name_or_code: str) -> Language:
     """The language known under this name or code, in any case.
 
     Accepts the codes, English names and aliases of every language that Whisper knows (``"ca"``,
-    ``"Catalan"``, ``"Valencian"``, ``"eu"``) and the FLEURS codes of the kit's table
+    ``"Catalan"``, ``"Valencian"``, ``"eu"``) and the FLEURS codes of those that FLEURS has
     (``"ca_es"``). Raises `UserError` with examples.
     """
     key = name_or_code.strip().lower() if isinstance(name_or_code, str) else None
@@ -104,21 +120,21 @@ def _others() -> dict[str, Language]:
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
     made = {
-        code: Language(code, name, spaced=code not in _UNSPACED)
+        code: Language(code, name, code, _FLEURS.get(code), spaced=code not in _UNSPACED)
         for code, name in CODES.items()
         if code not in LANGUAGES
     }
-    return made | {name: made[code] for name, code in TO_LANGUAGE_CODE.items() if code in made}
+    named = {name: made[code] for name, code in TO_LANGUAGE_CODE.items() if code in made}
+    return made | named | {name: made[code] for code, name in _FLEURS.items() if code in made}
 
 
 def code_in(corpus: str, language: Language) -> str:
-    """What a corpus, "common_voice" or "fleurs", calls a language; `UserError` if not known."""
+    """What a corpus, "common_voice" or "fleurs", calls a language; `UserError` if it has it not."""
     code = getattr(language, corpus)
     if code is None:
-        known = ", ".join(LANGUAGES)
         raise UserError(
-            f"The name of {language.code!r} ({language.name}) in corpus {corpus!r} is not known: "
-            f"choose one of {known}, or bring recordings of your own as 'folder/<name>'."
+            f"Corpus {corpus!r} does not have {language.code!r} ({language.name}): choose another "
+            "corpus or bring recordings of your own as 'folder/<name>'."
         )
     return code
 

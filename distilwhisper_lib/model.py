@@ -330,7 +330,12 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         return self.model.encoder(input_features, expert_ids=self.expert_ids_of(tokens))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Whisper's generate(), with ``language`` (or a list, one a row) by any name or code."""
+        """Whisper's generate(), with ``language`` (or a list, one a row) by any name or code.
+
+        Without a language it is Whisper that detects one for each row, through the shared route,
+        and the row then goes through the expert of what was detected, if there is one. In
+        forward(), a prompt without a language takes the shared route.
+        """
         if (given := kwargs.get("language")) is not None:
             config = kwargs.get("generation_config") or self.generation_config
             listed = given if isinstance(given, (list, tuple)) else [given]

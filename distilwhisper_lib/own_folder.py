@@ -12,17 +12,18 @@ import math
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 
 import pandas as pd
 
 from .audio import audio_seconds, check_segment
-from .clips import COLUMNS, VOTES, Corpus
+from .clips import COLUMNS, VOTES, Corpus, Inspection
 from .config import EMBEDDED, locate
 from .errors import UserError, reason
-from .inspection import require_readable
+from .files import sha256_file
+from .inspection import MEMORY, RequireWhole, require_readable
 from .languages import find_language
 from .text import says_nothing
 
@@ -51,12 +52,34 @@ def open_folder(rest: str, language: str, split: str, data_dir: str) -> Corpus:
         raise UserError(f"Corpus folder {rest!r} leaves {data_dir}: name a folder within it.")
     folder = Path(locate(data_dir)) / rest
     table = read_folder(folder, language, split)
-    return Corpus(table, _about(folder, rest, data_dir), require_readable)
+    about = _about(folder, rest, data_dir)
+    if _is_embedded(data_dir):
+        return Corpus(table, about, require_as_shipped)
+    return Corpus(table, about, RequireWhole(table, folder, folder / MEMORY))
+
+
+def require_as_shipped(clips: Sequence[Path]) -> list[Inspection]:
+    """`require_readable` for the demo: what has its digest decodes, as it did when it was built."""
+    for clip in dict.fromkeys(clips):
+        shipped = _shipped().get(f"{clip.parent.name}/{clip.name}", {})
+        if sha256_file(clip) != shipped.get("sha256"):
+            raise UserError(f"{clip} is not the file that came with the package: install it again.")
+    return require_readable(clips)
+
+
+@cache
+def _shipped() -> dict[str, dict[str, object]]:
+    manifest = Path(locate(EMBEDDED)) / "manifest.json"
+    return json.loads(manifest.read_text(encoding="utf-8"))["files"]
+
+
+def _is_embedded(data_dir: str) -> bool:
+    return f"{data_dir}/".startswith(EMBEDDED)
 
 
 def _about(folder: Path, rest: str, data_dir: str) -> dict[str, str]:
     name = f"folder/{rest}"
-    if f"{data_dir}/".startswith(EMBEDDED):
+    if _is_embedded(data_dir):
         source = "synthetic speech (espeak-ng) that comes with this package"
         return {"name": name, "licence": "MIT", "source": source}
     licence = "not stated"

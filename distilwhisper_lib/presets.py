@@ -5,21 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-# What a method changes for every preset.
+# Where a value comes from. A notebook shows it beside each setting.
+PAPER = "paper"  # arXiv 2311.01070, its text
+CODE = "authors' code"  # the code published with it, where the text is silent
+RECIPE = "authors' recipe"  # its training recipe of the LoRA baseline
+KIT = "kit"  # this kit's own choice, or what only this kit has
+THIS_RUN = "this run"  # whoever started it
+
+SEED = 77  # CODE
+
+# What a method changes for every preset (RECIPE).
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
-    "lora": {"label_smoothing": 0.0, "precision": "fp16"},  # public LoRA recipe
-    "full": {"label_smoothing": 0.0},  # the paper has no such row; a plain fine-tuning
+    "lora": {"label_smoothing": 0.0, "precision": "fp16"},
 }
 
-# conventions="authors" keeps the paper's ratio at the public code's smaller scale.
+# conventions="authors" keeps the paper's ratio at the public code's smaller scale (CODE).
 AUTHORS_DISTILLATION = {"task_weight": 0.5 / 1.41**2, "distil_weight": 0.5}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """``common`` holds for every method, ``methods`` for one; ``languages`` empty means any."""
+    """``common`` holds for every method, ``methods`` for one; ``languages`` empty means any.
+
+    ``source``: where the values of both come from.
+    """
 
     about: str
+    source: str
     common: dict[str, Any]
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     languages: tuple[str, ...] = ()
@@ -50,6 +62,7 @@ PRESETS: dict[str, Preset] = {
     # 800 sentences beat ten on 400 (CLSR 25.3 against 30.2), at the same cost.
     "demo": Preset(
         "embedded miniature pair and speech; offline; CPU; minutes",
+        KIT,
         {
             "student": "embedded/student",
             "teacher": "embedded/teacher",
@@ -79,6 +92,7 @@ PRESETS: dict[str, Preset] = {
     # of 16 GB or more.
     "own": Preset(
         "your recordings in data/speech and data/speech_ood; the paper's models and settings",
+        KIT,
         {"in_domain": "folder/speech", "out_of_domain": "folder/speech_ood"},
     ),
     # The paper's settings. Everything not named here is a default of RunConfig or a setting of
@@ -86,16 +100,19 @@ PRESETS: dict[str, Preset] = {
     # more, and Common Voice in data/common_voice (notebook 01 says how to get it).
     "cv3k": Preset(
         "the paper's 3k setting: 3,000 Common Voice clips, FLEURS out of domain; one GPU",
+        PAPER,
         _paper(3_000, 500, "3k"),
         languages=PAPER_LANGUAGES + ADDED_BY_3K,
     ),
     "cv10k": Preset(
         "the paper's 10k setting, its main table: 10,000 Common Voice clips; one GPU",
+        PAPER,
         _paper(10_000, 1_000, "10k"),
         languages=PAPER_LANGUAGES,
     ),
     "cv28k": Preset(
         "the paper's 28k setting: 28,000 Common Voice clips of three languages; one GPU",
+        PAPER,
         _paper(28_000, 1_000, "28k"),
         languages=OF_28K,
     ),

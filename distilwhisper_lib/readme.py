@@ -13,7 +13,7 @@ from .exports import formatted, to_markdown
 from .files import write_atomic
 from .languages import find_language
 from .records import Record, load_records
-from .tables import HEADLINE, results_tables, title_of
+from .tables import HEADLINE, results_tables, short_of_data, title_of
 
 _NORMALIZER_NOTES = {
     "marks": "marks kept: the kit's own rule, which keeps vowel signs and tone marks",
@@ -59,6 +59,8 @@ def _notes(records: Sequence[Record]) -> str:
             f"Written without spaces, so its CER comes first: {', '.join(unspaced)}. An average "
             "never mixes the two rates."
         )
+    if short := short_of_data(records):
+        notes.append(f"Trained on fewer clips than the table's size: {', '.join(short)}.")
     conventions = sorted({record["config"]["conventions"] for record in records})
     notes.append(f"Conventions: {', '.join(conventions)}.")
     return " ".join(notes) + "\n"

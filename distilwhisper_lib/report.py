@@ -39,7 +39,7 @@ from .published import compared, read_published_values
 from .records import DOMAINS, Record, load_records
 from .result_plots import error_kinds_bars, interval_plot, length_lines, results_bars
 from .significance import NO_HYPOTHESES, Resampled, check_scores, resample
-from .tables import HEADLINE, LABELS, blocks, results_tables, title_of
+from .tables import HEADLINE, LABELS, blocks, results_tables, short_of_data, title_of
 
 PUBLISHED = "published.csv"
 _CSS = """
@@ -120,6 +120,8 @@ def _error_rates(records: Sequence[Record]) -> str:
             "words and characters."
         )
     ]
+    if short := short_of_data(records):
+        parts.append(_note(f"Trained on fewer clips than the table's size: {', '.join(short)}."))
     for metric in (HEADLINE, "cer"):
         tables = results_tables(records, metric)
         parts.append(f"<h3>{title_of(tables)}, marks kept</h3>{_table(formatted(tables))}")

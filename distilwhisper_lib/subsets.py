@@ -219,6 +219,24 @@ def by_row_number(
     return by_id(table, [Path(old_order[number]).stem for number in numbers])
 
 
+def convert_row_numbers(
+    numbers: str | Path, old_table: str | Path, corpus: pd.DataFrame, path: str | Path
+) -> Path:
+    """Write the list, for `train_subset` or `validation_subset`, that a row-number file stands for.
+
+    `numbers` as read_row_numbers() takes it; `old_table` a TSV file with a column path, in the
+    order that the numbers count from 0 (the header line does not count); `corpus` the table of
+    the same split as it is now. Errors as by_row_number(), and when the column is missing.
+    """
+    lines = Path(old_table).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    header = lines[0].rstrip("\r").split("\t")
+    if "path" not in header:
+        raise UserError(f"{old_table} has no column 'path': give the old table as a TSV file.")
+    column = header.index("path")
+    old_order = [Path(line.split("\t")[column]).name for line in lines[1:]]
+    return write_subset(by_row_number(corpus, read_row_numbers(numbers), old_order), path)
+
+
 def _checked_ids(table: pd.DataFrame) -> list[str]:
     ids = list(table["id"])
     for id_ in ids:

@@ -114,6 +114,17 @@ def results_table(
     return table
 
 
+def short_of_data(records: Sequence[Record]) -> list[str]:
+    """ "<run id> (14 of 28,000 clips)" of each run that trained on fewer than its size says."""
+    return sorted(
+        f"{record['run_id']} ({train['clips']:,} of {size:,} clips)"
+        for record in records
+        if (train := record["data"]["train"])
+        and (size := record["config"].get("train_size"))
+        and train["clips"] < size
+    )
+
+
 def title_of(tables: Tables) -> str:
     """What the tables show: "WER", "CER" or "WER or CER"."""
     shown = [table.attrs["title"] for table in tables.values()]

@@ -40,7 +40,8 @@ _APOSTROPHES = dict.fromkeys(map(ord, "`´ʹʻʼʽ‘’‛′ꞌ＇"), "'")
 # Bullet, hyphenation point, bullet operator, dot operator, katakana dot: typed for the Catalan "·".
 _MIDDLE_DOT = regex.compile(r"(?<=l)[·•‧∙⋅・](?=l)")
 # Zero-width characters, soft hyphens, variation selectors: nothing one could hear or see.
-_INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
+# And the Arabic tatweel, which only stretches a word on the page.
+_INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\u0640]+")
 _WORD_APOSTROPHE = r"(?<=[\p{L}\p{M}\p{N}])'(?=[\p{L}\p{N}])"
 _NOT_TEXT = regex.compile(rf"(?!{_WORD_APOSTROPHE})(?!(?<=l)·(?=l))[^\p{{L}}\p{{M}}\p{{N}}]")
 # A mark that stands on no letter (an emoji's, say) belongs to no word.

@@ -104,6 +104,24 @@ def test_a_release_is_found_where_people_unpack_it(tmp_path, where, name):
     assert corpus.about["release"] == ("cv-corpus-13.0-2023-03-09" if known else "not named")
 
 
+def test_a_delta_release_beside_the_whole_one_does_not_count(tmp_path):
+    whole = tmp_path / "common_voice" / "cv-corpus-13.0-2023-03-09" / "ca"
+    release(whole, three_tables())
+    delta = tmp_path / "common_voice" / "cv-corpus-13.0-delta-2023-03-09" / "ca"
+    release(delta, {"validated.tsv": [clip("validated", 0)]})
+    assert find_release(tmp_path, "ca") == whole
+    assert len(read(tmp_path).table) == 3
+    shutil.rmtree(whole)  # alone, it is what there is
+    assert find_release(tmp_path, "ca") == delta
+
+
+@pytest.mark.parametrize("folder", ["sv", "sv-SE"])
+def test_the_release_s_folder_decides_what_a_language_is_called(tmp_path, folder):
+    release(tmp_path / "common_voice" / "cv-corpus-13.0" / folder, three_tables())
+    table = open_corpus("common_voice", "Swedish", "train", tmp_path).table
+    assert len(table) == 3 and set(table["language"]) == {"sv"}
+
+
 def test_no_release_and_two_releases(tmp_path):
     with pytest.raises(UserError, match=r"no Common Voice for 'ca' .*mozilladatacollective.*Octob"):
         read(tmp_path)
@@ -155,7 +173,9 @@ def test_durations_spare_long_clips_from_being_opened(tmp_path, place, monkeypat
     opened = []
     check = inspection.inspect_clip
     monkeypatch.setattr(
-        inspection, "inspect_clip", lambda path, root: opened.append(path.name) or check(path, root)
+        inspection,
+        "inspect_clip",
+        lambda path, *more: opened.append(path.name) or check(path, *more),
     )
     table, dropped = take_usable(read(tmp_path), None, 30.0)
     assert table["seconds"].tolist() == pytest.approx([0.9, 1.2, 1.3], abs=0.01)

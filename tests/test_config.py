@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
+import re
 
 import pytest
 
 from distilwhisper_lib import UserError, resolve
-from distilwhisper_lib.config import CODE, METHODS, PAPER, RunConfig, locate
+from distilwhisper_lib.config import METHODS, RunConfig, locate
 from distilwhisper_lib.languages import LANGUAGES
-from distilwhisper_lib.presets import PRESETS
+from distilwhisper_lib.presets import CODE, KIT, PAPER, PRESETS, RECIPE, THIS_RUN
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_defaults_are_the_papers_settings():
 TABLE = {
     "student": "openai/whisper-small", "teacher": "openai/whisper-large-v2",
     "in_domain": "common_voice", "out_of_domain": "fleurs", "test_size": None,
-    "train_subset": None, "max_seconds": 30.0,
+    "train_subset": None, "validation_subset": None, "max_seconds": 30.0,
     "epochs": 10, "max_steps": -1, "learning_rate": 1e-4, "batch_size": 16, "micro_batch": 8,
     "warmup_fraction": 0.1, "adam_beta1": 0.9, "adam_beta2": 0.98, "weight_decay": 0.0,
     "clip_norm": 1.0, "gate_dim": 64, "gate_noise": 5.0, "gate_dropout": 0.1,
@@ -123,16 +125,40 @@ TABLE = {
     "lora_dropout": 0.05, "max_new_tokens": 225, "conventions": "corrected", "seed": 77,
 }  # fmt: skip
 # Of these the kit decides by itself, or nobody has to.
-_OURS = {"train_subset", "max_seconds", "max_steps", "conventions", "seed"}
+_OURS = {"train_subset", "validation_subset", "max_seconds", "max_steps", "conventions"}
 
 
-def test_every_value_of_the_paper_names_its_source():
-    source = {f.name: f.metadata.get("source") for f in dataclasses.fields(RunConfig)}
-    assert {name for name in TABLE if source[name] not in (PAPER, CODE)} == _OURS
-    shown = resolve("js", "cv10k", "ca")._repr_html_()
-    assert "<td>gate_noise</td><td>5.0</td><td><i>authors' code</i></td>" in shown
-    assert "<td>budget</td><td>0.5</td><td><i>paper</i></td>" in shown
-    assert "<td>train_size</td><td><b>10000</b></td><td><i></i></td>" in shown
+@pytest.mark.parametrize("preset", ["cv3k", "cv10k", "cv28k"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_value_of_the_paper_names_its_source(method, preset):
+    config = resolve(method, preset, "ca")
+    source = config.sources()
+    assert source.keys() == config.to_dict().keys()
+    assert {name for name in TABLE if source[name] == KIT} == _OURS
+    for name in ("train_size", "validation_size", "test_size", "experts", "in_domain"):
+        assert source[name] == PAPER
+    recipe = {name for name in source if source[name] == RECIPE}
+    assert recipe == ({"label_smoothing", "precision"} if method == "lora" else set())
+    assert source["seed"] == CODE
+    assert {n for n in source if source[n] == THIS_RUN} == {"preset", "method", "language"}
+    for name, value in config.to_dict().items():
+        shown = re.search(rf"<td>{name}</td><td>(?:<b>)?(.*?)(?:</b>)?</td><td><i>(.*?)</i>",
+                          config._repr_html_())  # fmt: skip
+        assert shown.groups() == (html.escape(str(value)), source[name])
+
+
+def test_the_source_of_a_value_changes_with_who_set_it():
+    mine = {"train_size": 7, "hardware": "t4", "budget": 0.4}
+    source = resolve("lora", "cv10k", "ca", 3, mine).sources()
+    assert {source[name] for name in ("train_size", "hardware", "budget", "seed")} == {THIS_RUN}
+    assert source["validation_size"] == PAPER
+    assert source["precision"] == source["micro_batch"] == KIT  # a profile of the kit's
+    assert source["label_smoothing"] == RECIPE
+    demo = resolve("lora").sources()
+    assert demo["label_smoothing"] == demo["precision"] == demo["epochs"] == KIT
+    assert demo["gate_dim"] == CODE
+    authors = resolve("js", "cv10k", "ca", overrides={"conventions": "authors"}).sources()
+    assert (authors["conventions"], authors["task_weight"]) == (THIS_RUN, CODE)
 
 
 SIZES = {"cv3k": (3_000, 500), "cv10k": (10_000, 1_000), "cv28k": (28_000, 1_000)}
@@ -147,10 +173,9 @@ def test_the_paper_s_presets_are_the_paper_s_table(preset, method):
     assert {name: config[name] for name in TABLE} == TABLE
     assert (config["train_size"], config["validation_size"]) == SIZES[preset]
     assert config["experts"].endswith(preset.removeprefix("cv"))
-    # The LoRA baseline is the only one in half precision, and it and plain fine-tuning (which the
-    # paper has not) the only ones without label smoothing.
+    # The LoRA baseline alone is in half precision and without label smoothing.
     assert config["precision"] == ("fp16" if method == "lora" else "fp32")
-    assert config["label_smoothing"] == (0.0 if method in ("lora", "full") else 0.1)
+    assert config["label_smoothing"] == (0.0 if method == "lora" else 0.1)
 
 
 @pytest.mark.parametrize("preset", SIZES)
@@ -178,6 +203,17 @@ def test_a_language_that_a_preset_has_not_is_told_where_to_go():
     )
     with pytest.raises(UserError, match="use preset own$"):
         resolve("clsr", "cv3k", "nl")
+
+
+def test_a_language_that_the_corpus_cannot_have_is_refused_at_once():
+    fleurs = {"out_of_domain": "fleurs/raw_transcription@main"}
+    for settings in (fleurs, {"in_domain": "fleurs"}):
+        assert resolve("js", "own", "swahili", 1, settings).language == "sw"
+        with pytest.raises(UserError, match=r"'fleurs' does not have 'eu' \(basque\): choose"):
+            resolve("js", "own", "eu", 1, settings)
+    with pytest.raises(UserError, match="'fleurs' does not have 'br'"):
+        resolve("js", "own", "sw", 1, fleurs | {"forgetting": "en br"})
+    assert resolve("js", "own", "eu", 1, {"in_domain": "common_voice"}).language == "eu"
 
 
 def test_a_subset_lists_content_is_part_of_the_run_id(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from distilwhisper_lib import corpora, own_folder
-from distilwhisper_lib.config import resolve
+from distilwhisper_lib.config import locate, resolve
 from distilwhisper_lib.corpora import (
     COLUMNS,
     corpus_hash,
@@ -278,12 +278,13 @@ def test_missing_folder_and_missing_or_double_metadata(tmp_path):
         read_folder(tmp_path, "ca", "train")
 
 
-def test_load_corpus_goes_by_name(tmp_path, monkeypatch):
+def test_load_corpus_goes_by_name(tmp_path):
     folder = write_csv(tmp_path / "speech", [row("a.wav")])
     loaded = load_corpus("folder/speech", "ca", "train", tmp_path)
     pd.testing.assert_frame_equal(loaded, read_folder(folder, "ca", "train"))
-    monkeypatch.setattr(own_folder, "locate", lambda name: {"embedded": str(tmp_path)}[name])
-    pd.testing.assert_frame_equal(load_corpus("folder/speech", "ca", "train", "embedded"), loaded)
+    loaded = load_corpus("folder/speech", "ca", "test", "embedded")
+    expected = read_folder(locate("embedded/speech"), "ca", "test")
+    pd.testing.assert_frame_equal(loaded, expected)
 
 
 @pytest.mark.parametrize(
@@ -325,9 +326,8 @@ def test_own_recordings_may_be_in_any_language_of_whisper(tmp_path):
         assert set(data.train["language"]) == {code}
         said = [{"reference": text, "hypothesis": text} for text in data.train["text"]]
         assert score(said, language)["marks"]["cer"]["cer"] == 0
-    for corpus in ("fleurs", "common_voice"):
-        with pytest.raises(UserError, match="'eu'.*not known.*recordings of your own"):
-            load_data(resolve("clsr", "demo", "eu", overrides={"in_domain": corpus}))
+    with pytest.raises(UserError, match="does not have 'eu'.*recordings of your own"):
+        resolve("clsr", "demo", "eu", overrides={"in_domain": "fleurs"})
 
 
 def test_load_corpus_refuses_an_unknown_language(tmp_path):

@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from distilwhisper_lib import UserError
+from distilwhisper_lib import UserError, hub
+from distilwhisper_lib.experts import look_for_expert
 
 
 @pytest.fixture
@@ -108,3 +109,43 @@ def test_half_precision_halves_the_file_and_loads_as_float32(saved, tiny_model, 
     for name, tensor in other.state_dict().items():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, model.state_dict()[name], atol=1e-2, rtol=1e-3)
+
+
+def test_a_source_without_the_expert_is_told_from_one_that_cannot_be_asked(
+    saved, tmp_path, monkeypatch
+):
+    _, path = saved
+    assert look_for_expert("Catalan", tmp_path) == path
+    assert look_for_expert("swahili", tmp_path) is None
+    with pytest.raises(UserError, match="there is no file or folder"):
+        look_for_expert("swahili", tmp_path / "elsewhere")
+
+    def answer(error):
+        def download(repository, name, **options):
+            raise error
+
+        monkeypatch.setattr(hub.huggingface_hub, "hf_hub_download", download)
+
+    answer(hub.EntryNotFoundError("404"))
+    assert look_for_expert("swahili", "some/experts") is None
+    answer(hub.LocalEntryNotFoundError("offline"))
+    with pytest.raises(UserError, match="local cache of hub repository 'some/experts'"):
+        look_for_expert("swahili", "some/experts")
+    answer(OSError("no network"))
+    with pytest.raises(UserError, match="no network"):
+        look_for_expert("swahili", "some/experts")
+
+
+def test_a_conversion_whose_source_is_gone_is_held_against_the_other_bin(tiny_model, tmp_path):
+    model = tiny_model("ca")
+    first = model.save_experts("ca", tmp_path, layout="authors")
+    model.load_experts("ca", tmp_path, convert=True)
+    other = first.rename(tmp_path / "ca-experts.bin")
+    model.load_experts("ca", tmp_path)  # the same under its other name
+    with torch.no_grad():
+        model.model.encoder.layers[0].clsr["ca"].fc1.weight.mul_(0.5)
+    model.save_experts("ca", tmp_path / "new", layout="authors").replace(other)
+    with pytest.raises(UserError, match="made of another ca-experts.bin"):
+        model.load_experts("ca", tmp_path)
+    other.unlink()
+    model.load_experts("ca", tmp_path)

@@ -7,8 +7,10 @@ from_pretrained, load_experts, generate, losses.py, and objective.py with conven
 
 What our design answers differently, and why:
 
-- Language None crashes the public code. Here every row then takes the shared route, which is
-  checked against ``none/*``, made with its skip branch.
+- Language None crashes the public code. Here forward(), given a prompt without a language, takes
+  the shared route, which is checked against ``none/*``, made with its skip branch. generate()
+  without a language detects one for each row, as Whisper does, and routes by it: no golden value
+  can say so, tests/test_model.py does.
 - Task "translate" crashes it too. Here it takes the shared route, because experts learn to
   transcribe; the mixture that was meant (expert encoder, shared decoder) is checked on forward().
 - Its sampler fills batches with one language each, but the last ones mix languages and go through

@@ -57,17 +57,39 @@ def test_every_language_of_whisper_is_known_by_each_of_its_names():
         language = find_language(code.upper())
         assert (language.code, language.name) == (code, name)
         assert whisper_language(f" {name.title()} ") == (code, name)
-        assert (language.code in LANGUAGES) == (language.fleurs is not None)
+        assert language.fleurs is None or find_language(language.fleurs) is language
     for alias, code in TO_LANGUAGE_CODE.items():
         assert find_language(alias).code == code
 
 
-def test_corpora_know_the_languages_of_the_table_only():
-    assert code_in("common_voice", find_language("ca")) == "ca"
-    assert code_in("fleurs", find_language("ca")) == "ca_es"
-    for corpus in ("common_voice", "fleurs"):
-        with pytest.raises(UserError, match=rf"'eu' \(basque\) in corpus '{corpus}' is not known"):
-            code_in(corpus, find_language("basque"))
+# All of FLEURS.
+FLEURS = """
+af_za am_et ar_eg as_in ast_es az_az be_by bg_bg bn_in bs_ba ca_es ceb_ph ckb_iq cmn_hans_cn cs_cz
+cy_gb da_dk de_de el_gr en_us es_419 et_ee fa_ir ff_sn fi_fi fil_ph fr_fr ga_ie gl_es gu_in ha_ng
+he_il hi_in hr_hr hu_hu hy_am id_id ig_ng is_is it_it ja_jp jv_id ka_ge kam_ke kea_cv kk_kz km_kh
+kn_in ko_kr ky_kg lb_lu lg_ug ln_cd lo_la lt_lt luo_ke lv_lv mi_nz mk_mk ml_in mn_mn mr_in ms_my
+mt_mt my_mm nb_no ne_np nl_nl nso_za ny_mw oc_fr om_et or_in pa_in pl_pl ps_af pt_br ro_ro ru_ru
+sd_in sk_sk sl_si sn_zw so_so sr_rs sv_se sw_ke ta_in te_in tg_tj th_th tr_tr uk_ua umb_ao ur_pk
+uz_uz vi_vn wo_sn xh_za yo_ng yue_hant_hk zu_za
+""".split()
+# What Whisper calls otherwise.
+OTHERWISE = {"zh": "cmn_hans_cn", "no": "nb_no", "tl": "fil_ph", "jw": "jv_id"}
+
+
+def test_fleurs_has_every_language_of_whisper_that_it_has():
+    assert len(FLEURS) == 102
+    by_code = {name.split("_")[0]: name for name in FLEURS}
+    expected = {code: OTHERWISE.get(code, by_code.get(code)) for code in WHISPER}
+    assert {code: find_language(code).fleurs for code in WHISPER} == expected
+    assert code_in("fleurs", find_language("Swahili")) == "sw_ke"
+    with pytest.raises(UserError, match=r"'fleurs' does not have 'eu' \(basque\): choose another"):
+        code_in("fleurs", find_language("basque"))
+
+
+def test_common_voice_calls_languages_as_whisper_does():
+    assert {code: code_in("common_voice", find_language(code)) for code in WHISPER} == {
+        code: code for code in WHISPER
+    }
 
 
 @pytest.mark.parametrize("given", ["klingon", "", "c", None, 7, ["ca"]])

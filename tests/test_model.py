@@ -203,6 +203,22 @@ def test_translation_uses_the_shared_branch(tiny_model, features):
     )
 
 
+@torch.no_grad()
+def test_without_a_language_the_detected_one_s_expert_speaks(tiny_model, features, processor):
+    """Detection goes through the shared route; then it is as if the language had been given."""
+    tokens = tiny_model().detect_language(features).flatten().tolist()
+    detected = [processor.tokenizer.decode(token).strip("<|>") for token in tokens]
+    options = dict(task="transcribe", max_new_tokens=8)
+    model = tiny_model(*sorted(set(detected)))
+    assert model.detect_language(features).flatten().tolist() == tokens
+    said = model.generate(features, **options).tolist()
+    assert said == model.generate(features, language=detected, **options).tolist()
+    assert said != stock_twin_generation(model, features, **options)
+    elsewhere = tiny_model(next(code for code in ("ca", "cs", "th") if code not in detected))
+    said = elsewhere.generate(features, **options).tolist()
+    assert said == stock_twin_generation(elsewhere, features, **options)
+
+
 def stock_twin_generation(model, features, **arguments):
     twin = stock_twin(model)
     twin.generation_config = model.generation_config

@@ -286,6 +286,30 @@ def test_quickstart_speaks_with_a_released_expert_and_ones_own(checkout, tmp_pat
     assert sorted(path for path in checkout.rglob("*") if path.is_file()) == before
 
 
+def test_quickstart_goes_without_an_expert_that_the_source_has_not(checkout, tmp_path):
+    """Preset own, of a language that its experts' source can be looked into for and lacks."""
+    (tmp_path / "experts").mkdir()
+    overrides = {"student": "embedded/student", "data_dir": "embedded", "max_new_tokens": 12,
+                 "experts": str(tmp_path / "experts")}  # fmt: skip
+    command = [
+        "papermill", "00_quickstart.ipynb", str(tmp_path / "out.ipynb"), "-p", "preset", "own",
+        "-p", "language", "cs", "-p", "overrides", json.dumps(overrides), "--no-progress-bar",
+    ]  # fmt: skip
+    done = kit(*command, cwd=checkout / "notebooks")
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = [output for cell in cells(read(tmp_path / "out.ipynb")) for output in cell.outputs]
+    said = "".join(output.get("text", "") for output in outputs)
+    assert "has no ready-made expert for cs: train one in notebook 05." in said
+    pages = ["".join(output.get("data", {}).get("text/html", "")) for output in outputs]
+    assert any("without" in page for page in pages)
+    assert not any("ready-made expert" in page for page in pages)
+
+    (tmp_path / "experts" / "expert.czech.safetensors").write_bytes(b"damaged")
+    done = kit(*command, cwd=checkout / "notebooks")
+    assert done.returncode != 0
+    assert "expert.czech.safetensors" in done.stderr
+
+
 def test_the_readmes_library_and_batch_lines_refuse_wrong_input(checkout):
     before = sorted(p for p in checkout.rglob("*") if "distilwhisper_lib" not in str(p))
     for arguments, message in (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 from stand_ins import (
@@ -23,7 +25,8 @@ from stand_ins import (
     write_clip,
 )
 
-from distilwhisper_lib import UserError, resolve
+from distilwhisper_lib import UserError, inspection, own_folder, resolve
+from distilwhisper_lib.config import locate
 from distilwhisper_lib.data import load_data, write_data_report
 from distilwhisper_lib.data_plots import preflight_overview
 from distilwhisper_lib.labels import LabelLimit, label_limit
@@ -177,6 +180,102 @@ def test_own_recordings_go_the_same_way(speech_folder, tmp_path, configure, proc
     assert (kept["part"], kept["id"]) == ("out_of_domain", "test0")
     assert kept["detail"] == "kept: not learnt"
     assert table["licence"].tolist() == ["not stated"] * 4
+
+
+def test_the_authors_row_numbers_choose_what_is_trained_and_validated_on(tmp_path, configure):
+    """By README's own lines. The old tables have another order, and folders before the names."""
+    release(tmp_path / "data" / "common_voice" / "ca", three_tables(5))
+    (tmp_path / "old").mkdir()
+    for name in ("train", "dev"):
+        rows = three_tables(5)[f"{name}.tsv"][::-1]
+        rows = [row | {"path": f"ca_{name}_0/{row['path']}"} for row in rows]
+        (tmp_path / "old" / f"{name}.tsv").write_text(tsv(rows))
+    (tmp_path / "rows-train.txt").write_text("[3, 0]")
+    (tmp_path / "rows-validation.txt").write_text("1\n4\n")
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (lines,) = [b for b in re.findall("```python\n(.*?)```", readme, re.S) if "convert_row" in b]
+    exec(lines, {})
+    lists = {"train_subset": "train.txt", "validation_subset": "validation.txt"}
+    config = configure("common_voice", "common_voice", **lists)
+    data = load_data(config)
+    assert data.train["id"].tolist() == [f"common_voice_ca_train00{n}" for n in (1, 4)]
+    assert data.validation["id"].tolist() == [f"common_voice_ca_dev00{n}" for n in (3, 0)]
+    before = config.run_id
+    assert before != configure("common_voice", "common_voice", train_subset="train.txt").run_id
+    (tmp_path / "validation.txt").write_text((tmp_path / "train.txt").read_text())
+    assert config.run_id != before
+
+
+CODINGS = {"flac": ("FLAC", None), "mp3": ("MP3", None), "ogg": ("OGG", "VORBIS"),
+           "opus": ("OGG", "OPUS"), "wav": ("WAV", None)}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", CODINGS)
+@pytest.mark.parametrize("where", ["whole", "segment"])
+def test_an_own_recording_cut_in_half_is_named_before_anything_is_trained(
+    tmp_path, speech_folder, configure, suffix, where
+):
+    """Of Opus, Vorbis and WAV only the metadata's length tells."""
+    (tmp_path / "data").mkdir()
+    path = speech_folder("data/speech") / "metadata.csv"
+    name = path.with_name(f"train0.{suffix}")
+    path.with_name("train0.wav").unlink()
+    table = pd.read_csv(path).replace("train0.wav", name.name)
+    named = table["file_name"] == name.name
+    if where == "whole":
+        table.loc[named, "seconds"] = 2.5
+    else:
+        table.loc[named, ["start", "end"]] = [0.0, 2.5]
+    table.to_csv(path, index=False)
+    config = configure("folder/speech", "folder/speech", max_seconds=30)
+    name.write_bytes(whole := encoded(2.5, 3, *CODINGS[suffix]))
+    assert load_data(config).train["seconds"].max() == pytest.approx(2.5)
+    name.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=rf"train0\.{suffix}"):
+        load_data(config)
+
+
+def test_every_broken_own_recording_counts_and_the_first_are_named(
+    tmp_path, speech_folder, configure
+):
+    (tmp_path / "data").mkdir()
+    path = speech_folder("data/speech") / "metadata.csv"
+    for number in range(4):
+        whole = encoded(2.0, number, "FLAC")  # libsndfile goes by the content
+        path.with_name(f"train{number}.wav").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="4 of 4 recordings") as error:
+        load_data(configure("folder/speech", "folder/speech", max_seconds=30))
+    assert [f"train{number}.wav" in str(error.value) for number in range(4)].count(True) == 3
+
+
+def test_own_recordings_are_decoded_once_and_not_where_a_run_does_not_look(
+    tmp_path, speech_folder, configure, monkeypatch
+):
+    (tmp_path / "data").mkdir()
+    speech_folder("data/speech")
+    decoded = []
+    check = inspection.decoded_seconds
+    monkeypatch.setattr(
+        inspection, "decoded_seconds", lambda *given: decoded.append(given[0].name) or check(*given)
+    )
+    config = configure("folder/speech", "folder/speech", max_seconds=30)
+    load_data(config)
+    assert sorted(decoded) == sorted(set(decoded)) and len(decoded) == 12
+    load_data(config)
+    assert len(decoded) == 12
+    load_data(resolve("zero_shot", "demo", "ca"))  # whose files are known by their digests
+    assert len(decoded) == 12
+
+
+def test_a_damaged_file_of_the_demo_is_named(tmp_path):
+    clip = Path(locate("embedded/speech/ca-test-00.ogg"))
+    (tmp_path / "speech").mkdir()
+    copy = tmp_path / "speech" / clip.name
+    copy.write_bytes(clip.read_bytes())
+    assert own_folder.require_as_shipped([copy])[0].seconds > 1
+    copy.write_bytes(clip.read_bytes()[:-1])
+    with pytest.raises(UserError, match="ca-test-00.ogg is not the file that came"):
+        own_folder.require_as_shipped([copy])
 
 
 def test_a_label_that_cannot_be_learnt_is_left_out_of_training_only(speech_folder, configure):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from make_records import evaluation, make_record
 
-from distilwhisper_lib import exports, published, tables
+from distilwhisper_lib import exports, published, readme, report, tables
 from distilwhisper_lib.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -324,3 +324,16 @@ def test_other_columns_are_refused(tmp_path):
         UserError, match=r"p\.csv: has the columns system, wer, expected system, tr"
     ):
         published.read_published_values(tmp_path / "p.csv")
+
+
+def test_a_run_that_lacked_training_clips_is_named_below_the_tables():
+    full, short = make_record("js", train_size=800), make_record("clsr", train_size=28_000)
+    short["data"]["train"] = short["data"]["train"] | {"clips": 14}
+    zero_shot = make_record("zero_shot", train_size=28_000)
+    zero_shot["data"]["train"] = None
+    records = [full, short, zero_shot, make_record("kl")]
+    said = f"Trained on fewer clips than the table's size: {short['run_id']} (14 of 28,000 clips)."
+    assert said in readme.readme_block(records)
+    assert said in report._error_rates(records).replace("&#x27;", "'")
+    assert "fewer clips" not in readme.readme_block([full, zero_shot])
+    assert "fewer clips" not in report._error_rates([full, zero_shot])

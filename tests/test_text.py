@@ -193,3 +193,8 @@ def test_normalize_goes_by_name():
     assert normalize("Col·legi!", "marks") == "col·legi"
     with pytest.raises(UserError, match="'basic'.*whisper, marks"):
         normalize("x", "basic")
+
+
+def test_the_tatweel_stretches_a_word_and_is_no_letter():
+    assert normalize("كـــتاب", "marks") == normalize("كتاب", "marks") == "كتاب"
+    assert says_nothing("ـــ")
