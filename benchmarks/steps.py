@@ -202,8 +202,9 @@ def targets(setting: Setting, table: pd.DataFrame) -> StoredTargets:
 
 
 def _config(method: str, precision: str, rows: int) -> Any:
-    sizes = {"batch_size": rows, "micro_batch": rows, "precision": precision}
-    return resolve(method, "own", "ca", 77, sizes | {"teacher_targets": "hidden"})
+    same = {"batch_size": rows, "micro_batch": rows, "precision": precision}
+    same |= {"label_smoothing": 0.1, "teacher_targets": "hidden"}  # the LoRA recipe has none
+    return resolve(method, "own", "ca", 77, same)
 
 
 def sides_of_memory(setting: Setting) -> dict[str, Any]:

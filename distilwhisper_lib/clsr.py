@@ -63,6 +63,15 @@ class Gate(nn.Module):
         self.outer = nn.Linear(gate_dim, 1, bias=False)
         self.dropout = dropout
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gate:
+        """Moved as any module, but its weights stay float32 when a model is cast to half."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (...), always float32: half precision would flip tokens near zero."""
         if torch.is_autocast_enabled(x.device.type):

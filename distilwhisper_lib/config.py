@@ -56,8 +56,11 @@ PACKAGE = Path(__file__).parent
 EMBEDDED = "embedded/"
 
 
-def _setting(default: Any, source: str = KIT, hashed: bool = True) -> Any:
-    """A field and its source; ``hashed=False`` keeps paths and hardware out of the run id."""
+def _setting(default: Any, source: str = KIT, hashed: bool | Literal["preset"] = True) -> Any:
+    """A field and its source; ``hashed=False`` keeps paths and hardware out of the run id.
+
+    "preset": part of the run id where it differs from the preset's value, not from the default.
+    """
     return field(default=default, metadata={"source": source, "hashed": hashed})
 
 
@@ -98,7 +101,9 @@ class RunConfig:
     max_steps: int = _setting(-1)  # above 0: stop there instead, for smoke runs
     learning_rate: float = _setting(1e-4, PAPER)
     batch_size: int = _setting(16, PAPER)  # per optimiser step; accumulated
-    micro_batch: int = _setting(8, CODE, hashed=False)  # rows on the device at once
+    # Rows on the device at once. Losses are means over a micro-batch, as the public code's are, so
+    # this decides numbers too.
+    micro_batch: int = _setting(8, CODE, hashed="preset")
     warmup_fraction: float = _setting(0.1, PAPER)
     adam_beta1: float = _setting(0.9, CODE)
     adam_beta2: float = _setting(0.98, CODE)
@@ -151,6 +156,12 @@ class RunConfig:
     keep_gates: bool = _setting(False, hashed=False)
     selection_normalizer: Literal["whisper", "marks"] = _setting("whisper", CODE)
 
+    def _usual(self, f: dataclasses.Field) -> Any:
+        """The value of a setting that leaves no trace in the run id."""
+        if f.metadata.get("hashed") == "preset":
+            return PRESETS[self.preset].common.get(f.name, f.default)
+        return f.default
+
     @property
     def run_id(self) -> str:
         """``<method>-<language>-s<seed>-<8 hex>``.
@@ -161,7 +172,7 @@ class RunConfig:
         hashed = {
             f.name: getattr(self, f.name)
             for f in _fields()
-            if _is_hashed(f) and getattr(self, f.name) != f.default
+            if _is_hashed(f) and getattr(self, f.name) != self._usual(f)
         }
         if self.data_dir != PRESETS[self.preset].common.get("data_dir", "data"):
             hashed["data_dir"] = self.data_dir  # other recordings are another run

@@ -31,10 +31,10 @@ def log_mel(extractor: WhisperFeatureExtractor, audio: Sequence[np.ndarray]) -> 
         out = extractor(list(audio), sampling_rate=SAMPLE_RATE, return_tensors="pt")
         return out.input_features
     with torch.autocast("cpu", enabled=False):
-        window = torch.hann_window(extractor.n_fft)
+        window = torch.hann_window(extractor.n_fft, dtype=torch.float32)
         filters = torch.from_numpy(extractor.mel_filters).float().T  # (mels, bins)
         shape = (len(audio), len(filters), extractor.n_samples // extractor.hop_length)
-        features = torch.empty(shape)
+        features = torch.empty(shape, dtype=torch.float32)
         for clip, samples in zip(features, audio, strict=True):
             touched = torch.from_numpy(_touched(samples, extractor))
             frames = touched.unfold(0, extractor.n_fft, extractor.hop_length) * window

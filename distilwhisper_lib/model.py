@@ -93,6 +93,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
     # would not divide the loss by the accumulation steps.
     accepts_loss_kwargs = False
     _no_split_modules = ["RoutedEncoderLayer", "RoutedDecoderLayer"]
+    # Rounded weights of a gate would flip tokens.
+    _keep_in_fp32_modules_strict = ["gate"]
 
     def __init__(self, config: DistilWhisperConfig) -> None:
         super().__init__(config)

@@ -75,7 +75,8 @@ class _Files:
             try:
                 note = json.loads((self.folder / name).read_text(encoding="utf-8"))
                 if self.made_for.items() <= note.items():
-                    left |= {entry["file"]: entry for entry in note["files"]}
+                    entries = [e | {"seconds": float(e["seconds"])} for e in note["files"]]
+                    left |= {e["file"]: e for e in entries if {"sha256", "bytes"} <= e.keys()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
         return {

@@ -34,6 +34,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from .config import RunConfig
 from .device import precision_here
@@ -108,14 +109,18 @@ def stored_targets(
     places = plan(counts, width)
     found = _found(folder, identity, places, config.rebuild_teacher_targets)
     if found is None:
-        with alone(
-            folder, "building the teacher targets"
-        ):  # where another process may just have built them
-            found = _found(folder, identity, places, config.rebuild_teacher_targets)
-            if found is None:
-                _check_room(folder, places, width)
-                build(folder, identity, places, table, collator, config, source)
-                found = _verified(folder, identity, places, built=True)
+        try:
+            with alone(folder, "building the teacher targets"):
+                found = _found(folder, identity, places, config.rebuild_teacher_targets)
+                if found is None:  # else another process has built them since
+                    _check_room(folder, places, width, source)
+                    build(folder, identity, places, table, collator, config, source)
+                    found = _verified(folder, identity, places, built=True)
+        except OSError as error:
+            raise UserError(
+                f"the teacher targets cannot be written to {folder} ({reason(error)}): mend that "
+                'and run again, which goes on from here, or set teacher_targets to "online"'
+            ) from None
     return found
 
 
@@ -146,6 +151,7 @@ def _identity(
         "teacher": source.about["name"],
         "teacher_revision": config.teacher_revision,
         "teacher_weights": source.about["sha256"],
+        "teacher_config": _digest(json.dumps(_architecture(source.config), sort_keys=True)),
         "data": data_hash,
         "labels": labels_hash,
         "tokenizer": _digest(json.dumps(sorted(collator.tokenizer.get_vocab().items()))),
@@ -153,6 +159,12 @@ def _identity(
         "precision": precision_here(config),
         "dtype": "float16",
     } | (compact if config.targets == "top_k" else {})
+
+
+def _architecture(config: PretrainedConfig) -> dict[str, Any]:
+    """A configuration without what only tells where it came from."""
+    told = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+    return {k: v for k, v in json.loads(config.to_json_string()).items() if k not in told}
 
 
 def _digest(text: str) -> str:
@@ -183,7 +195,7 @@ def _verified(
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         version, files, clips = index["format"], index["files"], index["clips"]
-        theirs, seconds = index["identity"], index["seconds"]
+        theirs, seconds = dict(index["identity"]), float(index["seconds"])
         sizes = {file["file"]: (file["bytes"], file["sha256"]) for file in files}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unsound(folder, f"have an unreadable {INDEX} ({reason(error)})") from None
@@ -219,8 +231,9 @@ def _unsound(folder: Path, what: str) -> UserError:
     )
 
 
-def _check_room(folder: Path, places: list[Place], width: int) -> None:
-    needed = width * sum(place.stop - place.start for place in places)
+def _check_room(folder: Path, places: list[Place], width: int, source: TeacherSource) -> None:
+    head = source.config.vocab_size * source.config.d_model * 4
+    needed = width * sum(place.stop - place.start for place in places) + head
     free = shutil.disk_usage(folder.parent).free
     there = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if needed > free + there:

@@ -65,7 +65,7 @@ def test_strings_from_a_command_line_become_what_the_field_wants():
 def test_the_run_id_covers_what_decides_numbers_and_nothing_else():
     config = resolve("clsr", "demo", "ca", 77)
     assert config.run_id.startswith("clsr-ca-s77-")
-    same = {"eval_batch_size": 7, "workers": 3, "micro_batch": 16, "keep_gates": True}
+    same = {"eval_batch_size": 7, "workers": 3, "keep_gates": True}
     assert resolve("clsr", "demo", "ca", 77, same).run_id == config.run_id
     for other in (
         {"budget": 0.4},
@@ -73,6 +73,7 @@ def test_the_run_id_covers_what_decides_numbers_and_nothing_else():
         {"train_size": 10},
         {"student": "x"},
         {"precision": "bf16"},
+        {"micro_batch": 16},  # losses are means over a micro-batch
     ):
         assert resolve("clsr", "demo", "ca", 77, other).run_id != config.run_id
     assert resolve("zero_shot", "demo", "ca", 77).run_id.startswith("zero-shot-ca-s77-")

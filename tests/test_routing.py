@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -86,9 +88,9 @@ def test_each_token_goes_through_one_branch(layer, monkeypatch):
 @torch.no_grad()
 def test_half_precision_does_not_flip_tokens():
     torch.manual_seed(0)
-    gate = Gate(64, 16, 0.0).to(torch.bfloat16).eval()
     exact = Gate(64, 16, 0.0).eval()
-    exact.load_state_dict({name: t.float() for name, t in gate.state_dict().items()})
+    gate = copy.deepcopy(exact).to(torch.bfloat16)
+    assert all(map(torch.equal, gate.parameters(), exact.parameters()))
     x = torch.randn(50, 400, 64).bfloat16()
     scores = exact(x.float())
     assert torch.equal(gate(x), scores)
@@ -96,7 +98,8 @@ def test_half_precision_does_not_flip_tokens():
     with torch.autocast("cpu", torch.bfloat16):
         assert gate(x).dtype == torch.float32
         assert torch.equal(hard_gate(exact, x.float()), scores >= 0)
-    half = F.linear(F.relu(gate.inner(x)), gate.outer.weight).squeeze(-1)
+    inner, outer = (t.bfloat16() for t in (gate.inner.weight, gate.outer.weight))
+    half = F.linear(F.relu(F.linear(x, inner, gate.inner.bias.bfloat16())), outer).squeeze(-1)
     assert not torch.equal(half >= 0, scores >= 0)  # what float32 saves from
 
 
