@@ -113,8 +113,8 @@ def test_badges_writes_one_address_everywhere(tmp_path):
     assert {path.name for path in changed} >= {path.name for path in PATHS}
     assert repository(tmp_path) == "someone/their.fork"
     for path in tmp_path.rglob("*.*"):
-        assert f"github.com/{old}" not in path.read_text()
-        assert f"github/{old}" not in path.read_text()
+        assert f"github.com/{old}".encode() not in path.read_bytes()
+        assert f"github/{old}".encode() not in path.read_bytes()
     assert write_badges("someone/their.fork", tmp_path) == []
     for wrong in ("", "owner", "https://github.com/a/b", "a/b c"):
         with pytest.raises(UserError, match="expected owner/name"):
