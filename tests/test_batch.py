@@ -345,7 +345,9 @@ def test_an_interrupt_stops_notebooks_and_kernels(kit, kind):
     wait = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\n"
     make_notebook(kit / "notebooks" / "05_js_distillation.ipynb", wait + "time.sleep(120)")
     line, environment = command(kit, "05", "06", "07")
-    process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
+    )
     mark = kit / "notebooks" / "pid"
     deadline = time.monotonic() + 60
     while not (mark.is_file() and mark.read_text()) and time.monotonic() < deadline:
@@ -363,6 +365,11 @@ def test_an_interrupt_stops_notebooks_and_kernels(kit, kind):
     while _alive(kernel) and time.monotonic() < deadline + 20:
         time.sleep(0.1)
     assert not _alive(kernel)
+
+
+def _hear_interrupts() -> None:
+    """A suite that a shell runs in the background ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _alive(pid: int) -> bool:
