@@ -110,7 +110,7 @@ class RunConfig:
     weight_decay: float = _setting(0.0, CODE)
     clip_norm: float = _setting(1.0, CODE)
     label_smoothing: float = _setting(0.1, PAPER)
-    # Hashed, unlike the rest of a hardware profile: rounding changes the trained weights. "auto"
+    # Hashed, unlike most of a hardware profile: rounding changes the trained weights. "auto"
     # hashes as "auto", whatever a machine makes of it; the record says what that was. On a CPU
     # "fp16" trains in fp32: see device.precision_here.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("fp32", CODE)

@@ -83,11 +83,14 @@ def test_the_readme_tells_the_profiles():
             assert cells[3] == ("on" if profile["activation_checkpointing"] else "off")
 
 
-def test_of_a_profile_only_the_precision_is_part_of_the_run_id():
+def test_of_a_profile_precision_and_rows_at_once_are_part_of_the_run_id():
     plain = resolve("js")
-    same = resolve("js", overrides={"hardware": "t4", "precision": "fp32"})
+    usual = {"precision": plain.precision, "micro_batch": plain.micro_batch}
+    same = resolve("js", overrides={"hardware": "t4", **usual})
     assert same.run_id == plain.run_id
-    assert resolve("js", overrides={"hardware": "t4"}).run_id != plain.run_id
+    for name in usual:
+        other = {k: v for k, v in usual.items() if k != name}
+        assert resolve("js", overrides={"hardware": "t4", **other}).run_id != plain.run_id
     again = resolve("js", overrides=same.overrides())
     assert again == same
 

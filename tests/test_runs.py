@@ -64,7 +64,7 @@ def test_a_run_leaves_a_record_and_a_gate_file(method, study):
 def _check_gate_file(gates, config, rows):
     assert (gates["method"], gates["language"], gates["seed"]) == ("js", "ca", 7)
     assert gates["settings"]["max_steps"] == 2
-    assert "micro_batch" not in gates["settings"]  # decides no number
+    assert "eval_batch_size" not in gates["settings"]  # decides no weight
     assert str(config.data_dir) not in json.dumps(gates)
     summary = gates["domains"]["in_domain"]
     assert summary["blocked_on"] == "speaker" and summary["blocks"] == 2
