@@ -25,7 +25,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from .config import NOTEBOOK_OF, parse_overrides, resolve
+from .checks import parse_overrides
+from .config import NOTEBOOK_OF, resolve
 from .errors import UserError
 from .execution import Outcome, Processes, Task
 from .notebooks import checked_parameters, find_notebook, find_root, one_line

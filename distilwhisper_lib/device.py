@@ -8,6 +8,8 @@ import torch
 
 from .config import RunConfig
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def best_device() -> str:
     """A GPU where there is one."""

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, WhisperProcessor
 
 from .clsr import Gate
+from .device import DTYPES, multiplies_bf16
 from .errors import UserError
 from .features import SpeechDataset, audio_positions, extract_features
 from .files import write_atomic
@@ -25,8 +26,6 @@ from .gate_counts import SCORE_EDGES, Histograms, add_histograms, count_gates
 from .gates import PROMPT_TOKENS, GateRecorder
 from .kept_gates import check_kept, join_parts, kept_path, part_path, remove_parts, write_part
 from .token_classes import token_classes
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def transcribe(
@@ -173,9 +172,7 @@ def _dtype(model: nn.Module, precision: str) -> torch.dtype:
         return DTYPES[precision]
     if model.device.type != "cuda" or model.dtype != torch.float32:
         return model.dtype
-    # A GPU before Ampere only emulates bfloat16, slowly.
-    fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else torch.float16
+    return torch.bfloat16 if multiplies_bf16() else torch.float16
 
 
 def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -24,6 +24,7 @@ from .bootstrap import (
     resampled_rates,
     speaker_blocks,
 )
+from .checks import one_of
 from .errors import UserError
 from .hypotheses import Row, read_published, same_clips
 from .records import DOMAINS, NORMALIZERS, Record
@@ -36,7 +37,6 @@ from .tables import (
     RATES,
     averaged,
     blocks,
-    check_choice,
     own_evaluations,
     rate_of,
     row_labels,
@@ -145,8 +145,8 @@ def resample(
     numbers, whatever other records there are. Raises UserError for an unknown name, a damaged
     file of hypotheses, and fewer than 100 resamples.
     """
-    check_choice("metric", metric, METRICS)
-    check_choice("normalizer", normalizer, NORMALIZERS)
+    one_of("metric", metric, METRICS)
+    one_of("normalizer", normalizer, NORMALIZERS)
     if resamples < 100:
         raise UserError(f"resamples={resamples} is too few for a 95 % interval: expected >= 100")
     found = {

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from .checks import one_of
 from .config import RunConfig, resolve
 from .errors import UserError
 from .languages import find_language
@@ -82,8 +83,8 @@ def results_table(
     their own, which name the settings that differ. UserError for an unknown name, records of
     several training sizes, and a run given twice.
     """
-    check_choice("metric", metric, METRICS)
-    check_choice("normalizer", normalizer, NORMALIZERS)
+    one_of("metric", metric, METRICS)
+    one_of("normalizer", normalizer, NORMALIZERS)
     if len(titles := list(blocks(records))) > 1:
         raise UserError(
             f"records of {len(titles)} training sizes ({'; '.join(titles)}), expected one a table: "
@@ -129,12 +130,6 @@ def title_of(tables: Tables) -> str:
     """What the tables show: "WER", "CER" or "WER or CER"."""
     shown = [table.attrs["title"] for table in tables.values()]
     return " or ".join(rate.upper() for rate in RATES if any(rate.upper() in t for t in shown))
-
-
-def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
-    """UserError unless ``value`` is one of ``known``."""
-    if value not in known:
-        raise UserError(f"unknown {what} {value!r}: expected one of {', '.join(known)}")
 
 
 def rate_of(metric: str, language: str) -> str:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .config import RunConfig
-from .device import best_device, precision_here
+from .device import DTYPES, best_device, precision_here
 from .errors import UserError
 from .features import Collator, SpeechDataset
 from .files import sha256_file, write_atomic
@@ -30,7 +30,6 @@ FORMAT = 1
 INDEX, PROGRESS, HEAD = "index.json", "progress.json", "head.safetensors"
 SHARD_BYTES = 64 * 2**20
 TOP_K = 64
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Place(NamedTuple):
@@ -170,10 +169,10 @@ def _answers(
         num_workers=config.workers,
         generator=torch.Generator(),  # not the one that training draws from
     )
-    device, dtype = best_device(), _DTYPES.get(precision_here(config))
+    device, dtype = best_device(), DTYPES[precision_here(config)]
     for rows, batch in zip(batches, loader, strict=True):
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        with torch.autocast(device, dtype, enabled=dtype is not None):
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             said = teacher.targets(batch)
         for i, row in enumerate(rows):
             states = said.states[i, batch["labels"][i] != IGNORE].float()

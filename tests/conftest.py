@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg"}
@@ -17,6 +18,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
 from distilwhisper_lib.config import locate, resolve
+from distilwhisper_lib.corpora import read_folder
 from distilwhisper_lib.model import DistilWhisperConfig, DistilWhisperForConditionalGeneration
 
 logging.disable_progress_bar()
@@ -50,6 +52,17 @@ def processor() -> WhisperProcessor:
 def token(processor):
     """Special token -> id."""
     return processor.tokenizer.convert_tokens_to_ids
+
+
+@pytest.fixture
+def clean_figures():
+    """A missing glyph or a squeezed layout is a warning; an open figure is shown twice."""
+    import matplotlib.pyplot as plt  # late: most tests draw nothing
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    assert plt.get_fignums() == []
 
 
 @pytest.fixture
@@ -136,3 +149,9 @@ def study_of(tmp_path, monkeypatch, tiny_model, processor, speech_folder):
         return make
 
     return study
+
+
+@pytest.fixture
+def table(speech_folder):
+    """Six short clips in Catalan."""
+    return read_folder(speech_folder(clips=6), "ca", "test")

@@ -118,3 +118,12 @@ def make_run(folder, method="js", language="ca", seed=77, **rows) -> dict:
         evaluation[FIELD] = publish(said, folder, record["run_id"], evaluation["domain"])
     write_record(record, folder)
     return record
+
+
+def make_pairs(folder) -> list[dict]:
+    """Student and experts in two languages, on the same clips of 24 speakers."""
+    return [
+        make_run(folder, method, language, errors=errors)
+        for language in ("ca", "cs")
+        for method, errors in (("zero_shot", 0.5), ("js", 0.3))
+    ]

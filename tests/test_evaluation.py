@@ -7,29 +7,18 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transcribing import run
 
 from distilwhisper_lib import UserError
 from distilwhisper_lib import evaluation as kit_evaluation
 from distilwhisper_lib import gates as kit_gates
-from distilwhisper_lib.corpora import read_folder
 from distilwhisper_lib.evaluation import (
     evaluating,
     read_hypotheses,
     scores_path,
     timing_path,
-    transcribe,
 )
 from distilwhisper_lib.features import SpeechDataset, extract_features
-
-
-@pytest.fixture
-def table(speech_folder):
-    return read_folder(speech_folder(clips=6), "ca", "test")
-
-
-def run(model, processor, table, path=None, **options):
-    options = {"max_new_tokens": 6, "batch_size": 4, "progress": False} | options
-    return transcribe(model, processor, table, path, **options)
 
 
 def test_rows_come_in_the_tables_order_with_all_fields(tiny_model, processor, table, tmp_path):

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from transcribing import run
 
 from distilwhisper_lib import UserError
 from distilwhisper_lib.clsr import SHARED
-from distilwhisper_lib.corpora import read_folder
-from distilwhisper_lib.evaluation import read_hypotheses, scores_path, transcribe
+from distilwhisper_lib.evaluation import read_hypotheses, scores_path
 from distilwhisper_lib.features import SpeechDataset, extract_features
 from distilwhisper_lib.gate_counts import (
     BINS,
@@ -23,17 +23,6 @@ from distilwhisper_lib.gate_counts import (
 from distilwhisper_lib.gates import GateRecorder
 from distilwhisper_lib.kept_gates import kept_path, part_path, read_kept
 from distilwhisper_lib.token_classes import token_classes
-
-
-@pytest.fixture
-def table(speech_folder):
-    return read_folder(speech_folder(clips=6), "ca", "test")
-
-
-def run(model, processor, table, path=None, **options):
-    options = {"max_new_tokens": 6, "batch_size": 4, "progress": False} | options
-    return transcribe(model, processor, table, path, **options)
-
 
 # Token classes -------------------------------------------------------------------------------
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import warnings
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from figures import draw
 from make_gates import gate_file, make_rows
 from make_records import make_record
 
@@ -19,19 +13,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.gate_counts import BINS, SCORE_EDGES, SIDES
 from distilwhisper_lib.gate_statistics import agreement, groups_of_languages, summarise
 
-
-@pytest.fixture(autouse=True)
-def no_warning_and_no_open_figure():
-    """A missing glyph or a squeezed layout is a warning; an open figure is shown twice."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-    assert plt.get_fignums() == []
-
-
-def draw(figure):
-    figure.canvas.draw()
-    return figure
+pytestmark = pytest.mark.usefixtures("clean_figures")
 
 
 def heights(axis):

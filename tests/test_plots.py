@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figures import draw, texts
 from make_records import make_record
 
 from distilwhisper_lib import plots
 from distilwhisper_lib.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def no_warning_and_no_open_figure():
-    """A missing glyph or a squeezed layout is a warning; an open figure is shown twice."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-    assert plt.get_fignums() == []
-
-
-def texts(figure) -> list[str]:
-    return [t.get_text() for t in figure.findobj(matplotlib.text.Text) if t.get_text()]
-
-
-def draw(figure):
-    figure.canvas.draw()
-    return figure
+pytestmark = pytest.mark.usefixtures("clean_figures")
 
 
 def trained_record(**columns):

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from make_records import make_record, make_run
+from figures import draw, texts
+from make_records import make_pairs, make_record
 from matplotlib.colors import to_rgb
 
 from distilwhisper_lib import error_analysis, result_plots, significance, tables
 from distilwhisper_lib.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def no_warning_and_no_open_figure():
-    """A missing glyph or a squeezed layout is a warning; an open figure is shown twice."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-    assert plt.get_fignums() == []
-
-
-def texts(figure) -> list[str]:
-    return [t.get_text() for t in figure.findobj(matplotlib.text.Text) if t.get_text()]
-
-
-def draw(figure):
-    figure.canvas.draw()
-    return figure
+pytestmark = pytest.mark.usefixtures("clean_figures")
 
 
 def bars(axis) -> dict[str, list[float]]:
@@ -104,11 +84,7 @@ def test_results_bars_need_a_number():
 
 @pytest.fixture
 def study(tmp_path):
-    return [
-        make_run(tmp_path, method, language, errors=errors)
-        for language in ("ca", "cs")
-        for method, errors in (("zero_shot", 0.5), ("js", 0.3))
-    ]
+    return make_pairs(tmp_path)
 
 
 def test_interval_plot_shows_each_interval(study, tmp_path):

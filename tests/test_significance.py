@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from make_records import make_record, make_run
+from make_records import make_pairs, make_record, make_run
 
 from distilwhisper_lib import tables
 from distilwhisper_lib.errors import UserError
@@ -23,12 +23,7 @@ PAIR = [("js", "zero_shot")]
 
 @pytest.fixture
 def study(tmp_path):
-    """Student and experts in two languages, on the same clips of 24 speakers."""
-    return [
-        make_run(tmp_path, method, language, errors=errors)
-        for language in ("ca", "cs")
-        for method, errors in (("zero_shot", 0.5), ("js", 0.3))
-    ]
+    return make_pairs(tmp_path)
 
 
 def only(frame, **wanted):
