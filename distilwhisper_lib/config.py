@@ -94,6 +94,8 @@ class RunConfig:
     validation_subset: str | None = _setting(None)  # as train_subset
     test_size: int | None = _setting(None, PAPER)
     max_seconds: float = _setting(30.0)  # Whisper's window; longer clips are left out
+    # Whole seconds that student and teacher hear at once, instead of all they can: see window.py.
+    window_seconds: int | None = _setting(None)
 
     # Optimisation (AdamW, linear decay).
     epochs: int = _setting(10, PAPER)

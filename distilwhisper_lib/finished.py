@@ -16,7 +16,7 @@ from .errors import UserError
 from .model import DistilWhisperForConditionalGeneration
 from .records import Record, read_record
 from .runs import RECORD
-from .training import expert_settings, load_model, prepare, trained_tensors, weights_hash
+from .training import load_model, model_settings, prepare, trained_tensors, weights_hash
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _base(
     """The model that the run started from, and no other."""
     revision = config.student_revision if base is None else "main"
     try:
-        model, processor = load_model(base or config.student, revision, **expert_settings(config))
+        model, processor = load_model(base or config.student, revision, **model_settings(config))
     except UserError as error:
         raise UserError(f"{error}; name the model that the run started from with base") from None
     expected = record["models"]["student"]["sha256"]

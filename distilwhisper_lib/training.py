@@ -30,6 +30,7 @@ from .targets import StoredTargets, stored_targets
 from .teacher import Teacher, TeacherSource, check_pair
 from .trainer import ELAPSED, Clock, DistilTrainer, make_trainer
 from .weights import checkpoint_hash, trained_tensors, weights_hash
+from .window import shorten, shorten_config
 
 SUMMARY = "training.json"
 DATA = "data.json"
@@ -57,9 +58,7 @@ def train(config: RunConfig, data: RunData) -> Trained:
     model as it was loaded.
     """
     set_seed(config.seed)  # before any weight is drawn
-    base, processor = load_model(
-        config.student_or_teacher, config.revision_of_model, **expert_settings(config)
-    )
+    base, processor = load_student(config)
     _check_decoding(config, base)
     models: dict[str, Any] = {"student": _about(config.student_or_teacher, base), "teacher": None}
     if config.method not in TRAINED:
@@ -88,7 +87,7 @@ def train(config: RunConfig, data: RunData) -> Trained:
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     # Without the autocast that the Trainer put around its forward: as it will be loaded again.
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    _save_trained(model, config)
+    _save_trained(model, processor, config)
     summary = _summary(trainer, config, clock.seconds()) | about
     write_atomic(finished, json.dumps(summary, indent=1))
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -134,7 +133,7 @@ def find_teacher(config: RunConfig) -> TeacherSource:
     """A run's teacher: its name, configuration and hash; it is loaded only if it has to be."""
 
     def load() -> Teacher:
-        return Teacher(load_model(config.teacher, config.teacher_revision)[0])
+        return Teacher(load_teacher(config))
 
     place = locate(config.teacher)
     sha256 = checkpoint_hash(place, config.teacher_revision)
@@ -143,7 +142,7 @@ def find_teacher(config: RunConfig) -> TeacherSource:
         "sha256": sha256 or weights_hash(dict(load().model.named_parameters())),
     }
     fields = AutoConfig.from_pretrained(place, revision=config.teacher_revision)
-    return TeacherSource(about, fields, load)
+    return TeacherSource(about, shorten_config(fields, config.window_seconds), load)
 
 
 def teacher_of(
@@ -178,20 +177,37 @@ def _targets_about(
 
 
 def load_model(
-    name: str, revision: str = "main", **settings: Any
+    name: str, revision: str = "main", window_seconds: int | None = None, **settings: Any
 ) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
-    """A Whisper in float32 with its processor, from a hub name, a folder or "embedded/..."."""
+    """A Whisper in float32 with its processor, from a hub name, a folder or "embedded/...".
+
+    ``window_seconds``: see window.py. Other settings go to the model's configuration.
+    """
     source = locate(name)
     model = DistilWhisperForConditionalGeneration.from_pretrained(
         source, revision=revision, dtype=torch.float32, attn_implementation="sdpa", **settings
     )
     with loading(name):
-        return model, WhisperProcessor.from_pretrained(source, revision=revision)
+        processor = WhisperProcessor.from_pretrained(source, revision=revision)
+    shorten(model, processor, window_seconds)
+    return model, processor
 
 
-def expert_settings(config: RunConfig) -> dict[str, Any]:
-    """What of a run's configuration the model's own configuration must know."""
-    names = ("gate_dim", "gate_dropout", "expert_dropout", "skip")
+def load_student(
+    config: RunConfig,
+) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
+    """The model that a run starts from, with its processor."""
+    return load_model(config.student_or_teacher, config.revision_of_model, **model_settings(config))
+
+
+def load_teacher(config: RunConfig) -> DistilWhisperForConditionalGeneration:
+    """The model that a run learns from."""
+    return load_model(config.teacher, config.teacher_revision, config.window_seconds)[0]
+
+
+def model_settings(config: RunConfig) -> dict[str, Any]:
+    """What of a run's configuration load_model() must know."""
+    names = ("window_seconds", "gate_dim", "gate_dropout", "expert_dropout", "skip")
     return {name: getattr(config, name) for name in names}
 
 
@@ -228,13 +244,19 @@ def _published(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name  # no host path in a record
 
 
-def _save_trained(model: Any, config: RunConfig) -> None:
-    """The artifact a user takes along: an expert file, a LoRA adapter, or a whole model."""
+def _save_trained(model: Any, processor: WhisperProcessor, config: RunConfig) -> None:
+    """The artifact a user takes along: an expert file, a LoRA adapter, or a whole model.
+
+    A whole model comes with its processor, so that its folder can be the student or teacher of
+    another run.
+    """
     if config.method in WITH_EXPERTS:
         about = {"base": config.student, "revision": config.student_revision, "run": config.run_id}
         model.save_experts(config.language, config.output_dir, **about)
     else:
         model.save_pretrained(_artifact_folder(config))
+    if config.method == "full":
+        processor.save_pretrained(_artifact_folder(config))
 
 
 def _load_trained(base: DistilWhisperForConditionalGeneration, config: RunConfig) -> Any:
