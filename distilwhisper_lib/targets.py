@@ -38,7 +38,7 @@ from transformers import PretrainedConfig
 
 from .config import RunConfig
 from .device import precision_here
-from .errors import UserError, reason
+from .errors import DiskError, UserError, reason
 from .features import Collator
 from .files import alone, sha256_file
 from .loss_block import States, TopK
@@ -116,11 +116,8 @@ def stored_targets(
                     _check_room(folder, places, width, source)
                     build(folder, identity, places, table, collator, config, source)
                     found = _verified(folder, identity, places, built=True)
-        except OSError as error:
-            raise UserError(
-                f"the teacher targets cannot be written to {folder} ({reason(error)}): mend that "
-                'and run again, which goes on from here, or set teacher_targets to "online"'
-            ) from None
+        except DiskError as error:
+            raise DiskError(error.errno, f'{error}, or set teacher_targets to "online"') from None
     return found
 
 
