@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typing import Any
 
 import datasets  # noqa: F401  (here, so that the fork server has it)
 import torch
+from tqdm import tqdm
 from transformers.utils import logging
 
 from distilwhisper_lib import evaluation, runs, training
@@ -41,6 +43,7 @@ def attempt(folder: str, method: str, overrides: dict[str, Any], kill_at: int | 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own outlives a killed process
     points = _Points(kill_at)
     points.watch()
     config = resolve(method, "demo", "ca", 7, overrides)

@@ -33,12 +33,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import soundfile
+from safetensors.torch import load_file
 
 from distilwhisper_lib.audio import SAMPLE_RATE, read_audio
 from distilwhisper_lib.config import RunConfig, resolve
 from distilwhisper_lib.corpora import open_corpus
 from distilwhisper_lib.files import sha256_file, write_atomic
 from distilwhisper_lib.provenance import provenance
+from distilwhisper_lib.weights import weights_hash
 
 from .fault_child import KINDS, LOG, STAGES, attempt
 
@@ -103,11 +105,8 @@ class Study:
         if not kills:
             return None
         stages = [line["stage"] for line in _log(folder) if "stage" in line]
-        where = {
-            "stage": stages[-1] if stages else "data",
-            "kind": RANDOM,
-            "what": f"{kills} kills",
-        }
+        stage = stages[-1] if stages else STAGES[0]
+        where = {"stage": stage, "kind": RANDOM, "what": f"{kills} kills"}
         return self._outcome(folder, last, kills) | where
 
     def _outcome(self, folder: Path, exitcode: int, kills: int) -> Trial:
@@ -142,16 +141,14 @@ def findings(config: RunConfig, folder: Path) -> dict[str, Any]:
     published = json.loads((results / "runs" / f"{config.run_id}.json").read_text())
     found = {"record": _timeless(record), "published record": _timeless(published)}
     files = [p for p in results.rglob("*") if p.parent.name != "runs"]
-    files += [
-        *outputs.rglob("*.jsonl"),
-        *outputs.rglob("*.safetensors"),
-        *outputs.glob("*.scores*"),
-    ]
+    files += [*outputs.rglob("*.jsonl"), *outputs.glob("*.scores.json")]
     files += (folder / "outputs" / "teacher_targets").rglob("*.safetensors")
     files += (folder / "data").rglob("*")
     hashes = {str(p.relative_to(folder)): sha256_file(p) for p in files if p.is_file()}
     torn = [p for p in outputs.rglob(".*.tmp")] + [p for p in outputs.glob("checkpoints")]
     torn += [p for p in results.rglob(f".*{config.run_id}*.tmp")]
+    # Tensors rather than bytes: safetensors writes the header's metadata in any order.
+    found |= {p.name: weights_hash(load_file(p)) for p in outputs.rglob("*.safetensors")}
     found["left over"] = sorted(str(p.relative_to(folder)) for p in torn)
     # Locks, and temporary files of the report, which several runs share, are nobody's findings.
     kept = {k: v for k, v in hashes.items() if not k.endswith((".tmp", ".lock", "_INDEX"))}
@@ -262,9 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cells = {stage: dict(row) for stage, row in table.iterrows()}
     content = about | {"survived / tried": cells, "trials": trials}
     write_atomic(given.out, json.dumps(content, indent=1) + "\n")
-    print(
-        f"\n{table.to_string()}\n\ncommit {made['commit']}, seed {given.seed}, {made['hardware']}"
-    )
+    print(f"\n{table.to_string()}\n\ncommit {made['commit']}, seed {given.seed}")
+    print(", ".join(f"{name} {value}" for name, value in made["hardware"].items()))
     return int(not all(trial["survived"] for trial in trials))
 
 

@@ -73,13 +73,13 @@ def train(config: RunConfig, data: RunData) -> Trained:
         check_pair(source.config, base.config)
         models["teacher"] = source.about
     claim(config, data)
-    finished = config.output_dir / SUMMARY
+    finished, checkpoints = config.output_dir / SUMMARY, config.output_dir / "checkpoints"
     if finished.exists():
+        shutil.rmtree(checkpoints, ignore_errors=True)  # where a kill came in between
         summary = json.loads(finished.read_text())
         model = _load_trained(base, config, summary).to(best_device()).eval()
         return Trained(model, processor, summary, models)
 
-    checkpoints = config.output_dir / "checkpoints"
     with torch.random.fork_rng(devices=[]):  # the same weights, whether targets were built or not
         teacher = source and teacher_of(config, data, processor, source, base.config)
     about = _targets_about(config, teacher, checkpoints / TARGETS)
