@@ -24,18 +24,24 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
-from distilwhisper_lib import evaluation, runs, training
+from distilwhisper_lib import evaluation, runs, target_files, training
 from distilwhisper_lib.config import resolve
 from distilwhisper_lib.data import load_data, write_data_report
 from distilwhisper_lib.trainer import DistilTrainer
 
 LOG = "points.jsonl"
+SHARD_BYTES = 2**12  # so that a few clips fill several
 STAGES = ("data", "targets", "training", "evaluation", "record")
 KINDS = ("half-written", "torn line", "before rename", "after rename", "half-deleted")
 
 
-def attempt(folder: str, method: str, overrides: dict[str, Any], kill_at: int | None) -> None:
-    """Do the whole run in ``folder``, or go on with it; die at point ``kill_at`` (from 1)."""
+def attempt(
+    folder: str, method: str, overrides: dict[str, Any], kill: dict[str, Any] | None
+) -> None:
+    """Do the whole run in ``folder``, or go on with it; die at the first point like ``kill``.
+
+    Of a point's line in LOG (point, stage, kind, what) ``kill`` names what must be equal.
+    """
     os.chdir(folder)
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1), os.dup2(output, 2)
@@ -44,8 +50,9 @@ def attempt(folder: str, method: str, overrides: dict[str, Any], kill_at: int | 
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own outlives a killed process
-    points = _Points(kill_at)
+    points = _Points(kill)
     points.watch()
+    target_files.SHARD_BYTES = SHARD_BYTES
     config = resolve(method, "demo", "ca", 7, overrides)
     points.stage = "data"
     data = load_data(config)
@@ -62,14 +69,15 @@ def attempt(folder: str, method: str, overrides: dict[str, Any], kill_at: int | 
 class _Points:
     """The points of an attempt, each noted in LOG before anything happens there."""
 
-    def __init__(self, kill_at: int | None) -> None:
-        self.stage, self.number, self.kill_at = "data", 0, kill_at
+    def __init__(self, kill: dict[str, Any] | None) -> None:
+        self.stage, self.number, self.kill = "data", 0, kill
         self.log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def reach(self, kind: str, what: str, harm: Callable[[], Any] = lambda: None) -> None:
         self.number += 1
-        self.note(point=self.number, stage=self.stage, kind=kind, what=what)
-        if self.number == self.kill_at:
+        line = {"point": self.number, "stage": self.stage, "kind": kind, "what": what}
+        self.note(**line)
+        if self.kill and self.kill.items() <= line.items():
             harm()
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -70,30 +70,37 @@ class Study:
         self.processes.set_forkserver_preload(["benchmarks.fault_child"])
         _write_data(folder / "clean" / "data")
         whole = self._new("whole")
-        self.start(whole).join()  # the fork server's first: it imports
-        shutil.rmtree(whole)
-        whole, begin = self._new("whole"), time.monotonic()
+        begin = time.monotonic()
         self._finish(self.start(whole), whole)
         self.seconds = time.monotonic() - begin
         self.points: list[Point] = [line for line in _log(whole) if "point" in line]
         self.found = findings(self.config, whole)
 
-    def start(self, folder: Path, kill_at: int | None = None) -> Any:
-        arguments = (str(folder), self.method, self.overrides, kill_at)
+    def measure(self) -> None:
+        """Take the time again: the first attempt waited for the fork server to import."""
+        whole, begin = self._new("whole"), time.monotonic()
+        self._finish(self.start(whole), whole)
+        self.seconds = time.monotonic() - begin
+
+    def start(self, folder: Path, kill: Point | None = None) -> Any:
+        arguments = (str(folder), self.method, self.overrides, kill)
         process = self.processes.Process(target=attempt, args=arguments)
         process.start()
         return process
 
-    def killed_at(self, point: Point) -> Trial:
-        """One trial: killed at a point, then left alone."""
+    def killed_at(self, *points: Point) -> Trial:
+        """One trial: one attempt after another killed at a point, then one left alone."""
         folder = self._new("trial")
-        process = self.start(folder, point["point"])
-        process.join()
-        return self._outcome(folder, process.exitcode, kills=1) | point
+        for point in points:
+            process = self.start(folder, point)
+            process.join()
+            if process.exitcode != -signal.SIGKILL:
+                break
+        return self._outcome(folder, process.exitcode, kills=len(points)) | points[-1]
 
-    def killed_at_random(self, draw: random.Random) -> Trial | None:
-        """One trial: killed at random times until an attempt ends before its time has come."""
-        folder, kills, last = self._new("trial"), 0, None
+    def killed_at_random(self, draw: random.Random) -> list[Trial]:
+        """One trial, a line a kill: at random times until an attempt ends before its time."""
+        folder, stages = self._new("trial"), []
         for _ in range(_RETRIES):
             process = self.start(folder)
             process.join(draw.uniform(0, 1.2 * self.seconds))
@@ -101,13 +108,13 @@ class Study:
                 break
             process.kill()
             process.join()
-            kills, last = kills + 1, process.exitcode
-        if not kills:
-            return None
-        stages = [line["stage"] for line in _log(folder) if "stage" in line]
-        stage = stages[-1] if stages else STAGES[0]
-        where = {"stage": stage, "kind": RANDOM, "what": f"{kills} kills"}
-        return self._outcome(folder, last, kills) | where
+            begun = [line["stage"] for line in _log(folder) if "stage" in line]
+            stages.append(begun[-1] if begun else STAGES[0])
+        if not stages:
+            return []
+        outcome = self._outcome(folder, -signal.SIGKILL, len(stages)) | {"kind": RANDOM}
+        whats = [f"kill {n} of {len(stages)}" for n in range(1, len(stages) + 1)]
+        return [outcome | {"stage": s, "what": w} for s, w in zip(stages, whats, strict=True)]
 
     def _outcome(self, folder: Path, exitcode: int, kills: int) -> Trial:
         if exitcode != -signal.SIGKILL:
@@ -246,12 +253,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw, trials = random.Random(given.seed), []
     with tempfile.TemporaryDirectory() as folder:
         study = Study(Path(folder), given.method)
+        study.measure()
         print(f"undisturbed: {study.seconds:.1f} s, {len(study.points)} points", flush=True)
         for point in chosen(study.points, given.each, draw):
             trials.append(_told(study.killed_at(point)))
         for _ in range(given.random):
-            if (trial := study.killed_at_random(draw)) is not None:
-                trials.append(_told(trial))
+            trials += map(_told, study.killed_at_random(draw))
     made = provenance(device="cpu")
     about = {name: made[name] for name in ("commit", "dirty", "created", "hardware", "versions")}
     about |= {"seed": given.seed, "method": given.method, "steps_per_checkpoint": STEPS_PER_EPOCH}

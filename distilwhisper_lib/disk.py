@@ -27,20 +27,24 @@ _PROBE = bytes(2**16)
 
 
 @contextmanager
-def told(where: str | Path) -> Iterator[None]:
+def told(where: str | Path, otherwise: str = "") -> Iterator[None]:
     """Raise what a disk refuses in this block as a DiskError that names the path and the remedy.
 
-    ``where`` stands for the path where an error names none. Any other error stays what it is.
+    ``where`` stands for the path where an error names none; ``otherwise`` is one more remedy. Any
+    other error stays what it is.
     """
+    more = otherwise and f", or {otherwise}"
     try:
         yield
+    except DiskError as error:
+        raise DiskError(error.errno, f"{error}{more}") from None
     except UserError:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
         number = _number(error, Path(where))
         if (sentence := _sentence(number, _path(error, where))) is None:
             raise
-        raise DiskError(number, sentence) from None
+        raise DiskError(number, sentence + more) from None
 
 
 def _sentence(number: int | None, path: str) -> str | None:

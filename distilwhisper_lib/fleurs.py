@@ -132,7 +132,8 @@ def unpack_fleurs(files: list[Path], folder: Path) -> None:
     Files are named as in the data set. A recording that cannot be decoded is left out and stands
     in the index with the reason. An earlier `folder`, no longer up to date, is replaced.
     """
-    with told(folder), alone(folder, "unpacking FLEURS"):
+    remedy = "set data_dir to a folder that can be written"
+    with told(folder, remedy), alone(folder, "unpacking FLEURS"):
         if is_unpacked(folder, files):  # another process was faster
             return
         for left in folder.parent.glob(f".{folder.name}-*/"):  # by a killed process

@@ -398,9 +398,9 @@ def _done(path: Path) -> set[str]:
     """The recordings that an earlier call finished; a torn last line is cut off."""
     if not path.exists():
         return set()
-    whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
+    whole, _, torn = path.read_bytes().rpartition(b"\n")  # torn within a letter, even
     if torn:
-        write_atomic(path, f"{whole}\n" if whole else "")
+        write_atomic(path, whole + b"\n" if whole else b"")
     return {row["source"] for row in map(json.loads, whole.splitlines()) if row["error"] is None}
 
 
