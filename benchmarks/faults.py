@@ -146,7 +146,7 @@ def findings(config: RunConfig, folder: Path) -> dict[str, Any]:
     outputs, results = folder / config.output_dir, folder / config.results_dir
     record = json.loads((outputs / "record.json").read_text())
     published = json.loads((results / "runs" / f"{config.run_id}.json").read_text())
-    found = {"record": _timeless(record), "published record": _timeless(published)}
+    found = {"record": timeless(record), "published record": timeless(published)}
     files = [p for p in results.rglob("*") if p.parent.name != "runs"]
     files += [*outputs.rglob("*.jsonl"), *outputs.glob("*.scores.json")]
     files += (folder / "outputs" / "teacher_targets").rglob("*.safetensors")
@@ -190,10 +190,11 @@ def chosen(points: Iterable[Point], each: int | None, draw: random.Random) -> li
     return [p for group in groups.values() for p in draw.sample(group, min(each, len(group)))]
 
 
-def _timeless(value: Any) -> Any:
+def timeless(value: Any) -> Any:
+    """A record, or part of one, without what two runs of the same kind need not share."""
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k not in _TIMES}
-    return [_timeless(v) for v in value] if isinstance(value, list) else value
+        return {k: timeless(v) for k, v in value.items() if k not in _TIMES}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
 def _log(folder: Path) -> list[dict[str, Any]]:
