@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,16 @@ from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
+    TrainerState,
     WhisperProcessor,
 )
 
+from .checkpoints import STATE, checkpoint_path, keep_only, last_checkpoint, seal
 from .config import WITH_EXPERTS, RunConfig
 from .data import RunData
 from .device import best_device, precision_here
+from .disk import told
+from .errors import UserError
 from .evaluation import transcribe
 from .features import Collator, SpeechDataset
 from .files import write_atomic
@@ -29,6 +36,7 @@ from .gate_statistics import mean_shares
 from .loss_block import States, TopK
 from .losses import LossParts
 from .objective import counted, gate_means, gate_noise, loss_parts
+from .run_folder import check_claim
 from .scoring import score
 from .targets import StoredTargets, StoredTeacher
 from .teacher import Teacher
@@ -58,6 +66,29 @@ class DistilTrainer(Seq2SeqTrainer):
         self.run, self.data, self.processor = run, data, processor
         self.teacher = teacher and teacher.to(self.args.device)
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
+        self._watch = LossWatch(Path(self.args.output_dir))
+        self.add_callback(self._watch)
+
+    def go_on(self, checkpoint: str | None) -> None:
+        """Train, from a checkpoint if there is one.
+
+        From the last one nothing is left to do, which the Trainer does not see where training
+        ends within an epoch: it would go one step too far.
+        """
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
+            if state.global_step >= state.max_steps:
+                self.state = state
+                self._load_best_model()
+                return
+        self.train(resume_from_checkpoint=checkpoint)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._watch.saw(loss, inputs["ids"])
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
@@ -135,10 +166,32 @@ class DistilTrainer(Seq2SeqTrainer):
             self._parts.clear()
         super().log(logs, start_time)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer's, then its seal, and only then the older ones go: see checkpoints.py."""
+        check_claim(self.run)
+        folder = Path(self.args.output_dir)
+        path, best = checkpoint_path(folder, self.state.global_step), None
+        if self.args.should_save:
+            shutil.rmtree(path, ignore_errors=True)  # half of it, left by a killed process
+        self.accelerator.wait_for_everyone()
+        with told(path):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(path)
+            best = self.state.best_model_checkpoint
+            keep_only(folder, path, best)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(trained_tensors(self.model), folder / WEIGHTS)
+        tensors = trained_tensors(self.model)
+        if any(not tensor.isfinite().all() for tensor in tensors.values()):
+            raise UserError(
+                f"the weights are no numbers any more after step {self.state.global_step} and were "
+                f"not saved, and {_kept(folder.parent)}: {_MEND}"
+            )
+        save_file(tensors, folder / WEIGHTS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -167,6 +220,49 @@ class Clock(TrainerCallback):
         return self.earlier + time.perf_counter() - self.begin
 
 
+_MEND = 'lower learning_rate, or set precision to "fp32", and run again'
+
+
+class LossWatch(TrainerCallback):
+    """Stops before an optimiser step in which a loss is no number, and names its clips.
+
+    Gradients may overflow (in fp16 they do, and the scaler then skips the step); a loss may not.
+    It is looked at once a step: the Trainer's own filter, which this replaces and which hides such
+    losses, waits for the device in every micro-batch.
+    """
+
+    def __init__(self, checkpoints: Path) -> None:
+        self.checkpoints = checkpoints
+        self.seen: list[tuple[Tensor, Sequence[str]]] = []
+
+    def saw(self, loss: Tensor, clips: Sequence[str]) -> None:
+        self.seen.append((loss, clips))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        seen, self.seen = self.seen, []
+        losses = torch.stack([loss for loss, _ in seen])
+        if bool(losses.isfinite().all()):
+            return
+        value, clips = next(
+            (loss.item(), clips) for loss, clips in seen if not math.isfinite(loss.item())
+        )
+        raise UserError(
+            f"the loss of step {state.global_step + 1} is {value} on clips {', '.join(clips)}: "
+            f"nothing was learnt from it, and {_kept(self.checkpoints)}; look at these clips, "
+            f"{_MEND}"
+        )
+
+
+def _kept(checkpoints: Path) -> str:
+    last = last_checkpoint(checkpoints)
+    return f"{Path(last).name} is kept" if last else "there is no checkpoint yet"
+
+
+def _with_ids(collator: Collator, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch, and which clips it is made of: "ids"."""
+    return collator(rows) | {"ids": [row["id"] for row in rows]}
+
+
 class _LogAtEpochEnd(TrainerCallback):
     """Closes a log window where a checkpoint is written, so that a resumed run logs the same."""
 
@@ -184,6 +280,7 @@ def make_trainer(
     clock: Clock,
 ) -> DistilTrainer:
     """A trainer over a run's data; a stored teacher's targets come with the rows."""
+    collator = Collator(processor, config.conventions, model.config.max_target_positions)
     read = None
     if isinstance(teacher, StoredTargets):
         read, teacher = teacher.read, teacher.teacher()
@@ -192,7 +289,7 @@ def make_trainer(
         args=training_arguments(config, len(data.train)),
         train_dataset=SpeechDataset(data.train, read),
         eval_dataset=SpeechDataset(data.validation),
-        data_collator=Collator(processor, config.conventions, model.config.max_target_positions),
+        data_collator=partial(_with_ids, collator),
         callbacks=[_LogAtEpochEnd(), clock],
         run=config,
         data=data,
@@ -221,9 +318,9 @@ def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArgument
         weight_decay=config.weight_decay,
         max_grad_norm=config.clip_norm,
         logging_steps=max(1, steps_per_epoch // 5),
+        logging_nan_inf_filter=False,  # LossWatch looks instead
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=1,  # beside the best one
         load_best_model_at_end=True,
         metric_for_best_model="wer",
         greater_is_better=False,

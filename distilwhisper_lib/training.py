@@ -17,15 +17,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, WhisperProcessor, set_seed
 
+from .checkpoints import last_checkpoint
 from .config import TRAINED, WITH_EXPERTS, RunConfig, locate
 from .data import RunData
 from .device import best_device, peak_memory, precision_here
 from .errors import UserError
 from .features import Collator
-from .files import write_atomic
+from .files import flush_to_disk, write_atomic
 from .gates import PROMPT_TOKENS
 from .hub import loading
 from .model import DistilWhisperForConditionalGeneration
+from .run_folder import claim, in_run_folder
 from .targets import StoredTargets, stored_targets
 from .teacher import Teacher, TeacherSource, check_pair
 from .trainer import ELAPSED, Clock, DistilTrainer, make_trainer
@@ -33,7 +35,6 @@ from .weights import checkpoint_hash, trained_tensors, weights_hash
 from .window import shorten, shorten_config
 
 SUMMARY = "training.json"
-DATA = "data.json"
 TARGETS = "targets.json"
 
 
@@ -51,6 +52,7 @@ class Trained:
     models: dict[str, Any]
 
 
+@in_run_folder("training")
 def train(config: RunConfig, data: RunData) -> Trained:
     """Train as the configuration says, or go on where an earlier call stopped.
 
@@ -62,20 +64,21 @@ def train(config: RunConfig, data: RunData) -> Trained:
     _check_decoding(config, base)
     models: dict[str, Any] = {"student": _about(config.student_or_teacher, base), "teacher": None}
     if config.method not in TRAINED:
-        _claim_folder(config, data)
+        claim(config, data)
         return Trained(base.to(best_device()).eval(), processor, None, models)
     source = None
     if config.targets:
         source = find_teacher(config)
         check_pair(source.config, base.config)
         models["teacher"] = source.about
-    _claim_folder(config, data)
-    finished = config.output_dir / SUMMARY
+    claim(config, data)
+    finished, checkpoints = config.output_dir / SUMMARY, config.output_dir / "checkpoints"
     if finished.exists():
-        model = _load_trained(base, config).to(best_device()).eval()
-        return Trained(model, processor, json.loads(finished.read_text()), models)
+        shutil.rmtree(checkpoints, ignore_errors=True)  # where a kill came in between
+        summary = json.loads(finished.read_text())
+        model = _load_trained(base, config, summary).to(best_device()).eval()
+        return Trained(model, processor, summary, models)
 
-    checkpoints = config.output_dir / "checkpoints"
     with torch.random.fork_rng(devices=[]):  # the same weights, whether targets were built or not
         teacher = source and teacher_of(config, data, processor, source, base.config)
     about = _targets_about(config, teacher, checkpoints / TARGETS)
@@ -84,7 +87,7 @@ def train(config: RunConfig, data: RunData) -> Trained:
         stale.unlink()
     clock = Clock(checkpoints / ELAPSED)
     trainer = make_trainer(model, processor, teacher, config, data, clock)
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    trainer.go_on(last_checkpoint(checkpoints))
     # Without the autocast that the Trainer put around its forward: as it will be loaded again.
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     _save_trained(model, processor, config)
@@ -94,18 +97,6 @@ def train(config: RunConfig, data: RunData) -> Trained:
     return Trained(model.eval(), processor, summary, models)
 
 
-def _claim_folder(config: RunConfig, data: RunData) -> None:
-    """Raise UserError when the run's folder holds work on other recordings or transcripts."""
-    digests = {part: about["sha256"] for part, about in data.describe().items()}
-    note = config.output_dir / DATA
-    if note.exists() and json.loads(note.read_text()) != digests:
-        raise UserError(
-            f"the data of run {config.run_id} has changed since the run began: remove "
-            f"{config.output_dir}, or use --force, to run it again"
-        )
-    write_atomic(note, json.dumps(digests, indent=1))
-
-
 def _check_decoding(config: RunConfig, model: nn.Module) -> None:
     room = model.config.max_target_positions - PROMPT_TOKENS
     if config.max_new_tokens > room:
@@ -113,17 +104,6 @@ def _check_decoding(config: RunConfig, model: nn.Module) -> None:
             f"setting max_new_tokens={config.max_new_tokens} is out of range: the model has room "
             f"for {room} beside its prompt"
         )
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole: the Trainer writes its state file last."""
-    found = {}
-    for state in folder.glob("checkpoint-*/trainer_state.json"):
-        try:
-            found[json.loads(state.read_text())["global_step"]] = str(state.parent)
-        except (ValueError, KeyError):
-            continue  # cut off while it was written
-    return found[max(found)] if found else None
 
 
 # The teacher -------------------------------------------------------------------------------
@@ -254,25 +234,41 @@ def _save_trained(model: Any, processor: WhisperProcessor, config: RunConfig) ->
         about = {"base": config.student, "revision": config.student_revision, "run": config.run_id}
         model.save_experts(config.language, config.output_dir, **about)
     else:
-        model.save_pretrained(_artifact_folder(config))
-    if config.method == "full":
-        processor.save_pretrained(_artifact_folder(config))
+        folder = config.output_dir / ("adapter" if config.method == "lora" else "model")
+        shutil.rmtree(folder, ignore_errors=True)  # half of it, left by a killed process
+        model.save_pretrained(folder)
+        if config.method == "full":
+            processor.save_pretrained(folder)
+        for path in folder.iterdir():
+            flush_to_disk(path)
 
 
-def _load_trained(base: DistilWhisperForConditionalGeneration, config: RunConfig) -> Any:
+def _load_trained(
+    base: DistilWhisperForConditionalGeneration, config: RunConfig, summary: dict[str, Any]
+) -> Any:
+    model = read_trained(base, config, config.output_dir)
+    if weights_hash(trained_tensors(model)) != summary["weights_sha256"]:
+        raise UserError(
+            f"the weights in {config.output_dir} are not those that its {SUMMARY} tells of: "
+            "remove that folder, or use --force, to train again"
+        )
+    return model
+
+
+def read_trained(
+    base: DistilWhisperForConditionalGeneration, config: RunConfig, folder: Path
+) -> Any:
+    """What a run left in its folder, on the model it started from; trainable, as it was hashed."""
     if config.method in WITH_EXPERTS:
-        base.load_experts(config.language, config.output_dir)
+        base.load_experts(config.language, folder)
         base.freeze_all_but_expert(config.language)
         return base
     if config.method == "lora":
-        return PeftModel.from_pretrained(base, _artifact_folder(config))
-    return DistilWhisperForConditionalGeneration.from_pretrained(
-        _artifact_folder(config), dtype=torch.float32, attn_implementation="sdpa"
+        return PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True)
+    whole = DistilWhisperForConditionalGeneration.from_pretrained(
+        folder / "model", dtype=torch.float32, attn_implementation="sdpa"
     )
-
-
-def _artifact_folder(config: RunConfig) -> Path:
-    return config.output_dir / ("adapter" if config.method == "lora" else "model")
+    return prepare(whole, config)
 
 
 # The summary ---------------------------------------------------------------------------

@@ -405,10 +405,10 @@ def _done(path: Path) -> set[str]:
     """
     if not path.exists():
         return set()
-    text = path.read_text(encoding="utf-8")
-    rows = [(line, json.loads(line)) for line in text.rpartition("\n")[0].splitlines()]
-    good = "".join(f"{line}\n" for line, row in rows if row["error"] is None)
-    if good != text:
+    text = path.read_bytes().rpartition(b"\n")[0]  # torn within a letter, even
+    rows = [(line, json.loads(line)) for line in text.splitlines()]
+    good = b"".join(line + b"\n" for line, row in rows if row["error"] is None)
+    if good != path.read_bytes():
         write_atomic(path, good)
     return {row["source"] for _, row in rows if row["error"] is None}
 
