@@ -107,12 +107,13 @@ def hear_forced(
 
 
 def ensure_forced(
-    config: RunConfig, *, domains: Sequence[str] = ("in_domain",), clips: int | None = None
+    config: RunConfig, *, domains: Sequence[str] = tuple(DOMAINS), clips: int | None = None
 ) -> str:
     """A run's file made or completed where its model is here; a sentence about what there is.
 
-    For notebooks, which show what stands in the results folder. Nothing is decoded where the
-    file is complete for the weights in outputs/, whatever its number of clips.
+    For notebooks, which show what stands in the results folder: what goes wrong is a sentence too.
+    Nothing is decoded where the file is complete for the weights in outputs/, whatever its number
+    of clips.
     """
     path, folder = forced_path(config), config.output_dir
     if not is_run(folder):
@@ -122,15 +123,16 @@ def ensure_forced(
             f"no {path}: run the notebook of {config.run_id}, then `{COMMAND} {folder}`, or this "
             "cell again"
         )
-    record = read_record(folder / RECORD)
-    if path.exists():
-        found = read_forced(path)
-        if _is_complete(found, record, domains):
+    try:
+        record = read_record(folder / RECORD)
+        if path.exists() and _is_complete(read_forced(path), record, domains):
             return f"{path} is complete"
-    moved = config.student != record["config"]["student"]
-    run = load_run(folder, config.student if moved else None)
-    hear_forced(run, domains=domains, clips=clips, config=config, progress=False)
-    return f"{path} written; for all clips of both test sets: `{COMMAND} {folder}`"
+        moved = config.student != record["config"]["student"]
+        run = load_run(folder, config.student if moved else None)
+        hear_forced(run, domains=domains, clips=clips, config=config, progress=False)
+    except UserError as error:  # the other figures need none of it
+        return f"no forced gates of {config.run_id}: {error}"
+    return f"{path} is written; with all clips: `{COMMAND} {folder}`"
 
 
 def _is_complete(found: ForcedGates, record: Record, domains: Sequence[str]) -> bool:

@@ -33,33 +33,29 @@ def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
     of 0 forcing makes it worse, so the layers that reach far to the right carry the gain.
     UserError where the file has no forced case yet.
     """
-    tables = {
-        domain: differences(forced, domain, normalizer=normalizer).drop(index=LEARNED)
-        for domain in DOMAINS
-        if len(forced["domains"].get(domain, {}).get("cases", ())) > 1
-    }
-    if not tables:
+    domains = [d for d in DOMAINS if len(forced["domains"].get(d, {}).get("cases", ())) > 1]
+    if not domains:
         raise UserError(
             f"the file of {forced['run_id']} has learned gates only: run "
             "distilwhisper_lib.counterfactuals to its end"
         )
-    parts = {"all gates": lambda name: "." not in name, "one layer": lambda name: "." in name}
-    rows = [
-        max(1, *(sum(map(chosen, t.index)) for t in tables.values())) for chosen in parts.values()
-    ]
+    tables = [differences(forced, domain, normalizer=normalizer) for domain in domains]
+    cases = max((list(table.index.drop(LEARNED)) for table in tables), key=len)
+    parts = [[c for c in cases if "." not in c], [c for c in cases if "." in c]]
+    heights = [max(1, len(part)) + 0.6 for part in parts]
     with style():
         figure, axes = panels(
-            2, len(tables), 4.2, (0.27 * sum(rows) + 1.7) / 2, sharex="row", sharey="row",
-            height_ratios=[n + 0.6 for n in rows],
+            2, len(domains), 4.2, (0.27 * sum(heights) + 1.4) / 2, sharex="row", sharey="row",
+            height_ratios=heights,
         )  # fmt: skip
-        for column, (domain, table) in enumerate(tables.items()):
-            for axis, chosen in zip(axes[:, column], parts.values(), strict=True):
-                _draw_changes(axis, table.loc[[chosen(name) for name in table.index]])
-            learned = differences(forced, domain, normalizer=normalizer).loc[LEARNED]
-            metric = table.attrs["metric"].upper()
+        for column, (domain, table) in enumerate(zip(domains, tables, strict=True)):
+            for axis, part in zip(axes[:, column], parts, strict=True):
+                _draw_changes(axis, table.reindex(part))
+            metric, learned = table.attrs["metric"].upper(), table.loc[LEARNED]
             axes[0, column].set_title(
-                f"{DOMAINS[domain].capitalize()}: {learned['error']:.1f} % {metric} as learned, "
-                f"{learned['clips']} clips"
+                f"{DOMAINS[domain].capitalize()}: {learned['error']:.1f} % {metric}, "
+                f"{learned['clips']:,} clips, {learned['blocks']:,} blocks",
+                fontsize=9,
             )
             axes[1, column].set_xlabel(f"change in {metric} (points); right of 0: worse")
         figure.suptitle(f"{gate_title(forced)}: gates forced", x=0.01, ha="left")
@@ -67,14 +63,14 @@ def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
 
 
 def _draw_changes(axis: Axes, table: pd.DataFrame) -> None:
-    """One row a case, the first on top."""
+    """One row a case, the first on top; those not decoded yet (NaN) stay empty."""
     places: Sequence[int] = range(len(table) - 1, -1, -1)
     for place, (name, row) in zip(places, table.iterrows(), strict=True):
         look = _LOOKS[str(name).partition(".")[0]]
         axis.hlines(place, row["low"], row["high"], color=look["color"], linewidth=1.4)
         axis.plot(row["difference"], place, linestyle="", markersize=5.5, markeredgecolor=BLACK,
                   markeredgewidth=0.5, **look)  # fmt: skip
-    axis.axvline(0, color=BLACK, linewidth=0.8)
+    axis.axvline(0, color=BLACK, linewidth=0.8, zorder=1)
     axis.set_yticks(places, [_label(str(name)) for name in table.index])
     axis.set_ylim(-0.6, len(table) - 0.4)
     axis.grid(axis="y", visible=False)
