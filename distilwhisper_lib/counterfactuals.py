@@ -82,9 +82,10 @@ def hear_forced(
     for domain in domains:
         one_of("domain", domain, tuple(DOMAINS))
     learned = {domain: _learned(run, domain) for domain in domains}
-    path, modes = forced_path(config), gate_modes(run.model)
+    path = forced_path(config.results_dir, run.record["run_id"])
+    modes = gate_modes(run.model)
     run.model.to(best_device())
-    with alone(run.folder / "forced", "decoding under forced gates"):
+    with alone(run.folder, "decoding under forced gates"):
         found = _begun(path, run)
         for domain, rows in learned.items():
             kept = found["domains"].get(domain, {"ids": [], "cases": {}})
@@ -115,7 +116,7 @@ def ensure_forced(
     Nothing is decoded where the file is complete for the weights in outputs/, whatever its number
     of clips.
     """
-    path, folder = forced_path(config), config.output_dir
+    path, folder = forced_path(config.results_dir, config.run_id), config.output_dir
     if not is_run(folder):
         if path.exists():
             return f"{path} is shown: the model that it tells of is not in outputs/"

@@ -28,7 +28,7 @@ from .bootstrap import (
     speaker_blocks,
 )
 from .checks import one_of
-from .config import WITH_EXPERTS, RunConfig
+from .config import WITH_EXPERTS
 from .errors import UserError
 from .files import write_atomic
 from .languages import find_language
@@ -73,9 +73,9 @@ _FILE = {
 }
 
 
-def forced_path(config: RunConfig) -> Path:
-    """Where a run's file is published."""
-    return config.results_dir / "gates" / "forced" / f"{config.run_id}.json"
+def forced_path(results: str | Path, run_id: str) -> Path:
+    """Where a results folder keeps a run's file."""
+    return Path(results) / "gates" / "forced" / f"{run_id}.json"
 
 
 # Made -----------------------------------------------------------------------------------------
