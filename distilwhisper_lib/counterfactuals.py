@@ -85,7 +85,7 @@ def hear_forced(
     path = forced_path(config.results_dir, run.record["run_id"])
     modes = gate_modes(run.model)
     run.model.to(best_device())
-    with alone(run.folder, "decoding under forced gates"):
+    with alone(run.folder / "forced", "decoding under forced gates"):
         found = _begun(path, run)
         for domain, rows in learned.items():
             kept = found["domains"].get(domain, {"ids": [], "cases": {}})

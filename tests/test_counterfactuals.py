@@ -60,6 +60,10 @@ def file_of(config):
     return forced_path(config.results_dir, config.run_id)
 
 
+def files_of(config):
+    return {p.name: p.read_bytes() for p in config.output_dir.glob("*.*") if p.suffix != ".lock"}
+
+
 def hear(here, run=None, **options):
     """A record does not tell the folders of a path: the configuration does."""
     run = run or load_run(here.output_dir)
@@ -73,10 +77,10 @@ def cases_of(path, domain="in_domain"):
 def test_every_case_is_what_the_model_says_and_the_run_stays_as_it_is(js, configure, decoded):
     student = complete(configure("zero_shot"))
     run = load_run(js.output_dir)
-    before = {p.name: p.read_bytes() for p in js.output_dir.iterdir() if p.is_file()}
+    before = files_of(js)
     path = hear(js, run)
     assert path == file_of(js)
-    assert {p.name: p.read_bytes() for p in js.output_dir.iterdir() if p.is_file()} == before
+    assert files_of(js) == before
     found = read_forced(path)
     assert found["weights_sha256"] == run.record["training"]["weights_sha256"]
     assert "test0" in found["domains"]["in_domain"]["ids"][0]
