@@ -13,7 +13,7 @@ needs shapes that do not depend on the gates, both are computed there too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -22,7 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .errors import UserError
+
 GATE_MODES = ("learned", "open", "closed")  # open: expert everywhere; closed: shared everywhere
+# One of these for all layers, or by layer name ("encoder.1"): layers not named are "learned".
+GateMode = str | Mapping[str, str]
 SHARED = -1  # the row of a batch that has no expert
 
 Branch = Callable[[Tensor], Tensor]
@@ -221,6 +225,24 @@ class CLSR(nn.ModuleDict):
             y = torch.where(mine.unsqueeze(-1), expert(x, activation, 0.0), y)
             picked = picked | mine
         return y, picked
+
+
+def check_gate_mode(mode: GateMode, layers: Sequence[str]) -> None:
+    """Raise UserError for a mode that is none, or for a layer that is not among ``layers``."""
+    if not isinstance(mode, str) and (strangers := [name for name in mode if name not in layers]):
+        raise UserError(
+            f"gate_mode names layer {strangers[0]!r}: expected one of {', '.join(layers)}"
+        )
+    for wanted in (mode,) if isinstance(mode, str) else mode.values():
+        if wanted not in GATE_MODES:
+            raise UserError(
+                f"gate_mode {wanted!r} is unknown: expected one of {', '.join(GATE_MODES)}"
+            )
+
+
+def mode_of(mode: GateMode, layer: str) -> str:
+    """What a mode means for one layer."""
+    return mode if isinstance(mode, str) else mode.get(layer, "learned")
 
 
 def hard_gate(gate: Gate, x: Tensor, mode: str = "learned") -> Tensor:

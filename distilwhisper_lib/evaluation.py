@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, WhisperProcessor
 
-from .clsr import Gate
+from .clsr import Gate, GateMode
 from .device import DTYPES, multiplies_bf16
 from .errors import UserError
 from .features import SpeechDataset, audio_positions, extract_features
@@ -39,6 +39,7 @@ def transcribe(
     precision: str = "auto",
     task: str = "transcribe",
     expert_encoder: bool = False,
+    gate_mode: GateMode = "learned",
     keep_gates: bool = False,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -59,7 +60,7 @@ def transcribe(
     model itself stays as it is.
 
     ``task`` "translate" goes through the shared branch; ``expert_encoder`` lets each row's expert
-    speak in the encoder all the same.
+    speak in the encoder all the same. ``gate_mode``: of a model with experts, see its forward().
 
     ``keep_gates``: of a model with experts, also write every single gate, to kept_path(path).
     """
@@ -81,6 +82,8 @@ def transcribe(
     if batches:
         batch_size = min(batch_size, batches[-1]["batch_size"])
     options = {"task": task, "max_new_tokens": max_new_tokens}
+    if gate_mode != "learned":  # stock Whisper knows no such word
+        options["gate_mode"] = gate_mode
     with (
         _open_for_appending(partial) as file,
         tqdm(total=len(missing), unit="clip", desc="transcribe", disable=not progress) as bar,

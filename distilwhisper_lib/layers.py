@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperEncoderLayer
 
-from .clsr import CLSR, Expert
+from .clsr import CLSR, Expert, mode_of
 
 if TYPE_CHECKING:
     from .model import DistilWhisperConfig
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class _RoutedFFN:
     """The feed-forward block of a layer: stock FFN and experts, blended by CLSR."""
 
-    def _add_clsr(self, config: DistilWhisperConfig) -> None:
+    def _add_clsr(self, config: DistilWhisperConfig, index: int) -> None:
         self.config = config
+        self.route_name = f"{self._side}.{index + 1}"  # counted as in figures, from 1
         self.clsr = CLSR({code: self.new_expert() for code in config.expert_languages})
 
     def new_expert(self, device: str | torch.device | None = None) -> Expert:
@@ -49,7 +50,7 @@ class _RoutedFFN:
             self.activation_fn,
             self.activation_dropout,
             expert_ids=route.get("expert_ids"),
-            mode=route.get("gate_mode", "learned"),
+            mode=mode_of(route.get("gate_mode", "learned"), self.route_name),
             noise=route.get("gate_noise", 0.0),
             skip=self.config.skip,
         )
@@ -71,9 +72,9 @@ class RoutedEncoderLayer(_RoutedFFN, WhisperEncoderLayer):
 
     _side = "encoder"  # of the gate trace
 
-    def __init__(self, config: DistilWhisperConfig) -> None:
+    def __init__(self, config: DistilWhisperConfig, layer_idx: int) -> None:
         super().__init__(config)
-        self._add_clsr(config)
+        self._add_clsr(config, layer_idx)
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
@@ -94,9 +95,9 @@ class RoutedDecoderLayer(_RoutedFFN, WhisperDecoderLayer):
 
     _side = "decoder"
 
-    def __init__(self, config: DistilWhisperConfig, layer_idx: int | None = None) -> None:
+    def __init__(self, config: DistilWhisperConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        self._add_clsr(config)
+        self._add_clsr(config, layer_idx)
 
     def forward(
         self,

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from . import authors, experts
-from .clsr import GATE_MODES, SHARED, Expert, GateTrace
+from .clsr import SHARED, Expert, GateMode, GateTrace, check_gate_mode
 from .errors import UserError
 from .hub import hub_options, loading
 from .languages import whisper_language
@@ -100,7 +100,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         super().__init__(config)
         encoder, decoder = self.model.encoder, self.model.decoder
         encoder.layers = nn.ModuleList(
-            RoutedEncoderLayer(config) for _ in range(config.encoder_layers)
+            RoutedEncoderLayer(config, i) for i in range(config.encoder_layers)
         )
         decoder.layers = nn.ModuleList(
             RoutedDecoderLayer(config, i) for i in range(config.decoder_layers)
@@ -175,6 +175,11 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
     def routed_layers(self) -> list[RoutedEncoderLayer | RoutedDecoderLayer]:
         """Every layer that routes, the encoder's first."""
         return [*self.model.encoder.layers, *self.model.decoder.layers]
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The names that a gate_mode gives layers: encoder.1, ..., decoder.1, ..."""
+        return [layer.route_name for layer in self.routed_layers()]
 
     def add_expert(self, language: str) -> str:
         """Give ``language`` (name or code) an expert in every layer; returns its code.
@@ -355,7 +360,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         past_key_values: Any = None,
         language_ids: Tensor | None = None,
         expert_ids: Tensor | None = None,
-        gate_mode: str = "learned",
+        gate_mode: GateMode = "learned",
         gate_noise: float = 0.0,
         output_gates: bool = False,
         with_logits: bool = True,
@@ -365,14 +370,13 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
 
         ``language_ids``: language token of each row (B,); read from the decoder prompt when left
         out. ``expert_ids``: the same as indices, see expert_ids_of(). ``gate_mode``: "learned",
-        "open" (expert everywhere) or "closed" (shared everywhere). ``gate_noise``: its alpha, in
-        training. ``output_gates``: return a GateTrace. ``with_logits=False``: stop before the head,
-        and return the decoder's final hidden states instead of logits (and of any loss).
+        "open" (expert everywhere) or "closed" (shared everywhere); or one of these by layer name,
+        {"encoder.1": "closed"}, all others learned. ``gate_noise``: its alpha, in training.
+        ``output_gates``: return a GateTrace. ``with_logits=False``: stop before the head, and
+        return the decoder's final hidden states instead of logits (and of any loss).
         """
-        if gate_mode not in GATE_MODES:
-            raise UserError(
-                f"gate_mode {gate_mode!r} is unknown: expected one of {', '.join(GATE_MODES)}"
-            )
+        if gate_mode != "learned":
+            check_gate_mode(gate_mode, self.layer_names)
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = shift_tokens_right(
                 labels, self.config.pad_token_id, self.config.decoder_start_token_id

@@ -31,6 +31,8 @@ from .error_analysis import (
 from .errors import UserError
 from .exports import formatted
 from .files import write_atomic
+from .forced_gates import load_forced
+from .forced_plots import forced_changes
 from .forgetting import forgetting_table
 from .gates import load_gates
 from .plots import _style as style
@@ -250,7 +252,22 @@ def _gates(folder: str | Path) -> str:
     if not any((Path(folder) / "gates").glob("*.json")):
         return _note("No run with gates yet.")
     title = "Share of expert routing per layer, with 95 % intervals"
-    return _figure(title, gate_shares, load_gates(folder))
+    shares = _figure(title, gate_shares, load_gates(folder))
+    return shares + _forced(folder)
+
+
+def _forced(folder: str | Path) -> str:
+    files = load_forced(folder)
+    if not files:
+        return _note("What forced gates change: no run of distilwhisper_lib.counterfactuals yet.")
+    about = _note(
+        "The same clips with all gates open, all closed, and the expert of one layer off at a "
+        "time, against the gates as learned: 95 % intervals, paired, of a bootstrap that draws "
+        "whole speakers. Too narrow where there are fewer than 20 blocks."
+    )
+    return about + "".join(
+        _figure(f"{forced['run_id']}: gates forced", forced_changes, forced) for forced in files
+    )
 
 
 def _provenance(records: Sequence[Record], folder: str | Path) -> str:

@@ -166,6 +166,9 @@ def test_the_runs_leave_records_gates_tables_and_figures(batch, checkout):
     methods = {p.stem.rsplit("-ca-s77-", 1)[0] for p in (demo / "runs").glob("*.json")}
     assert methods == {m.replace("_", "-") for m in METHODS}
     assert len(list((demo / "gates").glob("*.json"))) == 3
+    (forced,) = (demo / "gates" / "forced").glob("*.json")  # notebook 08 decoded them
+    assert forced.name.startswith("js-ca-")
+    assert len(list((demo / "figures").glob("gate-forced-*.png"))) == 1
     # Two test sets a run; two other languages and translation of all but the teacher.
     assert len(list((demo / "hypotheses").glob("*.jsonl.gz"))) == 7 * 2 + 6 * 3
     assert "came out equal" in (demo / "report.html").read_text(encoding="utf-8")

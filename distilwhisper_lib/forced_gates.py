@@ -1,0 +1,254 @@
+"""The file that says what a run's errors were under each forced routing, and what to read off it.
+
+``<results>/gates/forced/<run_id>.json``: of each test set the clips, and of each case (see CASES)
+the errors of every clip under both normalisers. All intervals and figures are made from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .bootstrap import (
+    FEW_BLOCKS,
+    RESAMPLES,
+    generator,
+    holm,
+    interval,
+    p_value,
+    resampled_rates,
+    speaker_blocks,
+)
+from .checks import one_of
+from .config import WITH_EXPERTS
+from .errors import UserError
+from .files import write_atomic
+from .languages import find_language
+from .records import DOMAINS, NORMALIZERS
+from .records import _check as check_fields
+from .records import _EachOf as EachOf
+from .scoring import METRICS, utterance_errors
+from .tables import HEADLINE, rate_of
+
+SCHEMA = 1
+LEARNED = "learned"
+# "open": the expert everywhere; "closed": the shared network everywhere; a layer's name: its
+# expert alone is off.
+CASES = re.compile(r"learned|open|closed|(encoder|decoder)\.[1-9]\d{0,2}")
+
+ForcedGates = dict[str, Any]
+Row = Mapping[str, Any]
+
+_COUNTS = {normalizer: {metric: [int] for metric in METRICS} for normalizer in NORMALIZERS}
+_CASE = {
+    "source": str,  # the run that said it, or "decoded" for this file
+    "capped": int,
+    "scores": {normalizer: {metric: float for metric in METRICS} for normalizer in NORMALIZERS},
+    "errors": _COUNTS,
+}
+_DOMAIN = {
+    "corpus": str,
+    "precision": str,
+    "ids": [str],
+    "speakers": [str],
+    "units": _COUNTS,
+    "cases": EachOf(_CASE),
+}
+_FILE = {
+    "schema": int,
+    "run_id": str,
+    "method": WITH_EXPERTS,
+    "language": str,
+    "seed": int,
+    "weights_sha256": str,
+    "domains": EachOf(_DOMAIN),
+}
+
+
+def forced_path(results: str | Path, run_id: str) -> Path:
+    """Where a results folder keeps a run's file."""
+    return Path(results) / "gates" / "forced" / f"{run_id}.json"
+
+
+# Made -----------------------------------------------------------------------------------------
+
+
+def count_clips(rows: Sequence[Row], language: str) -> dict[str, Any]:
+    """What is the same in every case: ids, speakers as blocks and not by name, and units."""
+    names = [row["speaker"] or "" for row in rows]
+    digests = [name and hashlib.sha256(name.encode("utf-8")).hexdigest()[:12] for name in names]
+    units = _counts(rows, language, "units")
+    return {"ids": [row["id"] for row in rows], "speakers": digests, "units": units}
+
+
+def count_case(rows: Sequence[Row], language: str, source: str = "decoded") -> dict[str, Any]:
+    """One case of the rows that transcribe() returns."""
+    errors, units = (_counts(rows, language, what) for what in ("errors", "units"))
+    return {
+        "source": source,
+        "capped": sum(bool(row["capped"]) for row in rows),
+        "scores": {
+            normalizer: {m: sum(errors[normalizer][m]) / sum(units[normalizer][m]) for m in METRICS}
+            for normalizer in NORMALIZERS
+        },
+        "errors": errors,
+    }
+
+
+def _counts(rows: Sequence[Row], language: str, what: str) -> dict[str, dict[str, list[int]]]:
+    return {
+        normalizer: {
+            metric: getattr(utterance_errors(rows, language, normalizer, metric), what).tolist()
+            for metric in METRICS
+        }
+        for normalizer in NORMALIZERS
+    }
+
+
+def missing_cases(domain: Mapping[str, Any], wanted: Iterable[str]) -> list[str]:
+    """Of the wanted cases those that a test set's part of the file lacks."""
+    return [name for name in wanted if name not in domain["cases"]]
+
+
+def write_forced(path: Path, forced: ForcedGates) -> Path:
+    """Check and write a file."""
+    validate(forced, path)
+    return write_atomic(path, json.dumps(forced, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+# Read -----------------------------------------------------------------------------------------
+
+
+def read_forced(path: str | Path) -> ForcedGates:
+    """Read and check one file; UserError names it and what is wrong with it."""
+    path = Path(path)
+    try:
+        forced = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no {path}: distilwhisper_lib.counterfactuals writes it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: is not JSON ({str(error)[:100]}): take it from version control, or remove it "
+            "and run distilwhisper_lib.counterfactuals"
+        ) from None
+    validate(forced, path)
+    if forced["run_id"] != path.stem:
+        raise UserError(
+            f"{path}: field 'run_id' is {forced['run_id']!r}, expected {path.stem!r} as the file "
+            "is called: rename the file"
+        )
+    return forced
+
+
+def load_forced(results: str | Path) -> list[ForcedGates]:
+    """All such files of a results folder, by run id; empty when there are none."""
+    paths = sorted((Path(results) / "gates" / "forced").glob("*.json"))
+    return [read_forced(path) for path in paths]
+
+
+def validate(forced: Any, source: str | Path) -> None:
+    """Raise UserError unless ``forced`` is such a file, whole and consistent."""
+    if not isinstance(forced, dict) or forced.get("schema") != SCHEMA:
+        found = forced.get("schema") if isinstance(forced, dict) else None
+        raise UserError(
+            f"{source}: has schema {found!r}, expected {SCHEMA}: update the kit, or run "
+            "distilwhisper_lib.counterfactuals again"
+        )
+    check_fields(forced, _FILE, "", str(source))
+    find_language(forced["language"])
+    for name, domain in forced["domains"].items():
+        one_of(f"domain in {source}", name, tuple(DOMAINS))
+        if LEARNED not in domain["cases"] or not domain["ids"]:
+            raise UserError(f"{source}: {name!r} has no clips with learned gates: make it again")
+        for case in domain["cases"]:
+            if not CASES.fullmatch(case):
+                raise UserError(
+                    f"{source}: {case[:60]!r} is no case of forced gates: make it again"
+                )
+        _check_counts(domain, f"{source}: {name!r}")
+
+
+def _check_counts(domain: Mapping[str, Any], where: str) -> None:
+    clips = len(domain["ids"])
+    parts = [domain["units"], *(case["errors"] for case in domain["cases"].values())]
+    counts = [part[n][m] for part in parts for n in NORMALIZERS for m in METRICS]
+    if any(len(numbers) != clips for numbers in [domain["speakers"], *counts]):
+        raise UserError(f"{where} has not one number for each of its {clips} clips: make it again")
+    if any(not 0 <= number < 2**31 for numbers in counts for number in numbers):
+        raise UserError(f"{where} holds a count that is none: make it again")
+    for normalizer in NORMALIZERS:
+        for metric in METRICS:
+            units = sum(domain["units"][normalizer][metric])
+            for name, case in domain["cases"].items():
+                again = sum(case["errors"][normalizer][metric]) / max(units, 1)
+                said = case["scores"][normalizer][metric]
+                if not units or not math.isclose(again, said, abs_tol=1e-9):
+                    raise UserError(
+                        f"{where}: {metric} of {name!r} under {normalizer!r} is {said}, but its "
+                        f"clips give {again:.4f}: make it again"
+                    )
+
+
+# What it says ---------------------------------------------------------------------------------
+
+
+def differences(
+    forced: ForcedGates,
+    domain: str = "in_domain",
+    metric: str = HEADLINE,
+    normalizer: str = "marks",
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row a case, those of all layers first, then layer by layer as signals flow.
+
+    error and, against the learned gates, difference, low, high (95 %) in points, above 0 where
+    forcing makes it worse; p, "p (Holm)" for all cases together; clips, blocks, "blocked on",
+    note. Whole speakers are drawn, and all cases on the same draws. The frame's index is the case;
+    ``attrs["metric"]`` the rate. Empty where the file has not that domain.
+    """
+    one_of("domain", domain, tuple(DOMAINS))
+    one_of("metric", metric, (HEADLINE, *METRICS))
+    one_of("normalizer", normalizer, NORMALIZERS)
+    rate, found = rate_of(metric, forced["language"]), forced["domains"].get(domain)
+    names = sorted(found["cases"], key=_place) if found else []
+    rows = []
+    if found:
+        errors = [found["cases"][name]["errors"][normalizer][rate] for name in names]
+        units = np.array(found["units"][normalizer][rate])
+        blocks = speaker_blocks(found["speakers"])
+        random = generator(seed, domain, forced["language"])
+        rates = resampled_rates(np.column_stack(errors), units, blocks, resamples, random)
+        learned = names.index(LEARNED)
+        few = f"{blocks.count} blocks only: too narrow" if blocks.count < FEW_BLOCKS else ""
+        about = {"clips": int((units > 0).sum()), "blocks": blocks.count, "blocked on": blocks.kind}
+        for column, counts in enumerate(errors):
+            drawn = rates[:, column] - rates[:, learned]
+            low, high = interval(drawn)
+            apart = (sum(counts) - sum(errors[learned])) / units.sum()
+            row = {"error": sum(counts) / units.sum(), "difference": apart, "low": low}
+            row = {name: 100 * value for name, value in (row | {"high": high}).items()}
+            p = math.nan if column == learned else p_value(drawn)
+            rows.append(row | {"p": p, "p (Holm)": math.nan} | about | {"note": few})
+    table = pd.DataFrame(rows, pd.Index(names, name="gates"), _COLUMNS)
+    table["p (Holm)"] = holm(list(table["p"]))
+    table.attrs = {"metric": rate, "normalizer": normalizer, "domain": domain}
+    return table
+
+
+_COLUMNS = ["error", "difference", "low", "high", "p", "p (Holm)", "clips", "blocks",
+            "blocked on", "note"]  # fmt: skip
+
+
+def _place(case: str) -> tuple[int, int]:
+    side, _, layer = case.partition(".")
+    return (LEARNED, "open", "closed", "encoder", "decoder").index(side), int(layer or 0)

@@ -1,0 +1,197 @@
+"""A finished run is decoded again with its gates forced: what is read, decoded and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from distilwhisper_lib import UserError, counterfactuals
+from distilwhisper_lib.counterfactuals import ensure_forced, gate_modes, hear_forced
+from distilwhisper_lib.data import load_data
+from distilwhisper_lib.evaluation import transcribe
+from distilwhisper_lib.finished import load_run
+from distilwhisper_lib.forced_gates import count_case, forced_path, read_forced
+from distilwhisper_lib.runs import evaluate, record_run
+from distilwhisper_lib.training import load_student, train
+
+LAYERS = ["encoder.1", "encoder.2", "decoder.1", "decoder.2"]
+
+
+def complete(config):
+    data = load_data(config)
+    trained = train(config, data)
+    return record_run(config, data, trained, evaluate(config, trained, data))
+
+
+@pytest.fixture
+def configure(study_of):
+    return study_of(4, max_steps=2, learning_rate=0.05, gate_dropout=0.0)
+
+
+@pytest.fixture
+def js(configure):
+    config = configure("clsr")
+    complete(config)
+    return config
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The routings that were decoded; after ``stop_after`` of them the user interrupts."""
+    calls = Calls()
+
+    def counted(*args, **options):
+        if len(calls) == calls.stop_after:
+            raise KeyboardInterrupt
+        calls.append(options["gate_mode"])
+        return transcribe(*args, **options)
+
+    monkeypatch.setattr(counterfactuals, "transcribe", counted)
+    return calls
+
+
+class Calls(list):
+    stop_after = None
+
+
+def file_of(config):
+    return forced_path(config.results_dir, config.run_id)
+
+
+def files_of(config):
+    return {p.name: p.read_bytes() for p in config.output_dir.glob("*.*") if p.suffix != ".lock"}
+
+
+def hear(here, run=None, **options):
+    """A record does not tell the folders of a path: the configuration does."""
+    run = run or load_run(here.output_dir)
+    return hear_forced(run, **{"config": here, "progress": False} | options)
+
+
+def cases_of(path, domain="in_domain"):
+    return read_forced(path)["domains"][domain]["cases"]
+
+
+def test_every_case_is_what_the_model_says_and_the_run_stays_as_it_is(js, configure, decoded):
+    student = complete(configure("zero_shot"))
+    run = load_run(js.output_dir)
+    before = files_of(js)
+    path = hear(js, run)
+    assert path == file_of(js)
+    assert files_of(js) == before
+    found = read_forced(path)
+    assert found["weights_sha256"] == run.record["training"]["weights_sha256"]
+    assert "test0" in found["domains"]["in_domain"]["ids"][0]
+    data = load_data(js)
+    for evaluation in run.record["evaluations"]:
+        domain = evaluation["domain"]
+        cases = cases_of(path, domain)
+        assert list(cases) == ["learned", "open", "closed", *LAYERS]
+        for normalizer, scores in cases["learned"]["scores"].items():
+            for metric, value in scores.items():
+                assert value == pytest.approx(evaluation["scores"][normalizer][metric][metric])
+        assert cases["closed"]["source"] == student["run_id"]
+        options = {"max_new_tokens": js.max_new_tokens, "batch_size": 4, "progress": False}
+        for name, mode in gate_modes(run.model).items():
+            again = transcribe(
+                run.model, run.processor, getattr(data, domain), gate_mode=mode, **options
+            )
+            assert cases[name]["errors"] == count_case(again, "ca")["errors"]
+    assert decoded == ["open", *({name: "closed"} for name in LAYERS)] * 2  # the rest is read
+
+
+def test_closed_gates_are_decoded_where_no_student_was_recorded(js, decoded):
+    path = hear(js, domains=["in_domain"])
+    assert decoded[1] == "closed"
+    closed = cases_of(path)["closed"]
+    assert closed["source"] == "decoded"
+    model, processor = load_student(js)
+    table = load_data(js).in_domain
+    said = transcribe(model, processor, table, max_new_tokens=6, batch_size=4, progress=False)
+    assert closed["errors"] == count_case(said, "ca")["errors"]
+
+
+def test_an_interrupted_call_goes_on_and_nothing_is_decoded_twice(js, decoded):
+    run = load_run(js.output_dir)
+    decoded.stop_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        hear(js, run, domains=["in_domain"])
+    assert list(cases_of(file_of(js))) == ["learned", "open", "closed", "encoder.1"]
+    decoded.stop_after = None
+    path = hear(js, run, domains=["in_domain"], clips=2)  # never fewer
+    assert decoded == list(gate_modes(run.model).values())
+    whole = path.read_bytes()
+    hear(js, run, domains=["in_domain"], clips=2)
+    hear(js, run, domains=["in_domain"])
+    assert path.read_bytes() == whole and len(decoded) == 6
+
+    path.unlink()
+    hear(js, run, domains=["in_domain"], clips=2)
+    assert len(read_forced(path)["domains"]["in_domain"]["ids"]) == 2
+    hear(js, run)  # more clips, and the other test set
+    assert len(decoded) == 6 + 6 + 12
+    found = read_forced(path)
+    assert json.loads(whole)["domains"]["in_domain"] == found["domains"]["in_domain"]
+
+    other = found | {"weights_sha256": "5" * 64}
+    path.write_text(json.dumps(other))
+    hear(js, run, domains=["in_domain"], clips=1)
+    assert set(read_forced(path)["domains"]) == {"in_domain"} and len(decoded) == 30
+
+
+def test_what_cannot_be_compared_is_one_sentence_and_writes_nothing(js, decoded, tmp_path):
+    run = load_run(js.output_dir)
+    for change, message in (
+        ({"clips": 0}, "clips=0 is no number of clips"),
+        ({"domains": ["elsewhere"]}, "unknown domain 'elsewhere'"),
+        ({"config": dataclasses.replace(js, method="lora")}, "has no gates .method 'lora'."),
+    ):
+        with pytest.raises(UserError, match=message):
+            hear(js, run, **change)
+    corpus = tmp_path / "speech" / "metadata.csv"
+    listed = corpus.read_text()
+    corpus.write_text(listed.replace("test frase", "test altra"))
+    with pytest.raises(UserError, match="'folder/speech' no longer holds the clips that the run"):
+        hear(js, run)
+    corpus.write_text(listed)
+    path = js.output_dir / "in_domain-test.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"frase", b"phrase"))
+    with pytest.raises(UserError, match="in_domain-test.jsonl is not the file of hypotheses"):
+        hear(js, run)
+    assert not file_of(js).exists() and not decoded
+
+
+def test_a_notebook_makes_the_file_once_and_says_what_there_is(js, decoded):
+    folder, away = js.output_dir, js.output_dir.with_name("away")
+    folder.rename(away)
+    said = ensure_forced(js, clips=2)
+    assert f"no {file_of(js)}" in said and f"counterfactuals {folder}`" in said
+    away.rename(folder)
+    assert "is written" in ensure_forced(js, clips=2)
+    assert len(decoded) == 12
+    assert ensure_forced(js, clips=2) == f"{file_of(js)} is complete"
+    found = read_forced(file_of(js))
+    file_of(js).write_text(json.dumps(found | {"weights_sha256": "5" * 64}))  # of older weights
+    assert "is written" in ensure_forced(js, clips=2) and len(decoded) == 24
+    folder.rename(away)
+    assert ensure_forced(js) == (
+        f"{file_of(js)} is shown: the model that it tells of is not in outputs/"
+    )
+    away.rename(folder)
+    file_of(js).write_text("{")
+    assert "is not JSON" in ensure_forced(js) and len(decoded) == 24
+
+
+def test_the_command_prints_a_table_and_refuses_in_one_sentence(js, capsys):
+    about = [str(js.output_dir), "--data-dir", js.data_dir]
+    assert counterfactuals.main([*about, "--clips", "2", "--domain", "in_domain"]) == 0
+    printed = capsys.readouterr().out
+    assert "WER in per cent, in domain" in printed and "decoder.2" in printed
+    assert printed.endswith(f"{file_of(js)}\n")
+    assert counterfactuals.main(["outputs/nothing"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.startswith("error: outputs/nothing holds no finished run") and error.count("\n") == 1
+    )
