@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -89,7 +90,8 @@ class _Points:
         build, step = training.stored_targets, DistilTrainer.training_step
 
         def half_written(handle: int) -> None:
-            what = os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))
+            path = os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))
+            what = re.sub(r"^\.(.+)\.\w+\.tmp$", r"\1", path)  # of write_atomic
             half = os.fstat(handle).st_size // 2
             self.reach("half-written", what, lambda: os.ftruncate(handle, half))
             fsync(handle)
@@ -132,7 +134,8 @@ class _Points:
             def write(self, line: str) -> None:
                 half = line.encode()[: len(line) // 2]
                 descriptor = self.file.fileno()
-                self.reach("torn line", self.file.name, lambda: os.write(descriptor, half))
+                what = os.path.basename(self.file.name)
+                self.reach("torn line", what, lambda: os.write(descriptor, half))
                 self.file.write(line)
 
         @contextmanager

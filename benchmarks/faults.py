@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study.measure()
         print(f"undisturbed: {study.seconds:.1f} s, {len(study.points)} points", flush=True)
         for point in chosen(study.points, given.each, draw):
-            trials.append(_told(study.killed_at(point)))
+            trials.append(_told(study.killed_at({"point": point["point"]}) | point))
         for _ in range(given.random):
             trials += map(_told, study.killed_at_random(draw))
     made = provenance(device="cpu")

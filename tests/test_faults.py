@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_training_keeps_its_newest_checkpoint_under_a_clock_that_runs_backwards(
     def saved(self, *args):
         save(self, *args)
         folder = checkpoints.checkpoint_path(self.args.output_dir, self.state.global_step)
-        os.utime(folder, (1e9 - self.state.global_step,) * 2)
+        os.utime(folder, (4e9 - self.state.global_step,) * 2)  # written when it was 2096
 
     monkeypatch.setattr(trainer.DistilTrainer, "_save_checkpoint", saved)
     config = study("clsr", epochs=4)
@@ -392,8 +393,10 @@ def test_of_two_on_the_same_run_one_waits_and_reads_back(study, capsys, monkeypa
 
     def going_on(self, checkpoint):
         begun.set()
+        until = time.monotonic() + 30
         while "waiting" not in capsys.readouterr().out:
-            assert other.is_alive()
+            assert time.monotonic() < until
+            time.sleep(0.02)
         trained.append(self)
         go_on(self, checkpoint)
 
