@@ -1,27 +1,39 @@
-"""The training loop: transformers' Seq2SeqTrainer with this paper's losses."""
+"""The training loop: transformers' Seq2SeqTrainer with this paper's losses.
+
+A step is ``batch_size`` clips in micro-batches, and its loss the mean over these of what is a mean
+over each. One process takes them one after another; W processes take W at a time, each its own, and
+average the gradients: the same sum in another order. See MicroBatches for epochs that do not end
+with a whole step.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
     WhisperProcessor,
+    set_seed,
 )
 
+from . import ranks
 from .config import WITH_EXPERTS, RunConfig
 from .data import RunData
 from .device import best_device, precision_here
+from .errors import UserError
 from .evaluation import transcribe
 from .features import Collator, SpeechDataset
 from .files import write_atomic
@@ -38,11 +50,39 @@ WEIGHTS = "trained.safetensors"
 ELAPSED = "elapsed.json"
 
 
+class MicroBatches(Sampler[list[int]]):
+    """The micro-batches of an epoch, in one order whatever the number of processes.
+
+    As many for every process: where they do not divide, the last one is said again. What is said
+    again has weight 0 in its step (see DistilTrainer), so that no clip counts twice.
+    """
+
+    def __init__(self, sampler: Sampler[int], size: int, processes: int) -> None:
+        self.sampler, self.size, self.processes = sampler, size, processes
+
+    @property
+    def real(self) -> int:
+        """How many micro-batches there are before any is said again."""
+        return math.ceil(len(self.sampler) / self.size)
+
+    def __len__(self) -> int:
+        return math.ceil(self.real / self.processes) * self.processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.sampler)
+        batches = [order[i : i + self.size] for i in range(0, len(order), self.size)]
+        return iter(batches + batches[-1:] * (len(self) - len(batches)))
+
+
 class DistilTrainer(Seq2SeqTrainer):
     """Seq2SeqTrainer with this paper's losses, and validation by the kit's own transcribe().
 
     Checkpoints hold only what trains. The Trainer's own generation loop is not used: it repeats
     clips under several processes, and would be a second way to compute a WER.
+
+    Random numbers: one process draws all from one stream. Of several, each starts every micro-batch
+    from a seed of its own (the run's, the step, its place in the step), so that no two share their
+    dropout, and any number of them above one trains the same.
     """
 
     def __init__(
@@ -59,9 +99,49 @@ class DistilTrainer(Seq2SeqTrainer):
         self.teacher = teacher and teacher.to(self.args.device)
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
 
+    def get_train_dataloader(self) -> DataLoader:
+        batches = MicroBatches(
+            RandomSampler(self.train_dataset),  # accelerate makes its order the data seed's
+            self.args.per_device_train_batch_size,
+            self.args.world_size,
+        )
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """A step's micro-batches for this process, each with its place among all of the step's."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        for i, batch in enumerate(batches):
+            batch["place"] = i * self.args.world_size + self.args.process_index
+        return batches, items
+
+    def _weight(self, place: int) -> float:
+        """What a micro-batch counts in its step: 1, or 0 where it is only said again.
+
+        The Trainer takes the mean over as many as each process has, those said again included:
+        where there are such, the others weigh more than 1.
+        """
+        micro, world = self.args.per_device_train_batch_size, self.args.world_size
+        whole_step = self.args.gradient_accumulation_steps * world
+        in_epoch = math.ceil(len(self.train_dataset) / micro)
+        before = self.state.global_step % math.ceil(in_epoch / whole_step) * whole_step
+        in_step = min(whole_step, in_epoch - before)
+        taken = self.current_gradient_accumulation_steps * world
+        return taken / in_step if place < in_step else 0.0
+
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> Any:
+        place = inputs.pop("place")
+        weight = self._weight(place)
+        if self.args.world_size > 1:
+            set_seed(_seed(self.run.seed, self.state.global_step, place))
         with self.accelerator.autocast():
             # Before the student, whose SpecAugment masks features in place.
             target = self.teacher and self.teacher.targets(inputs)
@@ -75,30 +155,29 @@ class DistilTrainer(Seq2SeqTrainer):
             use_cache=False,
             with_logits=False,
         )
-        parts = self._loss_parts(out, inputs, target)
-        if model.training and self.run.method in WITH_EXPERTS:
-            self._parts["gate_noise"].append(torch.tensor(noise))
-        if model.training:
-            for name, value in zip(LossParts._fields, parts, strict=True):
-                if name != "total":  # the Trainer logs it as "loss"
-                    self._parts[f"loss_{name}"].append(value.detach())
-        return (parts.total, out) if return_outputs else parts.total
+        parts, said = self._loss_parts(out, inputs, target)
+        if self.run.method in WITH_EXPERTS:
+            said["gate_noise"] = torch.tensor(noise)
+        # "loss" is what the Trainer logs the total as
+        said |= {f"loss_{k}": v for k, v in parts._asdict().items() if k != "total"}
+        for name, value in said.items():
+            self._parts[name] += [value.detach()] if weight else []
+        loss = parts.total * weight
+        return (loss, out) if return_outputs else loss
 
     def _loss_parts(
         self, out: Any, inputs: dict[str, Tensor], target: States | TopK | None
-    ) -> LossParts:
-        run, mean = self.run, None
+    ) -> tuple[LossParts, dict[str, Tensor]]:
+        """The loss, and the gates' means by their names in the training log."""
+        run, mean, said = self.run, None, {}
         if run.method in WITH_EXPERTS:
             length = out.gates.encoder[0].values.shape[1]
             masks = counted(run, length, inputs, self.processor.tokenizer.eos_token_id)
-            means = gate_means(out.gates, masks)
-            mean = means.gate_mean
-            if self.model.training:
-                for name, value in means._asdict().items():
-                    self._parts[name].append(value.detach())
+            said = gate_means(out.gates, masks)._asdict()
+            mean = said["gate_mean"]
         student = States(out.last_hidden_state, self.model.get_output_embeddings().weight)
         with self.accelerator.autocast():
-            return loss_parts(run, student, inputs["labels"], mean, target)
+            return loss_parts(run, student, inputs["labels"], mean, target), said
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -106,8 +185,17 @@ class DistilTrainer(Seq2SeqTrainer):
         """Generated WER and CER on the validation set: what model selection looks at.
 
         Of gates, also the share of hard decisions: the training log's soft mean sits near the
-        budget whatever they are.
+        budget whatever they are. The first process decodes, each clip once, and tells the others.
         """
+        found = ranks.told_by_first(self._validate)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _validate(self) -> dict[str, float]:
         rows = transcribe(
             self.model,
             self.processor,
@@ -121,21 +209,26 @@ class DistilTrainer(Seq2SeqTrainer):
         found = {metric: scores[metric][metric] for metric in ("wer", "cer")}
         if self.run.method in WITH_EXPERTS:
             found |= mean_shares(rows)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
+        return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss parts' means since the last log."""
+        """Add the loss parts' means since the last log, over the micro-batches of all processes."""
         if "loss" in logs:
-            logs |= {name: torch.stack(v).mean().item() for name, v in self._parts.items()}
-            self._parts.clear()
+            logs |= self._means()
         super().log(logs, start_time)
 
+    def _means(self) -> dict[str, float]:
+        counts = [len(values) for values in self._parts.values()]
+        sums = [len(v) * torch.stack(v).mean().item() if v else 0.0 for v in self._parts.values()]
+        sums, counts = ranks.total(torch.tensor([sums, counts], dtype=torch.float64))
+        names = list(self._parts)
+        for values in self._parts.values():
+            values.clear()
+        return dict(zip(names, (sums / counts).tolist(), strict=True))
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(trained_tensors(self.model), folder / WEIGHTS)
@@ -161,7 +254,8 @@ class Clock(TrainerCallback):
             self.earlier = json.loads(self.note.read_text())
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        write_atomic(self.note, json.dumps(round(self.seconds(), 1)))
+        if args.should_save:
+            write_atomic(self.note, json.dumps(round(self.seconds(), 1)))
 
     def seconds(self) -> float:
         return self.earlier + time.perf_counter() - self.begin
@@ -201,8 +295,46 @@ def make_trainer(
     )
 
 
+def _seed(*what: int) -> int:
+    """A seed that no other numbers give, but by chance."""
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:4])
+
+
+def micro_batches_each(config: RunConfig) -> int:
+    """How many micro-batches of a step each process takes.
+
+    A process's micro-batch is the run's: losses are means over it. Raises UserError when the
+    processes cannot take equally many.
+    """
+    micro, processes = min(config.micro_batch, config.batch_size), ranks.count()
+    in_step = config.batch_size // micro
+    if in_step % processes == 0:
+        return in_step // processes
+    usable = [str(n) for n in range(1, in_step + 1) if in_step % n == 0]
+    largest = config.batch_size // processes
+    smaller = (
+        f"set micro_batch to {largest}, which is another run"
+        if largest * processes == config.batch_size
+        else "choose another batch_size, which is another run"
+    )
+    raise UserError(
+        f"batch_size={config.batch_size} in micro-batches of {micro} clips is {in_step} a step, "
+        f"which {processes} processes cannot share equally: start {' or '.join(usable)}, or "
+        f"{smaller}"
+    )
+
+
 def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArguments:
     """A run's configuration in the Trainer's words."""
+    arguments = _arguments(config, clips)
+    if arguments.n_gpu > 1:
+        # One process trains on one GPU: the Trainer would spread each micro-batch over all that it
+        # sees (DataParallel), which multiplies the batch. Several GPUs are several processes.
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArguments:
     micro = min(config.micro_batch, config.batch_size)
     steps_per_epoch = math.ceil(clips / config.batch_size)
     total = config.max_steps if config.max_steps > 0 else steps_per_epoch * config.epochs
@@ -210,7 +342,7 @@ def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArgument
     return Seq2SeqTrainingArguments(
         output_dir=str(config.output_dir / "checkpoints"),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // micro,
+        gradient_accumulation_steps=micro_batches_each(config),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps,
         learning_rate=config.learning_rate,
@@ -232,6 +364,8 @@ def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArgument
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=best_device() == "cpu",  # without it, bf16 asks for a GPU
+        # A layer that skips its expert leaves weights without a gradient; nothing else does.
+        ddp_find_unused_parameters=config.method in WITH_EXPERTS and config.skip > 0,
         gradient_checkpointing=config.activation_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=config.workers,
