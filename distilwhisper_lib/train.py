@@ -49,7 +49,7 @@ def run(config: RunConfig) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0, or 2 (refused, or stopped by a UserError)."""
+    """Command line; returns the exit status: 0, 2 (refused, or stopped) or 130."""
     given = _parser().parse_args(arguments)
     if given.root:
         os.chdir(given.root)
@@ -68,9 +68,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if not first:
             time.sleep(FIRST_SPEAKS)
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        return _refused(str(error))
+    except RuntimeError as error:
+        if "by peer" not in str(error):  # as gloo says that a connection is gone
+            raise
+        return _refused(
+            "another process of this run has ended, and says why; the same command goes on from "
+            "the last checkpoint"
+        )
+    except KeyboardInterrupt:
+        return 130
     return 0
+
+
+def _refused(why: str) -> int:
+    print(f"error: {why}", file=sys.stderr, flush=True)
+    return 2
 
 
 def _counted(processes: int) -> str:

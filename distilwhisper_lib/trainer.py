@@ -158,8 +158,9 @@ class DistilTrainer(Seq2SeqTrainer):
         parts, said = self._loss_parts(out, inputs, target)
         if self.run.method in WITH_EXPERTS:
             said["gate_noise"] = torch.tensor(noise)
-        # "loss" is what the Trainer logs the total as
-        said |= {f"loss_{k}": v for k, v in parts._asdict().items() if k != "total"}
+        for name, value in parts._asdict().items():
+            if name != "total":  # the Trainer logs it as "loss"
+                said[f"loss_{name}"] = value
         for name, value in said.items():
             self._parts[name] += [value.detach()] if weight else []
         loss = parts.total * weight
