@@ -40,18 +40,22 @@ def join() -> None:
 
 def leave() -> None:
     """Part from the other processes: from here on each is on its own."""
-    if dist.is_initialized():
+    if _joined():
         dist.destroy_process_group()
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def count() -> int:
     """How many processes run this run."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _joined() else 1
 
 
 def place() -> int:
     """This process's number among them, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _joined() else 0
 
 
 def is_first() -> bool:
@@ -84,16 +88,16 @@ def first_before_others() -> Iterator[None]:
 
 def total(values: Tensor) -> Tensor:
     """The sum of every process's ``values``, on the CPU."""
-    return _reduced(values, dist.ReduceOp.SUM)
+    return _reduced(values, "SUM")
 
 
 def largest(value: int) -> int:
     """The largest of every process's ``value``."""
-    return int(_reduced(torch.tensor(value), dist.ReduceOp.MAX))
+    return int(_reduced(torch.tensor(value), "MAX"))
 
 
-def _reduced(values: Tensor, how: Any) -> Tensor:
+def _reduced(values: Tensor, how: str) -> Tensor:
     values = values.cpu().clone()
     if count() > 1:
-        dist.all_reduce(values, how)
+        dist.all_reduce(values, getattr(dist.ReduceOp, how))
     return values

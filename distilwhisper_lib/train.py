@@ -2,7 +2,7 @@
 
     python -m distilwhisper_lib.train js --preset cv10k --language ca
     torchrun --nproc-per-node 2 -m distilwhisper_lib.train js --preset cv10k --language ca
-    accelerate launch --num_processes 2 -m distilwhisper_lib.train js --preset cv10k --language ca
+    accelerate launch --multi_gpu --num_processes 2 -m distilwhisper_lib.train js --preset cv10k
 
 It is what notebooks 02 to 06 do between their configuration and their record: the same run id, the
 same folder in outputs/, the same record. A notebook that runs afterwards reads everything back and
@@ -22,11 +22,12 @@ import warnings
 from collections.abc import Sequence
 
 from . import ranks, session
-from .config import METHODS, RunConfig, resolve
+from .config import METHODS, TRAINED, RunConfig, resolve
 from .data import load_data
 from .errors import UserError
 from .presets import SEED
 from .runs import evaluate, record_run, scores_table
+from .trainer import micro_batches_each
 from .training import train
 
 # The first process's word on an error that all of them meet is enough: a launcher ends the others
@@ -36,6 +37,8 @@ FIRST_SPEAKS = 5  # seconds
 
 def run(config: RunConfig) -> None:
     """Train, evaluate and record a run; only the first of several processes stays to the end."""
+    if config.method in TRAINED:
+        micro_batches_each(config)  # refused before any recording is read
     data = load_data(config)
     trained = train(config, data)
     first = ranks.is_first()

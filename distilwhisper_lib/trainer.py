@@ -1,9 +1,9 @@
 """The training loop: transformers' Seq2SeqTrainer with this paper's losses.
 
 A step is ``batch_size`` clips in micro-batches, and its loss the mean over these of what is a mean
-over each. One process takes them one after another; W processes take W at a time, each its own, and
-average the gradients: the same sum in another order. See MicroBatches for epochs that do not end
-with a whole step.
+over each. One process takes them one after another; W processes take W at a time, each its own,
+and average the gradients: the same sum in another order. See MicroBatches for epochs that do not
+end with a whole step.
 """
 
 from __future__ import annotations
@@ -122,10 +122,10 @@ class DistilTrainer(Seq2SeqTrainer):
         return batches, items
 
     def _weight(self, place: int) -> float:
-        """What a micro-batch counts in its step: 1, or 0 where it is only said again.
+        """How a micro-batch counts in its step, so that each that is not said again counts alike.
 
-        The Trainer takes the mean over as many as each process has, those said again included:
-        where there are such, the others weigh more than 1.
+        The Trainer divides by all, those said again included: these weigh 0 and the others more
+        than 1, where there are such. Else 1.
         """
         micro, world = self.args.per_device_train_batch_size, self.args.world_size
         whole_step = self.args.gradient_accumulation_steps * world
@@ -255,7 +255,7 @@ class Clock(TrainerCallback):
             self.earlier = json.loads(self.note.read_text())
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if args.should_save:
+        if ranks.is_first():
             write_atomic(self.note, json.dumps(round(self.seconds(), 1)))
 
     def seconds(self) -> float:
