@@ -3,8 +3,9 @@
 Process 0, the first, is the one that writes and decides; the others compute their share of every
 step. Without a launcher there is one process, the first, and nothing here does anything.
 
-Words between processes go over the CPU (gloo) on any machine, so that waiting for the first one,
-which may build teacher targets for hours, keeps no GPU busy; gradients go over NCCL on GPUs.
+Gradients go over NCCL on GPUs. Words between processes go over the CPU (gloo) on any machine: the
+first one may build teacher targets for hours, and who waits for it keeps no GPU busy and gives up
+late, while a process that hangs in the middle of a step is noticed as early as torch does.
 """
 
 from __future__ import annotations
@@ -21,25 +22,29 @@ from torch import Tensor
 
 from .device import best_device
 
-# How long the others wait for the first before they give up. A launcher ends all processes of a
-# run when one of them dies, so this is no limit on how long a crash goes unnoticed.
-PATIENCE = timedelta(hours=24)
+PATIENCE = timedelta(hours=24)  # with which the others wait for the first one's word
 
 T = TypeVar("T")
+_words: dist.ProcessGroup | None = None
 
 
 def join() -> None:
-    """Take this process's place among those of its launcher, and its GPU."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    """Take this process's place among those of its launcher, and its GPU; once is enough."""
+    global _words
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or _words is not None:
         return
     on_gpu = best_device() == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    if not _joined():
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+    _words = dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def leave() -> None:
     """Part from the other processes: from here on each is on its own."""
+    global _words
+    _words = None
     if _joined():
         dist.destroy_process_group()
 
@@ -72,7 +77,7 @@ def told_by_first(work: Callable[[], T]) -> T:
     """What ``work`` returns in the first process, which alone does it; the others wait for it."""
     answer: list[Any] = [work() if is_first() else None]
     if count() > 1:
-        dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(answer, src=0, group=_words)
     return answer[0]
 
 
@@ -99,5 +104,5 @@ def largest(value: int) -> int:
 def _reduced(values: Tensor, how: str) -> Tensor:
     values = values.cpu().clone()
     if count() > 1:
-        dist.all_reduce(values, getattr(dist.ReduceOp, how))
+        dist.all_reduce(values, getattr(dist.ReduceOp, how), group=_words)
     return values

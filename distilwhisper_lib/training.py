@@ -58,6 +58,7 @@ def train(config: RunConfig, data: RunData) -> Trained:
     model as it was loaded. Of several processes (see ranks.py) all train and the first one writes;
     UserError when they cannot share a step equally.
     """
+    ranks.join()
     if config.method in TRAINED:
         micro_batches_each(config)
     set_seed(config.seed)  # before any weight is drawn
