@@ -36,6 +36,9 @@ def join() -> None:
     on_gpu = best_device() == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        # Else accelerate names it "cpu:0", where transformers 5.15 cannot load an optimiser.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     if not _joined():
         dist.init_process_group("nccl" if on_gpu else "gloo")
     _words = dist.new_group(backend="gloo", timeout=PATIENCE)

@@ -6,7 +6,7 @@
 
 It is what notebooks 02 to 06 do between their configuration and their record: the same run id, the
 same folder in outputs/, the same record. A notebook that runs afterwards reads everything back and
-draws its figures. All processes train (see trainer.py); what follows is the first one's alone.
+draws its figures. All processes train (see shares.py); what follows is the first one's alone.
 
 This file is a command and nothing imports it: in Python, ``distilwhisper_lib.train`` is the
 function training.train.
@@ -27,7 +27,7 @@ from .data import load_data
 from .errors import UserError
 from .presets import SEED
 from .runs import evaluate, record_run, scores_table
-from .trainer import micro_batches_each
+from .shares import micro_batches_each
 from .training import train
 
 # The first process's word on an error that all of them meet is enough: a launcher ends the others

@@ -1,26 +1,21 @@
 """The training loop: transformers' Seq2SeqTrainer with this paper's losses.
 
-A step is ``batch_size`` clips in micro-batches, and its loss the mean over these of what is a mean
-over each. One process takes them one after another; W processes take W at a time, each its own,
-and average the gradients: the same sum in another order. See MicroBatches for epochs that do not
-end with a whole step.
+By one process or several: see shares.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, Sampler
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -33,7 +28,6 @@ from . import ranks
 from .config import WITH_EXPERTS, RunConfig
 from .data import RunData
 from .device import best_device, precision_here
-from .errors import UserError
 from .evaluation import transcribe
 from .features import Collator, SpeechDataset
 from .files import write_atomic
@@ -42,36 +36,13 @@ from .loss_block import States, TopK
 from .losses import LossParts
 from .objective import counted, gate_means, gate_noise, loss_parts
 from .scoring import score
+from .shares import MicroBatches, Share, micro_batches_each, seed_of
 from .targets import StoredTargets, StoredTeacher
 from .teacher import Teacher
 from .weights import trained_tensors
 
 WEIGHTS = "trained.safetensors"
 ELAPSED = "elapsed.json"
-
-
-class MicroBatches(Sampler[list[int]]):
-    """The micro-batches of an epoch, in one order whatever the number of processes.
-
-    As many for every process: where they do not divide, the last one is said again. What is said
-    again has weight 0 in its step (see DistilTrainer), so that no clip counts twice.
-    """
-
-    def __init__(self, sampler: Sampler[int], size: int, processes: int) -> None:
-        self.sampler, self.size, self.processes = sampler, size, processes
-
-    @property
-    def real(self) -> int:
-        """How many micro-batches there are before any is said again."""
-        return math.ceil(len(self.sampler) / self.size)
-
-    def __len__(self) -> int:
-        return math.ceil(self.real / self.processes) * self.processes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = list(self.sampler)
-        batches = [order[i : i + self.size] for i in range(0, len(order), self.size)]
-        return iter(batches + batches[-1:] * (len(self) - len(batches)))
 
 
 class DistilTrainer(Seq2SeqTrainer):
@@ -98,12 +69,18 @@ class DistilTrainer(Seq2SeqTrainer):
         self.run, self.data, self.processor = run, data, processor
         self.teacher = teacher and teacher.to(self.args.device)
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
+        self._share = Share(
+            clips=len(self.train_dataset),
+            size=self.args.per_device_train_batch_size,
+            each=self.args.gradient_accumulation_steps,
+            processes=self.args.world_size,
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         batches = MicroBatches(
             RandomSampler(self.train_dataset),  # accelerate makes its order the data seed's
-            self.args.per_device_train_batch_size,
-            self.args.world_size,
+            self._share.size,
+            self._share.processes,
         )
         loader = DataLoader(
             self.train_dataset,
@@ -118,30 +95,16 @@ class DistilTrainer(Seq2SeqTrainer):
         """A step's micro-batches for this process, each with its place among all of the step's."""
         batches, items = super().get_batch_samples(*args, **kwargs)
         for i, batch in enumerate(batches):
-            batch["place"] = i * self.args.world_size + self.args.process_index
+            batch["place"] = i * self._share.processes + self.args.process_index
         return batches, items
-
-    def _weight(self, place: int) -> float:
-        """How a micro-batch counts in its step, so that each that is not said again counts alike.
-
-        The Trainer divides by all, those said again included: these weigh 0 and the others more
-        than 1, where there are such. Else 1.
-        """
-        micro, world = self.args.per_device_train_batch_size, self.args.world_size
-        whole_step = self.args.gradient_accumulation_steps * world
-        in_epoch = math.ceil(len(self.train_dataset) / micro)
-        before = self.state.global_step % math.ceil(in_epoch / whole_step) * whole_step
-        in_step = min(whole_step, in_epoch - before)
-        taken = self.current_gradient_accumulation_steps * world
-        return taken / in_step if place < in_step else 0.0
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> Any:
-        place = inputs.pop("place")
-        weight = self._weight(place)
-        if self.args.world_size > 1:
-            set_seed(_seed(self.run.seed, self.state.global_step, place))
+        step, place = self.state.global_step, inputs.pop("place")
+        weight = self._share.weight(step, place, self.current_gradient_accumulation_steps)
+        if self._share.processes > 1:
+            set_seed(seed_of(self.run.seed, step, place))
         with self.accelerator.autocast():
             # Before the student, whose SpecAugment masks features in place.
             target = self.teacher and self.teacher.targets(inputs)
@@ -293,35 +256,6 @@ def make_trainer(
         data=data,
         processor=processor,
         teacher=teacher,
-    )
-
-
-def _seed(*what: int) -> int:
-    """A seed that no other numbers give, but by chance."""
-    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:4])
-
-
-def micro_batches_each(config: RunConfig) -> int:
-    """How many micro-batches of a step each process takes.
-
-    A process's micro-batch is the run's: losses are means over it. Raises UserError when the
-    processes cannot take equally many.
-    """
-    micro, processes = min(config.micro_batch, config.batch_size), ranks.count()
-    in_step = config.batch_size // micro
-    if in_step % processes == 0:
-        return in_step // processes
-    usable = [str(n) for n in range(1, in_step + 1) if in_step % n == 0]
-    largest = config.batch_size // processes
-    smaller = (
-        f"set micro_batch to {largest}, which is another run"
-        if largest * processes == config.batch_size
-        else "choose another batch_size, which is another run"
-    )
-    raise UserError(
-        f"batch_size={config.batch_size} in micro-batches of {micro} clips is {in_step} a step, "
-        f"which {processes} processes cannot share equally: start {' or '.join(usable)}, or "
-        f"{smaller}"
     )
 
 

@@ -27,9 +27,10 @@ from .files import write_atomic
 from .gates import PROMPT_TOKENS
 from .hub import loading
 from .model import DistilWhisperForConditionalGeneration
+from .shares import micro_batches_each
 from .targets import StoredTargets, stored_targets
 from .teacher import Teacher, TeacherSource, check_pair
-from .trainer import ELAPSED, Clock, DistilTrainer, make_trainer, micro_batches_each
+from .trainer import ELAPSED, Clock, DistilTrainer, make_trainer
 from .weights import checkpoint_hash, trained_tensors, weights_hash
 
 SUMMARY = "training.json"

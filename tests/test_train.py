@@ -20,7 +20,7 @@ from distilwhisper_lib.config import resolve
 from distilwhisper_lib.data import load_data
 from distilwhisper_lib.evaluation import read_hypotheses
 from distilwhisper_lib.records import read_record
-from distilwhisper_lib.trainer import MicroBatches
+from distilwhisper_lib.shares import MicroBatches, Share
 from distilwhisper_lib.weights import trained_tensors
 
 # Seven clips one by one in steps of four: no epoch ends with a whole step, and its last one has
@@ -163,18 +163,14 @@ def test_every_clip_counts_once_in_an_epoch(clips, size, processes, each):
     assert listed[: len(plain)] == plain
     assert sum(plain, []) == list(range(clips))
 
-    kit = object.__new__(trainer.DistilTrainer)
-    kit.train_dataset = range(clips)
-    in_step = each * processes
+    share, in_step = Share(clips, size, each, processes), each * processes
     for step in range(0, len(listed), in_step):
         taken = listed[step : step + in_step]
-        kit.state = type("State", (), {"global_step": step // in_step})
-        kit.args = type("Arguments", (), {
-            "per_device_train_batch_size": size, "world_size": processes,
-            "gradient_accumulation_steps": each,
-        })  # fmt: skip
-        kit.current_gradient_accumulation_steps = len(taken) // processes
-        shares = [kit._weight(place) / len(taken) for place in range(len(taken))]
+        weights = [
+            share.weight(step // in_step, place, len(taken) // processes)
+            for place in range(len(taken))
+        ]
+        shares = [weight / len(taken) for weight in weights]
         real = len(plain[step : step + in_step])
         assert shares == pytest.approx([1 / real] * real + [0.0] * (len(taken) - real))
 
