@@ -70,7 +70,7 @@ def coerce(name: str, value: Any, wanted: Any) -> Any:
 _POSITIVE = ("batch_size", "micro_batch", "epochs", "gate_dim", "lora_rank", "max_new_tokens",
              "eval_batch_size", "learning_rate", "temperature", "clip_norm", "lora_alpha",
              "max_seconds", "train_size", "validation_size", "test_size",
-             "forgetting_clips")  # fmt: skip
+             "forgetting_clips", "window_seconds")  # fmt: skip
 _NOT_NEGATIVE = ("gate_noise", "weight_decay", "gate_weight", "task_weight", "distil_weight",
                  "workers")  # fmt: skip
 _FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_dropout", "skip",
@@ -96,6 +96,11 @@ def checked(config: RunConfig) -> RunConfig:
     for name in ("student", "teacher"):
         if not getattr(config, name).strip():
             raise UserError(f"setting {name} is empty: expected a hub name or a folder")
+    if config.window_seconds is not None and config.window_seconds < config.max_seconds:
+        raise UserError(
+            f"window_seconds={config.window_seconds} cuts clips of up to max_seconds="
+            f"{config.max_seconds:g}: set max_seconds to the window, or below"
+        )
     heard = [find_language(name) for name in config.forgetting.split()]
     own = find_language(config.language)
     for corpus, languages in ((config.in_domain, [own]), (config.out_of_domain, [own, *heard])):

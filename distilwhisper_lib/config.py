@@ -48,6 +48,13 @@ NOTEBOOK_OF = {
     "kl": "06_kl_distillation",
 }
 
+# All that decides what a model says that trains nothing, beside which model it is: the run id of
+# such a run covers nothing else, so that one run serves every training size and setting.
+OF_TESTS = {
+    "method", "language", "seed", "in_domain", "out_of_domain", "test_size", "max_seconds",
+    "window_seconds", "max_new_tokens",
+}  # fmt: skip
+
 # Settings that name a file of clip ids.
 SUBSETS = {"train_subset", "validation_subset"}
 
@@ -94,6 +101,8 @@ class RunConfig:
     validation_subset: str | None = _setting(None)  # as train_subset
     test_size: int | None = _setting(None, PAPER)
     max_seconds: float = _setting(30.0)  # Whisper's window; longer clips are left out
+    # Whole seconds that student and teacher hear at once, instead of all they can: see window.py.
+    window_seconds: int | None = _setting(None)
 
     # Optimisation (AdamW, linear decay).
     epochs: int = _setting(10, PAPER)
@@ -166,12 +175,13 @@ class RunConfig:
         """``<method>-<language>-s<seed>-<8 hex>``.
 
         The hex digits cover every hashed field that differs from its default, so that a setting
-        which is added later, at the value that always held, changes no earlier id.
+        which is added later, at the value that always held, changes no earlier id. Of a method
+        that trains nothing they cover OF_TESTS and the model.
         """
         hashed = {
             f.name: getattr(self, f.name)
             for f in _fields()
-            if _is_hashed(f) and getattr(self, f.name) != self._usual(f)
+            if self._decides(f) and getattr(self, f.name) != self._usual(f)
         }
         if self.data_dir != PRESETS[self.preset].common.get("data_dir", "data"):
             hashed["data_dir"] = self.data_dir  # other recordings are another run
@@ -179,6 +189,13 @@ class RunConfig:
             hashed[name] = _file_hash(name, hashed[name])
         digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.method.replace('_', '-')}-{self.language}-s{self.seed}-{digest}"
+
+    def _decides(self, f: dataclasses.Field) -> bool:
+        """Whether a field is part of the run id."""
+        if self.method in TRAINED:
+            return f.metadata.get("hashed", True) and f.name != "preset"
+        model = "teacher" if self.method == "teacher" else "student"
+        return f.name in OF_TESTS | {model, f"{model}_revision"}
 
     @property
     def revision_of_model(self) -> str:
@@ -322,10 +339,6 @@ def _file_hash(name: str, path: str) -> str:
 
 def _fields() -> tuple[dataclasses.Field, ...]:
     return dataclasses.fields(RunConfig)
-
-
-def _is_hashed(f: dataclasses.Field) -> bool:
-    return f.metadata.get("hashed", True) and f.name != "preset"
 
 
 def _check_language(name: str, preset: Preset, language: str) -> None:

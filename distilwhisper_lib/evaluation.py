@@ -68,6 +68,7 @@ def transcribe(
     if path is not None and path.exists():
         if keep_gates:
             check_kept(path, None)
+            remove_parts(path)
         partial.unlink(missing_ok=True)
         return read_hypotheses(path)
     batches = _read_finished_batches(partial)

@@ -8,19 +8,18 @@ authors' ``.bin`` files are read and written too; authors.py knows their names.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .authors import our_names, their_name
 from .clsr import Expert
 from .errors import UserError
-from .files import sha256_file
+from .files import sha256_file, write_atomic
 from .hub import NotThere, find_file
 from .languages import whisper_language
 from .tensor_files import read_metadata, read_pickle, read_safetensors, write_pickle
@@ -75,14 +74,10 @@ def write_expert(
 ) -> Path:
     """Write an expert file whole or not at all, with language and format in its metadata."""
     path = Path(folder) / file_names(code)[0]
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "version": FORMAT_VERSION, "language": code}
     metadata |= {key: str(value) for key, value in about.items()}
-    partial = path.with_suffix(".partial")
-    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, partial, metadata)
-    os.chmod(partial, 0o644)  # safetensors makes files that only the owner can read
-    os.replace(partial, path)
-    return path
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_atomic(path, save(kept, metadata))
 
 
 def write_authors_expert(tensors: dict[str, Tensor], code: str, folder: str | Path) -> Path:

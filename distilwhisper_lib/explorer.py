@@ -37,8 +37,10 @@ NONE, OWN = "", "own"
 _VIEW = "application/vnd.jupyter.widget-view+json"
 _WIDE = {"width": "100%", "max_width": "62em"}
 _RECORDING = (
-    "Your own clip: record it with any recorder (a phone offers one behind this button), then "
-    "upload it as WAV, FLAC, MP3 or Ogg. It stays on the machine of this notebook."
+    "Your own clip: record it with any recorder (a phone offers one behind the button), then "
+    "upload it as WAV, FLAC, MP3 or Ogg. It stays on the machine of this notebook. Jupyter lets "
+    "about 10 MB through, a minute of stereo WAV, and a larger upload never arrives: give such a "
+    "recording by its path there, or run this cell again."
 )
 
 
@@ -58,7 +60,7 @@ class Explorer:
                 "the notebooks 04 to 06 first"
             )
         self._clips, self._listener = clips, Listener()
-        self._uploads: list[tuple[str, bytes]] = []
+        self._own: list[tuple[str, bytes | Path]] = []
         self._offered: dict[str, Clip] = {}
         self._quiet = False
         self.scene: Scene | None = None
@@ -66,8 +68,6 @@ class Explorer:
         self._make_views()
         self.box = widgets.VBox([*self._rows(), *self._views()], layout={"width": "100%"})
         self._offer(self.language)
-        with self._silently():
-            self.other.value = self._first_other()
         self.show()
 
     # Controls --------------------------------------------------------------------------------
@@ -88,8 +88,12 @@ class Explorer:
         self.upload = widgets.FileUpload(
             accept="audio/*,.wav,.flac,.mp3,.ogg,.opus", multiple=False, description="upload a clip"
         )
+        self.path = widgets.Text(
+            description="or its path", placeholder="recordings/mine.wav", continuous_update=False,
+            style={"description_width": "7em"},
+        )  # fmt: skip
         chosen = (self.language, self.run, self.other, self.domain, self.clip, self.mode)
-        for control in (*chosen, self.layer, self.upload):
+        for control in (*chosen, self.layer, self.upload, self.path):
             control.observe(self._changed, "value")
 
     def _rows(self) -> list[widgets.Widget]:
@@ -99,8 +103,8 @@ class Explorer:
             widgets.HBox([self.language, self.run, self.other], layout=wrap),
             widgets.HBox([self.domain, self.clip], layout=wrap),
             widgets.HBox([label, self.mode, self.layer], layout=wrap),
-            widgets.HBox([self.upload, widgets.HTML(_RECORDING, layout={"max_width": "46em"})],
-                         layout=wrap),
+            widgets.HBox([self.upload, self.path], layout=wrap),
+            widgets.HTML(_RECORDING, layout=_WIDE),
         ]  # fmt: skip
 
     def _make_views(self) -> None:
@@ -135,7 +139,9 @@ class Explorer:
         """Let the controls offer what the one that changed leaves to choose from."""
         with self._silently():
             if changed is self.upload:
-                self._receive()
+                self._receive(uploaded(self.upload.value))
+            if changed is self.path and (path := self.path.value.strip()):
+                self._receive([(path, Path(path))])
             if changed is self.language:
                 mine = [run for run in self._routed if run.language == self.language.value]
                 _set_options(self.run, [(_run_label(run), run.run_id) for run in mine])
@@ -144,6 +150,8 @@ class Explorer:
                 others = [r for r in self.runs if r.language == run.language and r is not run]
                 offered = [("no other run", NONE)] + [(_run_label(r), r.run_id) for r in others]
                 _set_options(self.other, offered)
+                if changed is self.language:
+                    self.other.value = self._first_other()
             if changed in (self.language, self.run, self.domain):
                 self._offer_clips()
 
@@ -157,9 +165,8 @@ class Explorer:
         ]
         return next((run_id for run_id in alike if run_id != run.run_id), NONE)
 
-    def _receive(self) -> None:
-        received = uploaded(self.upload.value)
-        self._uploads = [*received, *(one for one in self._uploads if one not in received)]
+    def _receive(self, received: list[tuple[str, bytes | Path]]) -> None:
+        self._own = [*received, *(one for one in self._own if one not in received)]
         if received:
             self.domain.value = OWN
             self._offer_clips()
@@ -170,7 +177,7 @@ class Explorer:
         self._cannot_offer: list[str] = []
         try:
             if self.domain.value == OWN:
-                clips = [own_clip(*one, run.language) for one in self._uploads]
+                clips = [own_clip(*one, run.language) for one in self._own]
             else:
                 clips = clips_of(run, self.domain.value, self._clips)
         except UserError as error:
@@ -205,15 +212,16 @@ class Explorer:
 
     def _nothing(self, run: Run) -> str:
         if self.domain.value == OWN:
-            return "no recording has been uploaded yet: use the button above"
+            return "no recording of yours yet: use the button above, or give its path"
         return run.missing or "this test set has no clip that can be used"
 
     def _draw(self, scene: Scene) -> None:
+        figure, transcripts = sound_figure(scene), transcripts_html(scene)
+        picture = "" if figure is None else _image(figure, "spectrogram and encoder gates")
+        # All at once: what is slow to make must not leave one clip's sound above another's words.
         self._draw_audio(scene.samples)
-        figure = sound_figure(scene)
-        self.sound.value = "" if figure is None else _image(figure, "spectrogram and encoder gates")
+        self.sound.value, self.transcripts.value = picture, transcripts
         self._draw_tokens()
-        self.transcripts.value = transcripts_html(scene)
         self.notes.value = notes_html([*self._faults, *scene.notes])
 
     def _draw_audio(self, samples: np.ndarray | None) -> None:

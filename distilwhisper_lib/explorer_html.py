@@ -20,6 +20,7 @@ from .languages import find_language
 from .plots import BLUE, LIGHT
 from .plots import _language_name as language_name
 from .text import normalize
+from .token_classes import REST
 
 MEAN = 0  # the layer that stands for the mean of all of them
 _CARD = (
@@ -130,18 +131,18 @@ def _token(token: str, share: float, about: str, small: bool = False) -> str:
         style += ";margin-left:.5em"
     if small:
         style += ";font-size:75%"
-    # What is left of a character whose bytes are split between tokens cannot be shown by itself.
+    # Bytes that are no character at all.
     text = html.escape(token.strip().replace("\ufffd", "▯")) or "␣"
     return f'<span style="{style}" title="{html.escape(about, quote=True)}">{text}</span>'
 
 
 def _about(heard: Heard, place: int) -> str:
     lines = [f"token {place + 1}: “{heard.tokens[place]}”"]
-    if "\ufffd" in heard.tokens[place]:
-        lines.append("(part of a character)")
+    if heard.tokens[place].startswith(REST):
+        lines.append(f"({REST}: the rest of a character that began in the token before)")
     for layer, gate in enumerate(heard.token_gates[:, place]):
         soft = heard.token_soft
-        score = "" if soft is None else f" (gate {soft[layer, place]:.2f})"
+        score = "" if soft is None else f" (gate {soft[layer, place]:.3f})"
         lines.append(f"layer {layer + 1}: {'expert' if gate else 'shared'}{score}")
     return "\n".join(lines)
 

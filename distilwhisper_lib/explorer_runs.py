@@ -197,10 +197,11 @@ def _example_clip(run: Run) -> Clip:
         return dict.fromkeys(COLUMNS) | known
 
 
-def own_clip(name: str, content: bytes, language: str) -> Clip:
-    """An uploaded recording as a row of a corpus table; nobody knows its transcript."""
-    digest = hashlib.sha256(content).hexdigest()[:8]
-    known = {"id": f"{name} ({digest})", "audio": content, "text": "", "language": language}
+def own_clip(name: str, content: bytes | Path, language: str) -> Clip:
+    """An uploaded recording, or a file, as a row of a corpus table; its transcript is unknown."""
+    if isinstance(content, bytes):  # of two uploads with one name both can be chosen
+        name = f"{name} ({hashlib.sha256(content).hexdigest()[:8]})"
+    known = {"id": name, "audio": content, "text": "", "language": language}
     return dict.fromkeys(COLUMNS) | known
 
 

@@ -6,47 +6,56 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from .disk import told
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> Path:
     """Write ``content`` so that ``path`` holds either its old content or all of the new one.
 
-    The folder is made when missing. Text is written as UTF-8 with line feeds.
+    The folder is made when missing. Text is written as UTF-8 with line feeds. Raises DiskError
+    when the disk does not take it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode("utf-8") if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only the owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes files that only the owner can read
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # what went wrong before tells more
+                os.unlink(temporary)
+            raise
     return path
 
 
 @contextmanager
-def alone(folder: Path, doing: str) -> Iterator[None]:
+def alone(folder: Path, doing: str, suffix: str = ".lock") -> Iterator[None]:
     """Hold a folder's lock, ``<folder>.lock``, which dies with the process that holds it.
 
-    Who has to wait says so: "another process is <doing> in <folder>: waiting".
+    Who has to wait says so: "another process is <doing> in <folder>: waiting". Another ``suffix``
+    is another lock.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"another process is {doing} in {folder}: waiting", flush=True)
-        lock.acquire()
+    with told(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}{suffix}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"another process is {doing} in {folder}: waiting", flush=True)
+            lock.acquire()
     try:
         yield
     finally:
@@ -57,3 +66,9 @@ def sha256_file(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush_to_disk(path: str | Path) -> None:
+    """Wait until a file that others wrote is on the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftModel
 from transformers import WhisperProcessor
 
-from .config import TRAINED, WITH_EXPERTS, RunConfig
+from .config import TRAINED, RunConfig
 from .errors import UserError
 from .model import DistilWhisperForConditionalGeneration
 from .records import Record, read_record
 from .runs import RECORD
-from .training import expert_settings, load_model, prepare, trained_tensors, weights_hash
+from .training import load_model, model_settings, read_trained
+from .weights import trained_tensors, weights_hash
 
 
 @dataclass(frozen=True)
@@ -64,20 +63,8 @@ def load_run(folder: str | Path, base: str | None = None) -> FinishedRun:
             f"run {record['run_id']} trained nothing (method {config.method!r}): name a run of "
             f"{', '.join(TRAINED)}"
         )
-    if config.method == "full":
-        _, processor = _base(config, base, record)
-        whole = DistilWhisperForConditionalGeneration.from_pretrained(
-            folder / "model", dtype=torch.float32, attn_implementation="sdpa"
-        )
-        model = prepare(whole, config)
-    else:
-        model, processor = _base(config, base, record)
-    if config.method in WITH_EXPERTS:
-        model.load_experts(config.language, folder)
-        model.freeze_all_but_expert(config.language)
-    elif config.method == "lora":
-        # Trainable, as it was when its weights were hashed.
-        model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
+    model, processor = _base(config, base, record)
+    model = read_trained(model, config, folder)
     if weights_hash(trained_tensors(model)) != record["training"]["weights_sha256"]:
         raise UserError(
             f"the weights in {folder} are not those that its {RECORD} tells of: run the notebook "
@@ -92,7 +79,7 @@ def _base(
     """The model that the run started from, and no other."""
     revision = config.student_revision if base is None else "main"
     try:
-        model, processor = load_model(base or config.student, revision, **expert_settings(config))
+        model, processor = load_model(base or config.student, revision, **model_settings(config))
     except UserError as error:
         raise UserError(f"{error}; name the model that the run started from with base") from None
     expected = record["models"]["student"]["sha256"]

@@ -23,6 +23,7 @@ import pandas as pd
 from .audio import SAMPLE_RATE, decoded_seconds
 from .clips import COLUMNS, EMPTY, NO_TEXT, SENTENCE, UNREADABLE, Corpus, Dropped
 from .config import locate
+from .disk import told
 from .errors import UserError, reason
 from .files import alone, write_atomic
 from .inspection import require_readable
@@ -131,20 +132,17 @@ def unpack_fleurs(files: list[Path], folder: Path) -> None:
     Files are named as in the data set. A recording that cannot be decoded is left out and stands
     in the index with the reason. An earlier `folder`, no longer up to date, is replaced.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    remedy = "set data_dir to a folder that can be written"
+    with told(folder, remedy), alone(folder, "unpacking FLEURS"):
+        if is_unpacked(folder, files):  # another process was faster
+            return
+        for left in folder.parent.glob(f".{folder.name}-*/"):  # by a killed process
+            shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(
-            f"FLEURS cannot be unpacked to {folder} ({error.strerror}): set data_dir to a folder "
-            "that can be written."
-        ) from error
-    try:
-        with alone(folder, "unpacking FLEURS"):
-            if not is_unpacked(folder, files):  # else another process was faster
-                _unpack(files, folder, temporary)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            _unpack(files, folder, temporary)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _unpack(files: list[Path], folder: Path, temporary: Path) -> None:

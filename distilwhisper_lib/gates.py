@@ -16,6 +16,7 @@ from .config import RunConfig
 from .errors import UserError
 from .features import audio_positions, extract_features
 from .model import DistilWhisperForConditionalGeneration
+from .token_classes import token_texts
 
 SCHEMA = 2
 PROMPT_TOKENS = 4  # start, language, task, no-timestamps
@@ -148,7 +149,7 @@ def inspect_clip(
         "reference": row["text"],
         "text": tokenizer.decode(text).strip(),
         "seconds": round(len(audio) / 16_000, 3),
-        "tokens": (prompt + [tokenizer.decode([token]) for token in text])[:said],
+        "tokens": (prompt + token_texts(tokenizer, text))[:said],
         "token_gates": gates["decoder"][:, 0, :said].int().tolist(),
         "frame_gates": gates["encoder"][:, 0, :heard].int().tolist(),
     }

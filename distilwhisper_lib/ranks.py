@@ -31,7 +31,7 @@ _words: dist.ProcessGroup | None = None
 def join() -> None:
     """Take this process's place among those of its launcher, and its GPU; once is enough."""
     global _words
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or _words is not None:
+    if not _launched() or _words is not None:
         return
     on_gpu = best_device() == "cuda"
     if on_gpu:
@@ -52,6 +52,10 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def _launched() -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
 def _joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
@@ -67,8 +71,8 @@ def place() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and decides."""
-    return place() == 0
+    """Whether this is the process that writes and decides; known before it joins the others."""
+    return not _launched() or int(os.environ.get("RANK", 0)) == 0
 
 
 def wait() -> None:
@@ -82,6 +86,14 @@ def told_by_first(work: Callable[[], T]) -> T:
     if count() > 1:
         dist.broadcast_object_list(answer, src=0, group=_words)
     return answer[0]
+
+
+def found_by_any(found: T | None) -> T | None:
+    """The first that is not None of what the processes found, in each of them."""
+    everyone = [found] * count()
+    if count() > 1:
+        dist.all_gather_object(everyone, found, group=_words)
+    return next((item for item in everyone if item is not None), None)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from .exports import formatted, to_markdown
 from .files import write_atomic
 from .languages import find_language
 from .records import Record, load_records
-from .tables import HEADLINE, results_tables, short_of_data, title_of
+from .tables import results_tables, short_of_data, shown_metrics, title_of
 
 _NORMALIZER_NOTES = {
     "marks": "marks kept: the kit's own rule, which keeps vowel signs and tone marks",
@@ -25,7 +25,7 @@ def readme_block(records: Sequence[Record]) -> str:
     """Markdown with the WER and CER tables of both normalisers and where each number is from."""
     if not records:
         return "No run is recorded here yet.\n"
-    parts = [_tables(records, "marks"), _notes(records)]
+    parts = [_tables(records, "marks"), notes(records) + "\n"]
     parts.append(_folded("The same with Whisper's normaliser", _tables(records, "whisper")))
     parts.append(_folded("Date, commit, hardware and command of every run", _origins(records)))
     return "\n".join(parts)
@@ -33,11 +33,8 @@ def readme_block(records: Sequence[Record]) -> str:
 
 def _tables(records: Sequence[Record], normalizer: str) -> str:
     note = _NORMALIZER_NOTES[normalizer]
-    metrics = [HEADLINE, "cer"]
-    if normalizer == "whisper" and _unspaced(records):
-        metrics.insert(1, "wer")  # Whisper's rule sets their letters apart: what the paper compares
     parts = []
-    for metric in metrics:
+    for metric in shown_metrics(records, normalizer):
         tables = results_tables(records, metric, normalizer)
         text = to_markdown(formatted(tables))
         parts.append(f"**{title_of(tables)}** in percent, lower is better ({note})\n\n{text}")
@@ -50,20 +47,21 @@ def _unspaced(records: Sequence[Record]) -> list[str]:
     return [language.name.capitalize() for language in languages if not language.spaced]
 
 
-def _notes(records: Sequence[Record]) -> str:
-    notes = ["An average stands only where a system was run in every language of the table."]
+def notes(records: Sequence[Record]) -> str:
+    """What a reader of the tables has to know of these records, in one paragraph."""
+    said = ["An average stands only where a system was run in every language of the table."]
     if len({record["config"]["seed"] for record in records}) > 1:
-        notes.append("± is the sample standard deviation over seeds.")
+        said.append("± is the sample standard deviation over seeds.")
     if unspaced := _unspaced(records):
-        notes.append(
+        said.append(
             f"Written without spaces, so its CER comes first: {', '.join(unspaced)}. An average "
             "never mixes the two rates."
         )
     if short := short_of_data(records):
-        notes.append(f"Trained on fewer clips than the table's size: {', '.join(short)}.")
+        said.append(f"Trained on fewer clips than the table's size: {', '.join(short)}.")
     conventions = sorted({record["config"]["conventions"] for record in records})
-    notes.append(f"Conventions: {', '.join(conventions)}.")
-    return " ".join(notes) + "\n"
+    said.append(f"Conventions: {', '.join(conventions)}.")
+    return " ".join(said)
 
 
 def _folded(title: str, body: str) -> str:

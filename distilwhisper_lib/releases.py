@@ -16,6 +16,7 @@ from typing import IO
 
 from .common_voice import CLIPS, FOLDER, SITE, TABLES
 from .errors import UserError, reason
+from .files import alone
 
 # Above every release so far (English, 25.0: 90 GB in 2.5 million clips), below a bomb.
 MAX_BYTES = 2**38
@@ -46,10 +47,13 @@ def unpack_common_voice(archive: str | Path, folder: str | Path) -> Path:
         raise UserError(f"Archive {archive} does not exist: check its name and folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
-            with gzip.open(archive) as stream:
-                _extract(archive, stream, Path(temporary), folder)
-            return _move(archive, Path(temporary), folder)
+        with alone(folder, "unpacking Common Voice"):
+            for left in folder.glob(".unpacking-*/"):  # by a killed process
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
+                with gzip.open(archive) as stream:
+                    _extract(archive, stream, Path(temporary), folder)
+                return _move(archive, Path(temporary), folder)
     except UserError:
         raise
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -36,10 +36,11 @@ from .gates import load_gates
 from .plots import _style as style
 from .plots import gate_shares
 from .published import compared, read_published_values
+from .readme import notes
 from .records import DOMAINS, Record, load_records
 from .result_plots import error_kinds_bars, interval_plot, length_lines, results_bars
 from .significance import NO_HYPOTHESES, Resampled, check_scores, resample
-from .tables import HEADLINE, LABELS, blocks, results_tables, short_of_data, title_of
+from .tables import LABELS, blocks, results_tables, shown_metrics, title_of
 
 PUBLISHED = "published.csv"
 _CSS = """
@@ -113,23 +114,21 @@ def report_html(
 
 
 def _error_rates(records: Sequence[Record]) -> str:
-    parts = [
-        _note(
-            "Per cent, lower is better. Mean ± standard deviation where there are several seeds. "
-            "An average stands only where a system was run in every language, and never mixes "
-            "words and characters."
-        )
-    ]
-    if short := short_of_data(records):
-        parts.append(_note(f"Trained on fewer clips than the table's size: {', '.join(short)}."))
-    for metric in (HEADLINE, "cer"):
-        tables = results_tables(records, metric)
-        parts.append(f"<h3>{title_of(tables)}, marks kept</h3>{_table(formatted(tables))}")
-    whisper = formatted(results_tables(records, HEADLINE, "whisper"))
-    parts.append(_folded("The same under Whisper's normaliser", _table(whisper)))
+    parts = [_note(f"Per cent, lower is better. {notes(records)}")]
+    parts += _rates(records, "marks", "marks kept")
+    whisper = "".join(_rates(records, "whisper", "marks dropped"))
+    parts.append(_folded("The same under Whisper's normaliser", whisper))
     for title, table in results_tables(records).items():
         parts.append(_figure(title, results_bars, table))
     return "".join(parts)
+
+
+def _rates(records: Sequence[Record], normalizer: str, note: str) -> list[str]:
+    parts = []
+    for metric in shown_metrics(records, normalizer):
+        tables = results_tables(records, metric, normalizer)
+        parts.append(f"<h3>{title_of(tables)}, {note}</h3>{_table(formatted(tables))}")
+    return parts
 
 
 def _beside(records: Sequence[Record], values: Sequence[Any]) -> str:

@@ -19,26 +19,26 @@ from pathlib import Path
 from .errors import UserError
 from .exports import formatted
 from .hypotheses import FIELD
-from .readme import update_readme
+from .readme import notes, update_readme
 from .records import DOMAINS, Record, load_records
 from .report import PUBLISHED, write_report
 from .significance import check_scores
-from .tables import HEADLINE, results_tables
+from .tables import results_tables, shown_metrics
 
 
 def shown_tables(records: Sequence[Record], normalizer: str = "marks") -> str:
-    """The headline and CER tables as aligned text for a terminal."""
+    """The tables and what to know of them, as aligned text for a terminal."""
     if not records:
         return "No run is recorded here yet.\n"
     parts = []
-    for metric in (HEADLINE, "cer"):
+    for metric in shown_metrics(records, normalizer):
         for training, table in results_tables(records, metric, normalizer).items():
             body = formatted(table)
             body.columns = [f"{DOMAINS[domain]} {name}" for domain, name in body.columns]
             title = f"{table.attrs['title']} in percent, lower is better"
             text = body.rename_axis(None).to_string()
             parts.append(f"{title} (normaliser: {normalizer}), {training}\n{text}\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, notes(records) + "\n"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from .gates import gate_path, inspect_clip
 from .hypotheses import FIELD, hypotheses_path, publish
 from .provenance import provenance
 from .records import SCHEMA_VERSION, read_record, write_record
+from .run_folder import check_claim, in_run_folder
 from .scoring import score
 from .training import Trained
 
@@ -29,6 +30,7 @@ DOMAINS = ("in_domain", "out_of_domain")
 RECORD = "record.json"
 
 
+@in_run_folder("transcribing")
 def evaluate(config: RunConfig, trained: Trained, data: RunData) -> list[dict[str, Any]]:
     """Transcribe and score both test sets: the record's "evaluations".
 
@@ -38,13 +40,14 @@ def evaluate(config: RunConfig, trained: Trained, data: RunData) -> list[dict[st
     return [_evaluate_domain(config, trained, data, domain) for domain in DOMAINS]
 
 
+@in_run_folder("writing its record")
 def record_run(
     config: RunConfig, data: RunData, trained: Trained, evaluations: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Publish the run's hypotheses, its record and its gate file, and return the record.
 
     All go to its results folder. A record that stands already for the same weights, data and
-    hypotheses is kept as it is.
+    hypotheses is kept as it is, and published again where that was lost.
     """
     evaluations = [e | {FIELD: _publish(config, e["domain"])} for e in evaluations]
     record = {
@@ -60,16 +63,18 @@ def record_run(
         "evaluations": evaluations,
         "forgetting": hear_untrained(config, trained),
     }
-    finished = config.output_dir / RECORD
+    finished, earlier = config.output_dir / RECORD, None
     if finished.exists():
         earlier = read_record(finished)
         if _findings(earlier) == _findings(record):
-            return earlier
-    if config.method in WITH_EXPERTS:
+            record = earlier
+    if config.method in WITH_EXPERTS and not (record is earlier and gate_path(config).exists()):
         gates = json.dumps(_gate_file(config, trained, data), ensure_ascii=False)
         write_atomic(gate_path(config), gates)
     path = write_record(record, config.results_dir)
-    write_atomic(finished, path.read_bytes())  # last: it says that all of the run is there
+    check_claim(config)
+    if record is not earlier:
+        write_atomic(finished, path.read_bytes())  # last: it says that all of the run is there
     return record
 
 
@@ -77,7 +82,7 @@ def scores_table(evaluations: list[dict[str, Any]]) -> pd.DataFrame:
     """Error rates in per cent, one row an evaluation, one column a metric and normaliser."""
     rows = []
     for evaluation in evaluations:
-        shown = ("method", "domain", "language", "clips")
+        shown = ("method", "domain", "language", "clips", "capped")
         row = {name: evaluation[name] for name in shown if name in evaluation}
         for normalizer, scores in evaluation["scores"].items():
             for metric in ("wer", "cer"):

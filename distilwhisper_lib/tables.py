@@ -132,6 +132,17 @@ def title_of(tables: Tables) -> str:
     return " or ".join(rate.upper() for rate in RATES if any(rate.upper() in t for t in shown))
 
 
+def shown_metrics(records: Sequence[Record], normalizer: str) -> list[str]:
+    """The metrics that a page shows one below the other, none of them twice.
+
+    Whisper's rule sets the letters of unspaced scripts apart, which makes their WER, the rate
+    that the paper compares, mean something.
+    """
+    rates = {rate_of(HEADLINE, record["config"]["language"]) for record in records}
+    separate = normalizer == "whisper" and "cer" in rates
+    return [HEADLINE, *["wer"] * separate, *["cer"] * (rates != {"cer"})]
+
+
 def rate_of(metric: str, language: str) -> str:
     """The rate, "wer" or "cer", that a table of this metric shows for a language."""
     return find_language(language).headline if metric == HEADLINE else metric

@@ -38,6 +38,7 @@ from transformers import PretrainedConfig
 
 from .config import RunConfig
 from .device import precision_here
+from .disk import told
 from .errors import UserError, reason
 from .features import Collator
 from .files import alone, sha256_file
@@ -109,18 +110,13 @@ def stored_targets(
     places = plan(counts, width)
     found = _found(folder, identity, places, config.rebuild_teacher_targets)
     if found is None:
-        try:
-            with alone(folder, "building the teacher targets"):
-                found = _found(folder, identity, places, config.rebuild_teacher_targets)
-                if found is None:  # else another process has built them since
-                    _check_room(folder, places, width, source)
-                    build(folder, identity, places, table, collator, config, source)
-                    found = _verified(folder, identity, places, built=True)
-        except OSError as error:
-            raise UserError(
-                f"the teacher targets cannot be written to {folder} ({reason(error)}): mend that "
-                'and run again, which goes on from here, or set teacher_targets to "online"'
-            ) from None
+        remedy = 'set teacher_targets to "online"'
+        with told(folder, remedy), alone(folder, "building the teacher targets"):
+            found = _found(folder, identity, places, config.rebuild_teacher_targets)
+            if found is None:  # else another process has built them since
+                _check_room(folder, places, width, source)
+                build(folder, identity, places, table, collator, config, source)
+                found = _verified(folder, identity, places, built=True)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import UserError
+from .files import write_atomic
 
 # whisper-large's experts in float32 take 3.4 GB, whisper-large itself 6.2 GB.
 MAX_BYTES = 8 * 1024**3
@@ -68,12 +69,10 @@ def read_pickle(path: Path, limit: int = MAX_BYTES) -> dict[str, Tensor]:
 
 def write_pickle(tensors: dict[str, Tensor], path: Path) -> Path:
     """Write tensors as the authors' files hold them: float32, flat, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    buffer = io.BytesIO()
     # clone: torch.save writes the whole storage behind a view.
-    torch.save({name: t.detach().cpu().float().clone() for name, t in tensors.items()}, partial)
-    os.replace(partial, path)
-    return path
+    torch.save({name: t.detach().cpu().float().clone() for name, t in tensors.items()}, buffer)
+    return write_atomic(path, buffer.getvalue())
 
 
 def _check_container(path: Path, limit: int) -> None:

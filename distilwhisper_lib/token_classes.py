@@ -1,4 +1,5 @@
-"""What a decoder token is: part of the prompt, a word's first, inside a word, or punctuation.
+"""What a decoder token is: part of the prompt, a word's first, inside a word, or punctuation; and
+how it is written.
 
 Read off the tokenizer's own byte-level tokens, put together again to text: a character may be cut
 over several tokens, so no token is judged by itself.
@@ -7,7 +8,7 @@ over several tokens, so no token is judged by itself.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
@@ -21,17 +22,12 @@ from transformers import PreTrainedTokenizerBase
 # inside: every other token of letters, digits, marks, or parts of them.
 # punctuation: nothing but punctuation and symbols (Unicode's categories P and S) beside spaces.
 TOKEN_CLASSES = ("prompt", "word_initial", "inside", "punctuation")
+REST = "\u203f"  # an undertie: the rest of a character whose first bytes the token before has
 
 
 def token_classes(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The class of each token of a transcript, prompt or not; see TOKEN_CLASSES."""
-    added = _added_ids(tokenizer)
-    names = tokenizer.convert_ids_to_tokens(list(ids))
-    pieces = [
-        b"" if token in added or name is None else _bytes(name)
-        for token, name in zip(ids, names, strict=True)
-    ]
-    spoken = _characters(pieces)
+    spoken = _characters(_pieces(tokenizer, ids))
     found = []
     opened = False  # whether the current stretch has had its first token
     for place, characters in enumerate(spoken):
@@ -50,20 +46,54 @@ def token_classes(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> lis
     return found
 
 
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Each token as it is written, special ones by their names.
+
+    A character that is cut over several tokens stands in the first, and the others begin with
+    REST instead of it.
+    """
+    pieces = _pieces(tokenizer, ids)
+    texts = [
+        "" if piece else name or ""
+        for piece, name in zip(pieces, tokenizer.convert_ids_to_tokens(list(ids)), strict=True)
+    ]
+    for character, (first, *others) in _spelled(pieces):
+        texts[first] += character
+        for place in others:
+            texts[place] = REST
+    return [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts]
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bytes]:
+    """The bytes of each token; none for special ones."""
+    added = _added_ids(tokenizer)
+    names = tokenizer.convert_ids_to_tokens(list(ids))
+    return [
+        b"" if token in added or name is None else _bytes(name)
+        for token, name in zip(ids, names, strict=True)
+    ]
+
+
 def _characters(pieces: Sequence[bytes]) -> list[str | None]:
-    """For each piece the characters of the whole text that it has a byte of; None without bytes.
+    """For each piece the characters of the whole text that it has a byte of; None without bytes."""
+    found = [[] if piece else None for piece in pieces]
+    for character, places in _spelled(pieces):
+        for place in places:
+            found[place].append(character)
+    return [characters if characters is None else "".join(characters) for characters in found]
+
+
+def _spelled(pieces: Sequence[bytes]) -> Iterator[tuple[str, list[int]]]:
+    """Each character of the whole text, and the pieces that have a byte of it.
 
     A byte that is no UTF-8 counts as a character of its own, and is no punctuation.
     """
     owners = [place for place, piece in enumerate(pieces) for _ in piece]
-    found = [[] if piece else None for piece in pieces]
     position = 0
     for character in b"".join(pieces).decode("utf-8", "surrogateescape"):
         size = len(character.encode("utf-8", "surrogateescape"))
-        for place in dict.fromkeys(owners[position : position + size]):
-            found[place].append(character)
+        yield character, list(dict.fromkeys(owners[position : position + size]))
         position += size
-    return [characters if characters is None else "".join(characters) for characters in found]
 
 
 def _bytes(token: str) -> bytes:

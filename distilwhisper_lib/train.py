@@ -41,9 +41,8 @@ def run(config: RunConfig) -> None:
         micro_batches_each(config)  # refused before any recording is read
     data = load_data(config)
     trained = train(config, data)
-    first = ranks.is_first()
     ranks.leave()  # whoever decodes for an hour keeps nobody waiting
-    if not first:
+    if not ranks.is_first():
         return
     evaluations = evaluate(config, trained, data)
     record_run(config, data, trained, evaluations)
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         session.enter_checkout()
     session.quieten()
-    first = int(os.environ.get("RANK", 0)) == 0
+    first = ranks.is_first()
     if not first:
         warnings.simplefilter("ignore")  # the first process says the same
     try:

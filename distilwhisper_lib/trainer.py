@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,18 @@ from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
+    TrainerState,
     WhisperProcessor,
     set_seed,
 )
 
 from . import ranks
+from .checkpoints import STATE, checkpoint_path, keep_only, last_checkpoint, seal
 from .config import WITH_EXPERTS, RunConfig
 from .data import RunData
 from .device import best_device, precision_here
+from .disk import told
+from .errors import UserError
 from .evaluation import transcribe
 from .features import Collator, SpeechDataset
 from .files import write_atomic
@@ -35,6 +42,7 @@ from .gate_statistics import mean_shares
 from .loss_block import States, TopK
 from .losses import LossParts
 from .objective import counted, gate_means, gate_noise, loss_parts
+from .run_folder import check_claim
 from .scoring import score
 from .shares import MicroBatches, Share, micro_batches_each, seed_of
 from .targets import StoredTargets, StoredTeacher
@@ -75,6 +83,29 @@ class DistilTrainer(Seq2SeqTrainer):
             each=self.args.gradient_accumulation_steps,
             processes=self.args.world_size,
         )
+        self._watch = LossWatch(Path(self.args.output_dir))
+        self.add_callback(self._watch)
+
+    def go_on(self, checkpoint: str | None) -> None:
+        """Train, from a checkpoint if there is one.
+
+        From the last one nothing is left to do, which the Trainer does not see where training
+        ends within an epoch: it would go one step too far.
+        """
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
+            if state.global_step >= state.max_steps:
+                self.state = state
+                self._load_best_model()
+                return
+        self.train(resume_from_checkpoint=checkpoint)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._watch.saw(loss, inputs["ids"])
+        return loss
 
     def get_train_dataloader(self) -> DataLoader:
         batches = MicroBatches(
@@ -190,12 +221,34 @@ class DistilTrainer(Seq2SeqTrainer):
             values.clear()
         return dict(zip(names, (sums / counts).tolist(), strict=True))
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer's, then its seal, and only then the older ones go: see checkpoints.py."""
+        check_claim(self.run)
+        folder = Path(self.args.output_dir)
+        path, best = checkpoint_path(folder, self.state.global_step), None
+        if self.args.should_save:
+            shutil.rmtree(path, ignore_errors=True)  # half of it, left by a killed process
+        self.accelerator.wait_for_everyone()
+        with told(path):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(path)
+            best = self.state.best_model_checkpoint
+            keep_only(folder, path, best)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(trained_tensors(self.model), folder / WEIGHTS)
+        tensors = trained_tensors(self.model)
+        if any(not tensor.isfinite().all() for tensor in tensors.values()):
+            raise UserError(
+                f"the weights are no numbers any more after step {self.state.global_step} and were "
+                f"not saved, and {_kept(folder.parent)}: {_MEND}"
+            )
+        save_file(tensors, folder / WEIGHTS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -225,6 +278,49 @@ class Clock(TrainerCallback):
         return self.earlier + time.perf_counter() - self.begin
 
 
+_MEND = 'lower learning_rate, or set precision to "fp32", and run again'
+
+
+class LossWatch(TrainerCallback):
+    """Stops before an optimiser step in which a loss is no number, and names its clips.
+
+    Gradients may overflow (in fp16 they do, and the scaler then skips the step); a loss may not.
+    It is looked at once a step: the Trainer's own filter, which this replaces and which hides such
+    losses, waits for the device in every micro-batch.
+    """
+
+    def __init__(self, checkpoints: Path) -> None:
+        self.checkpoints = checkpoints
+        self.seen: list[tuple[Tensor, Sequence[str]]] = []
+
+    def saw(self, loss: Tensor, clips: Sequence[str]) -> None:
+        self.seen.append((loss, clips))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        seen, self.seen = self.seen, []
+        losses, bad = torch.stack([loss for loss, _ in seen]), None
+        if not losses.isfinite().all():
+            bad = next((x.item(), clips) for x, clips in seen if not math.isfinite(x.item()))
+        if (bad := ranks.found_by_any(bad)) is None:  # all processes stop, at the same step
+            return
+        value, clips = bad
+        raise UserError(
+            f"the loss of step {state.global_step + 1} is {value} on clips {', '.join(clips)}: "
+            f"nothing was learnt from it, and {_kept(self.checkpoints)}; look at these clips, "
+            f"{_MEND}"
+        )
+
+
+def _kept(checkpoints: Path) -> str:
+    last = last_checkpoint(checkpoints)
+    return f"{Path(last).name} is kept" if last else "there is no checkpoint yet"
+
+
+def _with_ids(collator: Collator, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch, and which clips it is made of: "ids"."""
+    return collator(rows) | {"ids": [row["id"] for row in rows]}
+
+
 class _LogAtEpochEnd(TrainerCallback):
     """Closes a log window where a checkpoint is written, so that a resumed run logs the same."""
 
@@ -242,6 +338,7 @@ def make_trainer(
     clock: Clock,
 ) -> DistilTrainer:
     """A trainer over a run's data; a stored teacher's targets come with the rows."""
+    collator = Collator(processor, config.conventions, model.config.max_target_positions)
     read = None
     if isinstance(teacher, StoredTargets):
         read, teacher = teacher.read, teacher.teacher()
@@ -250,7 +347,7 @@ def make_trainer(
         args=training_arguments(config, len(data.train)),
         train_dataset=SpeechDataset(data.train, read),
         eval_dataset=SpeechDataset(data.validation),
-        data_collator=Collator(processor, config.conventions, model.config.max_target_positions),
+        data_collator=partial(_with_ids, collator),
         callbacks=[_LogAtEpochEnd(), clock],
         run=config,
         data=data,
@@ -288,9 +385,9 @@ def _arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArguments:
         weight_decay=config.weight_decay,
         max_grad_norm=config.clip_norm,
         logging_steps=max(1, steps_per_epoch // 5),
+        logging_nan_inf_filter=False,  # LossWatch looks instead
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=1,  # beside the best one
         load_best_model_at_end=True,
         metric_for_best_model="wer",
         greater_is_better=False,

@@ -18,23 +18,25 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, WhisperProcessor, set_seed
 
 from . import ranks
+from .checkpoints import last_checkpoint
 from .config import TRAINED, WITH_EXPERTS, RunConfig, locate
 from .data import RunData
 from .device import best_device, peak_memory, precision_here
 from .errors import UserError
 from .features import Collator
-from .files import write_atomic
+from .files import flush_to_disk, write_atomic
 from .gates import PROMPT_TOKENS
 from .hub import loading
 from .model import DistilWhisperForConditionalGeneration
+from .run_folder import claim, in_run_folder
 from .shares import micro_batches_each
 from .targets import StoredTargets, stored_targets
 from .teacher import Teacher, TeacherSource, check_pair
 from .trainer import ELAPSED, Clock, DistilTrainer, make_trainer
 from .weights import checkpoint_hash, trained_tensors, weights_hash
+from .window import shorten, shorten_config
 
 SUMMARY = "training.json"
-DATA = "data.json"
 TARGETS = "targets.json"
 
 
@@ -52,6 +54,7 @@ class Trained:
     models: dict[str, Any]
 
 
+@in_run_folder("training")
 def train(config: RunConfig, data: RunData) -> Trained:
     """Train as the configuration says, or go on where an earlier call stopped.
 
@@ -63,26 +66,26 @@ def train(config: RunConfig, data: RunData) -> Trained:
     if config.method in TRAINED:
         micro_batches_each(config)
     set_seed(config.seed)  # before any weight is drawn
-    base, processor = load_model(
-        config.student_or_teacher, config.revision_of_model, **expert_settings(config)
-    )
+    base, processor = load_student(config)
     _check_decoding(config, base)
     models: dict[str, Any] = {"student": _about(config.student_or_teacher, base), "teacher": None}
     if config.method not in TRAINED:
-        _claim_folder(config, data)
+        claim(config, data)
         return Trained(base.to(best_device()).eval(), processor, None, models)
     source = None
     if config.targets:
         source = find_teacher(config)
         check_pair(source.config, base.config)
         models["teacher"] = source.about
-    _claim_folder(config, data)
-    finished = config.output_dir / SUMMARY
+    claim(config, data)
+    finished, checkpoints = config.output_dir / SUMMARY, config.output_dir / "checkpoints"
     if ranks.told_by_first(finished.exists):
-        model = _load_trained(base, config).to(best_device()).eval()
-        return Trained(model, processor, json.loads(finished.read_text()), models)
+        if ranks.is_first():
+            shutil.rmtree(checkpoints, ignore_errors=True)  # where a kill came in between
+        summary = json.loads(finished.read_text())
+        model = _load_trained(base, config, summary).to(best_device()).eval()
+        return Trained(model, processor, summary, models)
 
-    checkpoints = config.output_dir / "checkpoints"
     # The same weights, whether targets were built or not.
     with torch.random.fork_rng(devices=[]), ranks.first_before_others():
         teacher = source and teacher_of(config, data, processor, source, base.config)
@@ -93,30 +96,16 @@ def train(config: RunConfig, data: RunData) -> Trained:
             stale.unlink()
     clock = Clock(checkpoints / ELAPSED)
     trainer = make_trainer(model, processor, teacher, config, data, clock)
-    begin = ranks.told_by_first(lambda: last_checkpoint(checkpoints))
-    trainer.train(resume_from_checkpoint=begin)
+    trainer.go_on(ranks.told_by_first(lambda: last_checkpoint(checkpoints)))
     # Without the autocast that the Trainer put around its forward: as it will be loaded again.
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     summary = _summary(trainer, config, clock.seconds()) | about
     ranks.wait()  # until all have read the best checkpoint
     if ranks.is_first():
-        _save_trained(model, config)
+        _save_trained(model, processor, config)
         write_atomic(finished, json.dumps(summary, indent=1))
         shutil.rmtree(checkpoints, ignore_errors=True)
     return Trained(model.eval(), processor, summary, models)
-
-
-def _claim_folder(config: RunConfig, data: RunData) -> None:
-    """Raise UserError when the run's folder holds work on other recordings or transcripts."""
-    digests = {part: about["sha256"] for part, about in data.describe().items()}
-    note = config.output_dir / DATA
-    if note.exists() and json.loads(note.read_text()) != digests:
-        raise UserError(
-            f"the data of run {config.run_id} has changed since the run began: remove "
-            f"{config.output_dir}, or use --force, to run it again"
-        )
-    if ranks.is_first():
-        write_atomic(note, json.dumps(digests, indent=1))
 
 
 def _check_decoding(config: RunConfig, model: nn.Module) -> None:
@@ -128,17 +117,6 @@ def _check_decoding(config: RunConfig, model: nn.Module) -> None:
         )
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole: the Trainer writes its state file last."""
-    found = {}
-    for state in folder.glob("checkpoint-*/trainer_state.json"):
-        try:
-            found[json.loads(state.read_text())["global_step"]] = str(state.parent)
-        except (ValueError, KeyError):
-            continue  # cut off while it was written
-    return found[max(found)] if found else None
-
-
 # The teacher -------------------------------------------------------------------------------
 
 
@@ -146,7 +124,7 @@ def find_teacher(config: RunConfig) -> TeacherSource:
     """A run's teacher: its name, configuration and hash; it is loaded only if it has to be."""
 
     def load() -> Teacher:
-        return Teacher(load_model(config.teacher, config.teacher_revision)[0])
+        return Teacher(load_teacher(config))
 
     place = locate(config.teacher)
     sha256 = checkpoint_hash(place, config.teacher_revision)
@@ -155,7 +133,7 @@ def find_teacher(config: RunConfig) -> TeacherSource:
         "sha256": sha256 or weights_hash(dict(load().model.named_parameters())),
     }
     fields = AutoConfig.from_pretrained(place, revision=config.teacher_revision)
-    return TeacherSource(about, fields, load)
+    return TeacherSource(about, shorten_config(fields, config.window_seconds), load)
 
 
 def teacher_of(
@@ -190,20 +168,37 @@ def _targets_about(
 
 
 def load_model(
-    name: str, revision: str = "main", **settings: Any
+    name: str, revision: str = "main", window_seconds: int | None = None, **settings: Any
 ) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
-    """A Whisper in float32 with its processor, from a hub name, a folder or "embedded/..."."""
+    """A Whisper in float32 with its processor, from a hub name, a folder or "embedded/...".
+
+    ``window_seconds``: see window.py. Other settings go to the model's configuration.
+    """
     source = locate(name)
     model = DistilWhisperForConditionalGeneration.from_pretrained(
         source, revision=revision, dtype=torch.float32, attn_implementation="sdpa", **settings
     )
     with loading(name):
-        return model, WhisperProcessor.from_pretrained(source, revision=revision)
+        processor = WhisperProcessor.from_pretrained(source, revision=revision)
+    shorten(model, processor, window_seconds)
+    return model, processor
 
 
-def expert_settings(config: RunConfig) -> dict[str, Any]:
-    """What of a run's configuration the model's own configuration must know."""
-    names = ("gate_dim", "gate_dropout", "expert_dropout", "skip")
+def load_student(
+    config: RunConfig,
+) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
+    """The model that a run starts from, with its processor."""
+    return load_model(config.student_or_teacher, config.revision_of_model, **model_settings(config))
+
+
+def load_teacher(config: RunConfig) -> DistilWhisperForConditionalGeneration:
+    """The model that a run learns from."""
+    return load_model(config.teacher, config.teacher_revision, config.window_seconds)[0]
+
+
+def model_settings(config: RunConfig) -> dict[str, Any]:
+    """What of a run's configuration load_model() must know."""
+    names = ("window_seconds", "gate_dim", "gate_dropout", "expert_dropout", "skip")
     return {name: getattr(config, name) for name in names}
 
 
@@ -240,29 +235,51 @@ def _published(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name  # no host path in a record
 
 
-def _save_trained(model: Any, config: RunConfig) -> None:
-    """The artifact a user takes along: an expert file, a LoRA adapter, or a whole model."""
+def _save_trained(model: Any, processor: WhisperProcessor, config: RunConfig) -> None:
+    """The artifact a user takes along: an expert file, a LoRA adapter, or a whole model.
+
+    A whole model comes with its processor, so that its folder can be the student or teacher of
+    another run.
+    """
     if config.method in WITH_EXPERTS:
         about = {"base": config.student, "revision": config.student_revision, "run": config.run_id}
         model.save_experts(config.language, config.output_dir, **about)
     else:
-        model.save_pretrained(_artifact_folder(config))
+        folder = config.output_dir / ("adapter" if config.method == "lora" else "model")
+        shutil.rmtree(folder, ignore_errors=True)  # half of it, left by a killed process
+        model.save_pretrained(folder)
+        if config.method == "full":
+            processor.save_pretrained(folder)
+        for path in folder.iterdir():
+            flush_to_disk(path)
 
 
-def _load_trained(base: DistilWhisperForConditionalGeneration, config: RunConfig) -> Any:
+def _load_trained(
+    base: DistilWhisperForConditionalGeneration, config: RunConfig, summary: dict[str, Any]
+) -> Any:
+    model = read_trained(base, config, config.output_dir)
+    if weights_hash(trained_tensors(model)) != summary["weights_sha256"]:
+        raise UserError(
+            f"the weights in {config.output_dir} are not those that its {SUMMARY} tells of: "
+            "remove that folder, or use --force, to train again"
+        )
+    return model
+
+
+def read_trained(
+    base: DistilWhisperForConditionalGeneration, config: RunConfig, folder: Path
+) -> Any:
+    """What a run left in its folder, on the model it started from; trainable, as it was hashed."""
     if config.method in WITH_EXPERTS:
-        base.load_experts(config.language, config.output_dir)
+        base.load_experts(config.language, folder)
         base.freeze_all_but_expert(config.language)
         return base
     if config.method == "lora":
-        return PeftModel.from_pretrained(base, _artifact_folder(config))
-    return DistilWhisperForConditionalGeneration.from_pretrained(
-        _artifact_folder(config), dtype=torch.float32, attn_implementation="sdpa"
+        return PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True)
+    whole = DistilWhisperForConditionalGeneration.from_pretrained(
+        folder / "model", dtype=torch.float32, attn_implementation="sdpa"
     )
-
-
-def _artifact_folder(config: RunConfig) -> Path:
-    return config.output_dir / ("adapter" if config.method == "lora" else "model")
+    return prepare(whole, config)
 
 
 # The summary ---------------------------------------------------------------------------

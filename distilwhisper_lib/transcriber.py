@@ -42,6 +42,7 @@ from .transcripts import (
     WINDOWS,
     Segment,
     Transcript,
+    form_of,
     json_line,
     save_subtitles,
     save_transcripts,
@@ -367,7 +368,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _transcribe_command(given: argparse.Namespace) -> int:
     named = find_recordings(given.source if len(given.source) > 1 else given.source[0])
     to = Path(given.to) if given.to else None
-    growing = to is not None and to.suffix.lower() == ".jsonl"
+    growing = False
+    if to is not None and to.suffix:  # refused before anything is decoded
+        growing = form_of(to, len(named)) == "jsonl"
     if growing:
         done = _done(to)
         named = [one for one in named if one[0] not in done]
@@ -383,7 +386,8 @@ def _transcribe_command(given: argparse.Namespace) -> int:
                 _append(to, transcript)
             elif to is None:
                 print(transcript)
-    if to is not None and not growing:
+    good = [transcript for transcript in found if transcript.error is None]
+    if good and to is not None and not growing:
         if to.suffix:
             save_transcripts(found, to)
         else:
@@ -395,13 +399,18 @@ def _transcribe_command(given: argparse.Namespace) -> int:
 
 
 def _done(path: Path) -> set[str]:
-    """The recordings that an earlier call finished; a torn last line is cut off."""
+    """The recordings that an earlier call finished.
+
+    A torn last line goes, and so do the recordings that failed, which are tried again.
+    """
     if not path.exists():
         return set()
-    whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
-    if torn:
-        write_atomic(path, f"{whole}\n" if whole else "")
-    return {row["source"] for row in map(json.loads, whole.splitlines()) if row["error"] is None}
+    text = path.read_bytes().rpartition(b"\n")[0]  # torn within a letter, even
+    rows = [(line, json.loads(line)) for line in text.splitlines()]
+    good = b"".join(line + b"\n" for line, row in rows if row["error"] is None)
+    if good != path.read_bytes():
+        write_atomic(path, good)
+    return {row["source"] for _, row in rows if row["error"] is None}
 
 
 def _append(path: Path, transcript: Transcript) -> None:

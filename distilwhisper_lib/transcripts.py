@@ -93,22 +93,28 @@ def save_transcripts(transcripts: Transcript | Sequence[Transcript], path: str |
     """
     several = [transcripts] if isinstance(transcripts, Transcript) else list(transcripts)
     path = Path(path)
+    good = [t for t in several if t.error is None]
+    form = form_of(path, len(several) if good else 0)
+    if form == "jsonl":
+        return write_atomic(path, "".join(map(json_line, several)))
+    if form == "txt":
+        return write_atomic(path, "".join(f"{t.text}\n" for t in good))
+    return write_atomic(path, getattr(good[0], form)())
+
+
+def form_of(path: Path, recordings: int) -> str:
+    """The format that a file's ending asks for; UserError where it cannot hold the recordings."""
     form = path.suffix.lower().removeprefix(".")
     if form not in FORMATS:
         raise UserError(
             f"{str(path)!r} has no known ending: expected one of .{', .'.join(FORMATS)}"
         )
-    if form == "jsonl":
-        return write_atomic(path, "".join(map(json_line, several)))
-    good = [t for t in several if t.error is None]
-    if form == "txt":
-        return write_atomic(path, "".join(f"{t.text}\n" for t in good))
-    if len(several) != 1 or not good:
+    if form in SUBTITLES and recordings != 1:
         raise UserError(
-            f"{path.name} is a subtitle file of one recording, and here are {len(good)} "
-            "transcripts: give one, or use save_subtitles() with a folder"
+            f"{path.name} is a subtitle file of one recording, and here are {recordings}: give "
+            "one, or a folder for a file each"
         )
-    return write_atomic(path, getattr(good[0], form)())
+    return form
 
 
 def save_subtitles(

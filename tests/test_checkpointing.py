@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distilwhisper_lib.config import resolve
-from distilwhisper_lib.training import expert_settings, prepare
+from distilwhisper_lib.training import model_settings, prepare
 
 RANDOM = dict(skip=0.5, dropout=0.1, attention_dropout=0.1, activation_dropout=0.1)
 
@@ -14,7 +14,9 @@ RANDOM = dict(skip=0.5, dropout=0.1, attention_dropout=0.1, activation_dropout=0
 def step(tiny_model, token, method, checkpointing, autocast=False):
     """Gradients, loss, gates and bytes kept for the backward pass, of one step of a method."""
     config = resolve(method, overrides={"lora_dropout": 0.1, "gate_dim": 8, "skip": 0.5})
-    settings = RANDOM | {k: v for k, v in expert_settings(config).items() if k != "gate_dim"}
+    settings = RANDOM | {
+        k: v for k, v in model_settings(config).items() if k not in ("gate_dim", "window_seconds")
+    }
     base = tiny_model(**settings)
     torch.manual_seed(1)
     model = prepare(base, config).train()

@@ -32,6 +32,7 @@ from distilwhisper_lib.explorer_html import (
 from distilwhisper_lib.explorer_runs import Heard, Scene
 from distilwhisper_lib.finished import load_run
 from distilwhisper_lib.runs import evaluate, record_run
+from distilwhisper_lib.token_classes import REST
 from distilwhisper_lib.training import load_model, train
 
 RUNS = ("clsr", "js", "lora")
@@ -153,7 +154,7 @@ def test_two_runs_are_compared_and_one_may_have_no_gates(study):
 def test_recordings_are_uploaded_and_bad_ones_told(study):
     explorer = Explorer(study("zero_shot"))
     explorer.domain.value = OWN
-    assert "no recording has been uploaded yet" in explorer.notes.value.lower()
+    assert "no recording of yours yet" in explorer.notes.value.lower()
     assert explorer.static(Path("nowhere"))[0].data == explorer.notes.value
     good = wav(np.random.default_rng(0).normal(0, 0.1, 16_000))
     send(explorer, "mine.wav", good)
@@ -178,6 +179,18 @@ def test_recordings_are_uploaded_and_bad_ones_told(study):
     send(explorer, "long.wav", wav(np.random.default_rng(0).normal(0, 0.1, 16_000 * 5)))
     assert "the first 3.0 s" in explorer.notes.value
     assert explorer.tokens.value
+
+
+def test_a_recording_can_be_given_by_its_path(study, tmp_path):
+    explorer = Explorer(study("zero_shot"))
+    (tmp_path / "mine.wav").write_bytes(wav(np.random.default_rng(0).normal(0, 0.1, 16_000)))
+    explorer.path.value = "mine.wav"
+    assert explorer.domain.value == OWN
+    assert explorer.scene.heard.clip == "mine.wav" and explorer.notes.value == ""
+    explorer.path.value = "gone.wav"
+    assert "gone.wav" in explorer.notes.value and "not exist" in explorer.notes.value
+    explorer.path.value = " "
+    assert len(explorer.clip.options) == 2
 
 
 def test_a_clip_that_is_gone_does_not_end_the_session(study):
@@ -307,7 +320,7 @@ EVIL = "<script>alert('1')</script>"
 
 
 def test_whatever_was_said_or_written_is_escaped():
-    tokens = ["a", "b", "c", "d", f' {EVIL}"', "\ufffd"]
+    tokens = ["a", "b", "c", "d", f' {EVIL}"', REST]
     heard = heard_of(tokens, np.ones((2, 6)), reference=f"{EVIL} u", text=f"{EVIL} dos")
     closed = heard_of(tokens, np.zeros((2, 6)), text=f"{EVIL} {EVIL}", mode="closed")
     scene = scene_of(heard, closed, clip=EVIL)
@@ -316,7 +329,7 @@ def test_whatever_was_said_or_written_is_escaped():
     for page in pages:
         assert "<script" not in page and "&lt;script&gt;" in page
         assert all(re.fullmatch(r"[^<>]*", title) for title in re.findall('title="(.*?)"', page))
-    assert "part of a character" in pages[0]
+    assert "the rest of a character" in pages[0]
     for figure in (tokens_figure(scene), transcripts_figure(scene)):
         figure.savefig(io.BytesIO(), format="png")
     assert transcripts_table(scene)["transcript"][0] == heard.text
@@ -330,7 +343,7 @@ def test_tokens_can_be_read_in_any_colour_and_without():
     assert all(a > b for a, b in zip(greys, greys[1:], strict=False))
     assert [route(share) for share in (0.0, 0.4, 1.0)] == ["shared", "both", "expert"]
     page = tokens_html(scene_of(heard_of(list("abcdefg"), [[0, 0, 0, 0, 0, 1, 1], [0] * 6 + [1]])))
-    assert "layer 1: expert (gate 0.75)\nlayer 2: shared (gate 0.25)" in page
+    assert "layer 1: expert (gate 0.750)\nlayer 2: shared (gate 0.250)" in page
     body = page.split("</b>")[1]
     assert [body.count(line) for line in ("solid #000", "dotted #000")] == [1, 1]
 

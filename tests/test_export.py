@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
@@ -16,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from peft import PeftModel
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from benchmarks.ctranslate import hear
 from distilwhisper_lib import export, publish
 from distilwhisper_lib.config import locate
 from distilwhisper_lib.data import load_data
@@ -365,11 +364,10 @@ def test_without_ctranslate2_the_way_to_it_is_named(monkeypatch, tmp_path):
 
 def test_ctranslate2_hears_what_plain_whisper_hears(tmp_path, processor):
     """The demo's Czech expert folded in, on its own test clips, greedily, in float32."""
-    ctranslate2 = pytest.importorskip(
+    pytest.importorskip(
         "ctranslate2", reason="optional: pip install 'distilwhisper-lib[faster-whisper]'"
     )
     from distilwhisper_lib.corpora import load_corpus
-    from distilwhisper_lib.features import SpeechDataset, extract_features
     from distilwhisper_lib.training import load_model
 
     model, _ = load_model("embedded/student")
@@ -382,18 +380,6 @@ def test_ctranslate2_hears_what_plain_whisper_hears(tmp_path, processor):
     with pytest.raises(UserError, match="converted is there already"):
         to_ctranslate2(tmp_path / "plain", folder)
     table = load_corpus("folder/speech", "cs", "test", "embedded").head(20)
-    features = extract_features(
-        processor.feature_extractor, [clip["audio"] for clip in SpeechDataset(table)]
-    )
-    tokenizer = processor.tokenizer
-    tags = ("<|startoftranscript|>", "<|cs|>", "<|transcribe|>", "<|notimestamps|>")
-    converted = ctranslate2.models.Whisper(str(folder), compute_type="float32", intra_threads=1)
-    results = converted.generate(
-        ctranslate2.StorageView.from_array(np.ascontiguousarray(features)),
-        [tokenizer.convert_tokens_to_ids(list(tags))] * len(table),
-        beam_size=1, max_length=plain.config.max_target_positions,
-    )  # fmt: skip
-    theirs = [tokenizer.decode(r.sequences_ids[0], skip_special_tokens=True) for r in results]
+    theirs = hear(folder, processor, table, max_new_tokens=60)
     ours = transcribe(plain, processor, table, max_new_tokens=60, progress=False)
-    frame = pd.DataFrame({"ours": [r["hypothesis"] for r in ours], "theirs": theirs})
-    assert (frame["ours"] == frame["theirs"].str.strip()).all(), frame
+    assert theirs == [row["hypothesis"] for row in ours]

@@ -208,7 +208,9 @@ def test_unknown_splits_and_folders_that_cannot_be_written(tmp_path, copied, mon
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(fleurs.tempfile, "mkdtemp", refuse)
-    with pytest.raises(UserError, match=r"cannot be unpacked to .*\(Permission denied\): set data"):
+    with pytest.raises(
+        UserError, match=r"test cannot be opened .*\(Permission denied\): .* set data"
+    ):
         read(tmp_path)
 
 

@@ -22,7 +22,7 @@ from distilwhisper_lib.gate_counts import (
 )
 from distilwhisper_lib.gates import GateRecorder
 from distilwhisper_lib.kept_gates import kept_path, part_path, read_kept
-from distilwhisper_lib.token_classes import token_classes
+from distilwhisper_lib.token_classes import REST, token_classes, token_texts
 
 # Token classes -------------------------------------------------------------------------------
 
@@ -83,6 +83,24 @@ def test_special_tokens_and_broken_bytes_do_not_derail_the_classes(processor, to
         "word_initial", "prompt", "inside",
     ]  # fmt: skip
     assert token_classes(tokenizer, []) == []
+
+
+@pytest.mark.parametrize("text", ["Ďábel je tu.", "แมวกินปลา", "தமிழ் மொழி", "a😀b"])
+def test_a_character_cut_over_tokens_stands_in_the_first(processor, text):
+    tokenizer = processor.tokenizer
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    texts = token_texts(tokenizer, ids)
+    assert "".join(texts).replace(REST, "") == text
+    cut = ["\ufffd" in tokenizer.decode([token]) for token in ids]
+    assert any(cut) and not any("\ufffd" in token for token in texts)
+    for whole, token, said in zip(cut, ids, texts, strict=True):
+        assert whole or said == tokenizer.decode([token])
+
+
+def test_special_tokens_are_named_and_broken_bytes_marked(processor, token):
+    half = processor.tokenizer("😀", add_special_tokens=False).input_ids[:1]
+    found = token_texts(processor.tokenizer, [token("<|ca|>"), *half])
+    assert found == ["<|ca|>", "\ufffd"]
 
 
 # Counting ------------------------------------------------------------------------------------

@@ -144,3 +144,13 @@ def test_the_committed_readme_shows_the_committed_records():
     if changed.returncode or changed.stdout:
         pytest.skip("own runs lie in results/: `python -m distilwhisper_lib.results readme`")
     assert readme.update_readme(root / "README.md", root / "results", check=True)
+
+
+def test_no_table_stands_twice_and_short_runs_are_named(tmp_path):
+    thai = [make_record("js", "th", wer=0.4, train_size=3000)]
+    shown = results.shown_tables(thai)
+    assert shown.count("CER in percent") == 1 and "WER in percent" not in shown
+    assert f"Trained on fewer clips than the table's size: {thai[0]['run_id']} (800 of 3" in shown
+    assert "WER in percent" in results.shown_tables(thai, "whisper")
+    both = results.shown_tables([*thai, make_record("js", "ca", train_size=3000)])
+    assert both.count("in percent") == 2

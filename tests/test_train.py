@@ -35,24 +35,39 @@ STUDIES = [
     ("js", {"skip": 0.0, "activation_checkpointing": True, "epochs": 2}),
 ]
 
-# Trains them all, and in the fourth step of the last one its second process dies.
+# Trains them all. Then the second process meets a loss that is no number in the second step of
+# one run, and dies in the fourth of another.
 TRAIN_ALL = """
 import json, os, signal, sys
-from distilwhisper_lib import ranks, resolve, trainer, training
+from pathlib import Path
+from distilwhisper_lib import UserError, ranks, resolve, trainer, training
 from distilwhisper_lib.data import load_data
 
 compute_loss = trainer.DistilTrainer.compute_loss
 
-def killed(self, *args, **kwargs):
-    if self.state.global_step == 3 and ranks.place() == 1:
+def struck(self, *args, **kwargs):
+    loss = compute_loss(self, *args, **kwargs)
+    fate = self.run.method, self.state.global_step, ranks.place()
+    if fate == ("js", 3, 1):
         os.kill(os.getpid(), signal.SIGKILL)
-    return compute_loss(self, *args, **kwargs)
+    if fate == ("clsr", 1, 1):
+        loss = loss * float("nan")
+    return loss
 
-trainer.DistilTrainer.compute_loss = killed
-ranks.join()
-for method, overrides in json.loads(sys.argv[1]):
+def train(method, overrides):
     config = resolve(method, "demo", "ca", 7, overrides)
     training.train(config, load_data(config))
+
+ranks.join()
+finished, ill, killed = json.loads(sys.argv[1])
+for study in finished:
+    train(*study)
+trainer.DistilTrainer.compute_loss = struck
+try:
+    train(*ill)
+except UserError as error:
+    Path(f"said-{ranks.place()}").write_text(str(error))
+train(*killed)
 """
 
 
@@ -71,10 +86,15 @@ def test_two_processes_do_what_one_does_and_go_on_when_one_is_killed(study_of, t
     study = study_of(clips=7, epochs=1, **STEPS, **NOT_RANDOM)
     configs = [study(method, **settings) for method, settings in STUDIES]
     (tmp_path / "all.py").write_text(TRAIN_ALL)
-    done = torchrun("all.py", json.dumps([(c.method, c.overrides()) for c in configs]))
     *finished, interrupted = configs
+    ill = study("clsr", learning_rate=0.5)
+    commands = [(c.method, c.overrides()) for c in (*finished, ill, interrupted)]
+    done = torchrun("all.py", json.dumps([commands[:3], *commands[3:]]))
     assert [(c.output_dir / "training.json").exists() for c in configs] == [True] * 3 + [False]
     assert done.returncode != 0
+    said = [(tmp_path / f"said-{place}").read_text() for place in (0, 1)]
+    assert said[0] == said[1] and "the loss of step 2 is nan on clips train" in said[0]
+    assert not (ill.output_dir / "training.json").exists()
     for config in finished:
         by_two = train_here(config)
         shutil.rmtree(config.output_dir)
@@ -118,7 +138,7 @@ def check_same(config, some, others):
     assert (summary["processes"], other["processes"]) in [(2, 1), (1, 1)]
     assert summary["steps"] == other["steps"] == 2 * config.epochs
     torch.manual_seed(config.seed)
-    base, _ = training.load_model(config.student, **training.expert_settings(config))
+    base, _ = training.load_student(config)
     before = trained_tensors(training.prepare(base, config))
     moved = distance(expected, before)
     assert moved > 0.01

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -113,44 +107,6 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_log(method, step, st
             entry.pop("grad_norm", None)
     assert resumed == undisturbed
     assert not checkpoints.exists()
-
-
-def test_a_killed_process_loses_nothing_but_its_last_epoch(study, tmp_path):
-    """SIGKILL leaves no time to tidy up: what lies on the disk must be enough."""
-    config, data = study("clsr", epochs=8)
-    undisturbed = kit.train(config, data).summary
-    (config.output_dir / "training.json").unlink()
-    script = f"""
-from distilwhisper_lib import training, resolve
-from distilwhisper_lib.data import load_data
-config = resolve("clsr", "demo", "ca", 7, {config.overrides()!r})
-assert config.run_id == {config.run_id!r}
-training.train(config, load_data(config))
-"""
-    # One thread, as in this process: sums in another order are other weights.
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    environment |= {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
-    checkpoints = config.output_dir / "checkpoints"
-    while not any(checkpoints.glob("checkpoint-*/trainer_state.json")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert not (config.output_dir / "training.json").exists()
-    resumed = kit.train(config, data).summary
-    for name in ("weights_sha256", "best_step", "validation", "steps"):
-        assert resumed[name] == undisturbed[name]
-
-
-def test_half_written_checkpoints_are_passed_over(tmp_path):
-    for step, state in ((3, '{"global_step": 3}'), (6, '{"global_st'), (9, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
-    assert kit.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
-    assert kit.last_checkpoint(tmp_path / "nothing") is None
 
 
 def test_accumulated_micro_batches_report_the_same_loss(study):

@@ -321,8 +321,11 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert main(call) == 1
     assert opened == ["b.wav", "c.wav"]
     assert to.read_text().splitlines(keepends=True) == lines
+    assert main(call) == 1
+    assert to.read_text().splitlines(keepends=True) == lines  # the failure, once
     (folder / "c.wav").unlink()
     assert main(call) == 0
+    assert to.read_text().splitlines(keepends=True) == lines[:2]
 
 
 def test_the_command_writes_subtitles_and_prints_text(tmp_path, capsys):
@@ -335,7 +338,17 @@ def test_the_command_writes_subtitles_and_prints_text(tmp_path, capsys):
     assert main([str(tmp_path / "a.wav"), *call]) == 0
     assert capsys.readouterr().out.strip()
     assert main([str(tmp_path / "gone.wav"), *call, "--to", str(tmp_path / "x.txt")]) == 1
-    assert main([str(tmp_path / "a.wav"), *call, "--to", str(tmp_path / "x.docx")]) == 2
+    assert main([str(tmp_path / "gone.wav"), *call, "--to", str(tmp_path / "x.srt")]) == 1
+    assert not list(tmp_path.glob("x.*"))
+
+
+@pytest.mark.parametrize("to", ["x.docx", "x.srt"])
+def test_the_command_refuses_a_destination_before_it_listens(to, tmp_path, monkeypatch, capsys):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", noise(0.7), RATE)
+    monkeypatch.setattr(Transcriber, "load", lambda *_: pytest.fail("a model was loaded"))
+    assert main([str(tmp_path), "--language", "ca", "--to", str(tmp_path / to)]) == 2
+    assert to in capsys.readouterr().err
 
 
 def test_the_readmes_lines_run(capsys, monkeypatch, tmp_path):

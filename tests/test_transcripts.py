@@ -56,8 +56,8 @@ def test_subtitles_of_a_folder_never_overwrite_each_other(tmp_path):
     ("call", "message"),
     [
         (lambda p: save_transcripts(TIMED, p / "a.docx"), "'.*a.docx' has no known ending"),
-        (lambda p: save_transcripts([TIMED, TIMED], p / "a.srt"), "here are 2 transcripts"),
-        (lambda p: save_transcripts(FAILED, p / "a.vtt"), "here are 0 transcripts"),
+        (lambda p: save_transcripts([TIMED, TIMED], p / "a.srt"), "here are 2: give one"),
+        (lambda p: save_transcripts(FAILED, p / "a.vtt"), "here are 0: give one"),
         (lambda p: save_subtitles([TIMED], p, "ass"), "subtitles in 'ass'"),
     ],
 )
