@@ -65,6 +65,7 @@ _TRAINING = {
     "steps": int,
     "epochs": float,
     "seconds": float,
+    "processes": _Optional(int),
     "trainable_parameters": int,
     "artifact_bytes": _Maybe(int),
     "peak_memory_bytes": _Maybe(int),

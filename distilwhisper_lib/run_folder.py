@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from . import ranks
 from .config import RunConfig
 from .data import RunData
 from .disk import told
@@ -52,9 +53,10 @@ def claim(config: RunConfig, data: RunData) -> None:
             f"the data of run {config.run_id} has changed since the run began: remove "
             f"{config.output_dir}, or use --force, to run it again"
         )
-    if is_main_process():
+    if ranks.is_first():
         _drop_torn(config)
         write_atomic(note, json.dumps(digests, indent=1))
+    ranks.wait()
 
 
 def check_claim(config: RunConfig) -> None:
@@ -65,14 +67,9 @@ def check_claim(config: RunConfig) -> None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(note))
 
 
-def is_main_process() -> bool:
-    """False in the second and later of several training processes (torchrun sets RANK)."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextmanager
 def _alone(config: RunConfig, doing: str) -> Iterator[None]:
-    if not is_main_process():  # the first one holds it for all
+    if not ranks.is_first():  # the first one holds it for all
         yield
         return
     # Not <run id>.lock: a batch may hold that while the notebook it started gets here.

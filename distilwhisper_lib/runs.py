@@ -56,7 +56,7 @@ def record_run(
         "preset": config.preset,
         "demo": config.demo,
         "config": config.published(),
-        "provenance": provenance(command=command(config)),
+        "provenance": provenance(command=command(config, _processes(trained))),
         "models": trained.models,
         "data": data.describe(),
         "training": trained.summary,
@@ -104,16 +104,26 @@ def written(config: RunConfig) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def command(config: RunConfig) -> str:
-    """The command that repeats the run."""
-    overrides = json.dumps(config.overrides()) if config.overrides() else ""
+def command(config: RunConfig, processes: int = 1) -> str:
+    """The command that repeats the run, by so many processes."""
+    overrides = f" --overrides '{json.dumps(config.overrides())}'" if config.overrides() else ""
     # Sums in another order are other weights: the thread count belongs to the command.
     threads = "" if torch.cuda.is_available() else f"OMP_NUM_THREADS={torch.get_num_threads()} "
-    return threads + (
-        f"python -m distilwhisper_lib.batch run {NOTEBOOK_OF[config.method]} --preset "
-        f"{config.preset} --languages {config.language} --seeds {config.seed}"
-        + (f" --overrides '{overrides}'" if overrides else "")
-    )
+    if processes > 1:
+        started = (
+            f"torchrun --nproc-per-node {processes} -m distilwhisper_lib.train {config.method} "
+            f"--preset {config.preset} --language {config.language} --seed {config.seed}"
+        )
+    else:
+        started = (
+            f"python -m distilwhisper_lib.batch run {NOTEBOOK_OF[config.method]} --preset "
+            f"{config.preset} --languages {config.language} --seeds {config.seed}"
+        )
+    return threads + started + overrides
+
+
+def _processes(trained: Trained) -> int:
+    return (trained.summary or {}).get("processes", 1)  # none noted: an earlier version trained it
 
 
 def _evaluate_domain(

@@ -18,17 +18,22 @@ NEVER_INSTALL = ("torch", "numpy", "ipykernel")
 
 
 def start() -> None:
-    """Work in the checkout, install what Colab lacks, and say what runs here.
+    """Work in the checkout, install what Colab lacks, and say what runs here."""
+    enter_checkout()
+    if "google.colab" in sys.modules:
+        install_missing()
+    quieten()
+    print(describe())
 
-    Paths such as outputs/ and results/ are the checkout's, wherever the notebook was started. A
-    package that was installed without its checkout works in the folder it is started in.
+
+def enter_checkout() -> None:
+    """Change into the folder whose outputs/ and results/ are meant.
+
+    That is the checkout, wherever a notebook or command was started. A package that was installed
+    without its checkout works in the folder it is started in.
     """
     if (PACKAGE.parent / "notebooks").is_dir():
         os.chdir(PACKAGE.parent)
-    if "google.colab" in sys.modules:
-        install_missing()
-    _quieten()
-    print(describe())
 
 
 def missing_requirements() -> list[str]:
@@ -81,7 +86,7 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Whisper's generate() repeats advice that a caller cannot follow (about its own internals)."""
     from transformers.utils import logging
 

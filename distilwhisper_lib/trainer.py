@@ -1,4 +1,7 @@
-"""The training loop: transformers' Seq2SeqTrainer with this paper's losses."""
+"""The training loop: transformers' Seq2SeqTrainer with this paper's losses.
+
+By one process or several: see shares.py.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
     TrainerState,
     WhisperProcessor,
+    set_seed,
 )
 
+from . import ranks
 from .checkpoints import STATE, checkpoint_path, keep_only, last_checkpoint, seal
 from .config import WITH_EXPERTS, RunConfig
 from .data import RunData
@@ -38,6 +44,7 @@ from .losses import LossParts
 from .objective import counted, gate_means, gate_noise, loss_parts
 from .run_folder import check_claim
 from .scoring import score
+from .shares import MicroBatches, Share, micro_batches_each, seed_of
 from .targets import StoredTargets, StoredTeacher
 from .teacher import Teacher
 from .weights import trained_tensors
@@ -51,6 +58,10 @@ class DistilTrainer(Seq2SeqTrainer):
 
     Checkpoints hold only what trains. The Trainer's own generation loop is not used: it repeats
     clips under several processes, and would be a second way to compute a WER.
+
+    Random numbers: one process draws all from one stream. Of several, each starts every micro-batch
+    from a seed of its own (the run's, the step, its place in the step), so that no two share their
+    dropout, and any number of them above one trains the same.
     """
 
     def __init__(
@@ -66,6 +77,12 @@ class DistilTrainer(Seq2SeqTrainer):
         self.run, self.data, self.processor = run, data, processor
         self.teacher = teacher and teacher.to(self.args.device)
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
+        self._share = Share(
+            clips=len(self.train_dataset),
+            size=self.args.per_device_train_batch_size,
+            each=self.args.gradient_accumulation_steps,
+            processes=self.args.world_size,
+        )
         self._watch = LossWatch(Path(self.args.output_dir))
         self.add_callback(self._watch)
 
@@ -90,9 +107,35 @@ class DistilTrainer(Seq2SeqTrainer):
         self._watch.saw(loss, inputs["ids"])
         return loss
 
+    def get_train_dataloader(self) -> DataLoader:
+        batches = MicroBatches(
+            RandomSampler(self.train_dataset),  # accelerate makes its order the data seed's
+            self._share.size,
+            self._share.processes,
+        )
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """A step's micro-batches for this process, each with its place among all of the step's."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        for i, batch in enumerate(batches):
+            batch["place"] = i * self._share.processes + self.args.process_index
+        return batches, items
+
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> Any:
+        step, place = self.state.global_step, inputs.pop("place")
+        weight = self._share.weight(step, place, self.current_gradient_accumulation_steps)
+        if self._share.processes > 1:
+            set_seed(seed_of(self.run.seed, step, place))
         with self.accelerator.autocast():
             # Before the student, whose SpecAugment masks features in place.
             target = self.teacher and self.teacher.targets(inputs)
@@ -106,30 +149,30 @@ class DistilTrainer(Seq2SeqTrainer):
             use_cache=False,
             with_logits=False,
         )
-        parts = self._loss_parts(out, inputs, target)
-        if model.training and self.run.method in WITH_EXPERTS:
-            self._parts["gate_noise"].append(torch.tensor(noise))
-        if model.training:
-            for name, value in zip(LossParts._fields, parts, strict=True):
-                if name != "total":  # the Trainer logs it as "loss"
-                    self._parts[f"loss_{name}"].append(value.detach())
-        return (parts.total, out) if return_outputs else parts.total
+        parts, said = self._loss_parts(out, inputs, target)
+        if self.run.method in WITH_EXPERTS:
+            said["gate_noise"] = torch.tensor(noise)
+        for name, value in parts._asdict().items():
+            if name != "total":  # the Trainer logs it as "loss"
+                said[f"loss_{name}"] = value
+        for name, value in said.items():
+            self._parts[name] += [value.detach()] if weight else []
+        loss = parts.total * weight
+        return (loss, out) if return_outputs else loss
 
     def _loss_parts(
         self, out: Any, inputs: dict[str, Tensor], target: States | TopK | None
-    ) -> LossParts:
-        run, mean = self.run, None
+    ) -> tuple[LossParts, dict[str, Tensor]]:
+        """The loss, and the gates' means by their names in the training log."""
+        run, mean, said = self.run, None, {}
         if run.method in WITH_EXPERTS:
             length = out.gates.encoder[0].values.shape[1]
             masks = counted(run, length, inputs, self.processor.tokenizer.eos_token_id)
-            means = gate_means(out.gates, masks)
-            mean = means.gate_mean
-            if self.model.training:
-                for name, value in means._asdict().items():
-                    self._parts[name].append(value.detach())
+            said = gate_means(out.gates, masks)._asdict()
+            mean = said["gate_mean"]
         student = States(out.last_hidden_state, self.model.get_output_embeddings().weight)
         with self.accelerator.autocast():
-            return loss_parts(run, student, inputs["labels"], mean, target)
+            return loss_parts(run, student, inputs["labels"], mean, target), said
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -137,8 +180,17 @@ class DistilTrainer(Seq2SeqTrainer):
         """Generated WER and CER on the validation set: what model selection looks at.
 
         Of gates, also the share of hard decisions: the training log's soft mean sits near the
-        budget whatever they are.
+        budget whatever they are. The first process decodes, each clip once, and tells the others.
         """
+        found = ranks.told_by_first(self._validate)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _validate(self) -> dict[str, float]:
         rows = transcribe(
             self.model,
             self.processor,
@@ -152,19 +204,22 @@ class DistilTrainer(Seq2SeqTrainer):
         found = {metric: scores[metric][metric] for metric in ("wer", "cer")}
         if self.run.method in WITH_EXPERTS:
             found |= mean_shares(rows)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
+        return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss parts' means since the last log."""
+        """Add the loss parts' means since the last log, over the micro-batches of all processes."""
         if "loss" in logs:
-            logs |= {name: torch.stack(v).mean().item() for name, v in self._parts.items()}
-            self._parts.clear()
+            logs |= self._means()
         super().log(logs, start_time)
+
+    def _means(self) -> dict[str, float]:
+        counts = [len(values) for values in self._parts.values()]
+        sums = [len(v) * torch.stack(v).mean().item() if v else 0.0 for v in self._parts.values()]
+        sums, counts = ranks.total(torch.tensor([sums, counts], dtype=torch.float64))
+        names = list(self._parts)
+        for values in self._parts.values():
+            values.clear()
+        return dict(zip(names, (sums / counts).tolist(), strict=True))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's, then its seal, and only then the older ones go: see checkpoints.py."""
@@ -183,6 +238,8 @@ class DistilTrainer(Seq2SeqTrainer):
             keep_only(folder, path, best)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = trained_tensors(self.model)
@@ -214,7 +271,8 @@ class Clock(TrainerCallback):
             self.earlier = json.loads(self.note.read_text())
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        write_atomic(self.note, json.dumps(round(self.seconds(), 1)))
+        if ranks.is_first():
+            write_atomic(self.note, json.dumps(round(self.seconds(), 1)))
 
     def seconds(self) -> float:
         return self.earlier + time.perf_counter() - self.begin
@@ -240,12 +298,12 @@ class LossWatch(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         seen, self.seen = self.seen, []
-        losses = torch.stack([loss for loss, _ in seen])
-        if bool(losses.isfinite().all()):
+        losses, bad = torch.stack([loss for loss, _ in seen]), None
+        if not losses.isfinite().all():
+            bad = next((x.item(), clips) for x, clips in seen if not math.isfinite(x.item()))
+        if (bad := ranks.found_by_any(bad)) is None:  # all processes stop, at the same step
             return
-        value, clips = next(
-            (loss.item(), clips) for loss, clips in seen if not math.isfinite(loss.item())
-        )
+        value, clips = bad
         raise UserError(
             f"the loss of step {state.global_step + 1} is {value} on clips {', '.join(clips)}: "
             f"nothing was learnt from it, and {_kept(self.checkpoints)}; look at these clips, "
@@ -300,6 +358,15 @@ def make_trainer(
 
 def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArguments:
     """A run's configuration in the Trainer's words."""
+    arguments = _arguments(config, clips)
+    if arguments.n_gpu > 1:
+        # One process trains on one GPU: the Trainer would spread each micro-batch over all that it
+        # sees (DataParallel), which multiplies the batch. Several GPUs are several processes.
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArguments:
     micro = min(config.micro_batch, config.batch_size)
     steps_per_epoch = math.ceil(clips / config.batch_size)
     total = config.max_steps if config.max_steps > 0 else steps_per_epoch * config.epochs
@@ -307,7 +374,7 @@ def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArgument
     return Seq2SeqTrainingArguments(
         output_dir=str(config.output_dir / "checkpoints"),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // micro,
+        gradient_accumulation_steps=micro_batches_each(config),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps,
         learning_rate=config.learning_rate,
@@ -329,6 +396,8 @@ def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArgument
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=best_device() == "cpu",  # without it, bf16 asks for a GPU
+        # A layer that skips its expert leaves weights without a gradient; nothing else does.
+        ddp_find_unused_parameters=config.method in WITH_EXPERTS and config.skip > 0,
         gradient_checkpointing=config.activation_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=config.workers,

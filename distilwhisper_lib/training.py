@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, WhisperProcessor, set_seed
 
+from . import ranks
 from .checkpoints import last_checkpoint
 from .config import TRAINED, WITH_EXPERTS, RunConfig, locate
 from .data import RunData
@@ -28,6 +29,7 @@ from .gates import PROMPT_TOKENS
 from .hub import loading
 from .model import DistilWhisperForConditionalGeneration
 from .run_folder import claim, in_run_folder
+from .shares import micro_batches_each
 from .targets import StoredTargets, stored_targets
 from .teacher import Teacher, TeacherSource, check_pair
 from .trainer import ELAPSED, Clock, DistilTrainer, make_trainer
@@ -57,8 +59,12 @@ def train(config: RunConfig, data: RunData) -> Trained:
     """Train as the configuration says, or go on where an earlier call stopped.
 
     A finished run is read back from ``config.output_dir``. Methods that train nothing return the
-    model as it was loaded.
+    model as it was loaded. Of several processes (see ranks.py) all train and the first one writes;
+    UserError when they cannot share a step equally.
     """
+    ranks.join()
+    if config.method in TRAINED:
+        micro_batches_each(config)
     set_seed(config.seed)  # before any weight is drawn
     base, processor = load_student(config)
     _check_decoding(config, base)
@@ -73,27 +79,32 @@ def train(config: RunConfig, data: RunData) -> Trained:
         models["teacher"] = source.about
     claim(config, data)
     finished, checkpoints = config.output_dir / SUMMARY, config.output_dir / "checkpoints"
-    if finished.exists():
-        shutil.rmtree(checkpoints, ignore_errors=True)  # where a kill came in between
+    if ranks.told_by_first(finished.exists):
+        if ranks.is_first():
+            shutil.rmtree(checkpoints, ignore_errors=True)  # where a kill came in between
         summary = json.loads(finished.read_text())
         model = _load_trained(base, config, summary).to(best_device()).eval()
         return Trained(model, processor, summary, models)
 
-    with torch.random.fork_rng(devices=[]):  # the same weights, whether targets were built or not
+    # The same weights, whether targets were built or not.
+    with torch.random.fork_rng(devices=[]), ranks.first_before_others():
         teacher = source and teacher_of(config, data, processor, source, base.config)
-    about = _targets_about(config, teacher, checkpoints / TARGETS)
+    about = ranks.told_by_first(lambda: _targets_about(config, teacher, checkpoints / TARGETS))
     model = prepare(base, config)
-    for stale in config.output_dir.glob("*.jsonl"):  # of other weights
-        stale.unlink()
+    if ranks.is_first():
+        for stale in config.output_dir.glob("*.jsonl"):  # of other weights
+            stale.unlink()
     clock = Clock(checkpoints / ELAPSED)
     trainer = make_trainer(model, processor, teacher, config, data, clock)
-    trainer.go_on(last_checkpoint(checkpoints))
+    trainer.go_on(ranks.told_by_first(lambda: last_checkpoint(checkpoints)))
     # Without the autocast that the Trainer put around its forward: as it will be loaded again.
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    _save_trained(model, processor, config)
     summary = _summary(trainer, config, clock.seconds()) | about
-    write_atomic(finished, json.dumps(summary, indent=1))
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    ranks.wait()  # until all have read the best checkpoint
+    if ranks.is_first():
+        _save_trained(model, processor, config)
+        write_atomic(finished, json.dumps(summary, indent=1))
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return Trained(model.eval(), processor, summary, models)
 
 
@@ -283,10 +294,11 @@ def _summary(trainer: DistilTrainer, config: RunConfig, seconds: float) -> dict[
         "epochs": round(trainer.state.epoch or 0.0, 4),
         "seconds": round(seconds, 1),
         "precision": precision_here(config),
-        "threads": torch.get_num_threads(),
+        "processes": ranks.count(),
+        "threads": torch.get_num_threads(),  # of each process
         "trainable_parameters": sum(t.numel() for t in tensors.values()),
         "artifact_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": ranks.largest(peak_memory()),
         "best_step": int(best.rsplit("-", 1)[1]) if best else trainer.state.global_step,
         "weights_sha256": weights_hash(tensors),
         "log": [_log_entry(e) for e in history if "loss" in e],

@@ -423,6 +423,7 @@ def test_a_lock_dies_with_its_owner_and_a_helper_takes_none(study, monkeypatch, 
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert run.returncode == -9 and run.stdout == b"held\n"
     with run_folder._alone(config, "training"):
+        monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "1")
         with run_folder._alone(config, "training"):
             pass
