@@ -90,6 +90,7 @@ def rank(task: Task) -> int:
 def configs_of(task: Task) -> list[RunConfig]:
     """The configurations of a task's runs; of a notebook without runs, one to look things up in."""
     methods = METHODS.get(Path(task.notebook).stem, ["zero_shot"])
+    methods = [task.parameters["method"]] if not task.notebook and task.parameters else methods
     return [resolve(method, **_four(task)) for method in methods]
 
 
