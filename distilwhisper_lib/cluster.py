@@ -71,6 +71,7 @@ class Cluster:
         self._busy: set[str] = set()
         self._trusted: set[str] = set()
         self._refused: set[str] = set()
+        self._names: dict[str, str] = {}
         self._losses: Counter[str] = Counter()
         self._local = None if address else _local_cluster(jobs, tasks)
         self.address = address or self._local.scheduler_address
@@ -158,11 +159,12 @@ class Cluster:
             note.unlink(missing_ok=True)
         mine = about_worker(None)
         for address in new:
+            self._names[address] = str(workers[address]["name"])
             wrong = difference(answers.get(address), mine)
             if wrong is None:
                 self._trusted.add(address)
                 continue
-            sentence = f"worker {workers[address]['name']} {wrong.format(root=self.root)}"
+            sentence = f"worker {self._names[address]} {wrong.format(root=self.root)}"
             if not refuse:
                 raise UserError(sentence)
             self._refused.add(address)
@@ -194,7 +196,7 @@ class Cluster:
                 outcome = self._execute(task, worker)
             if outcome is not None:
                 return outcome
-            self._lost(task, worker)
+            self._lost(task, self._names[worker])
         why = f"its worker was lost {LOST} times, often for want of memory"
         return Outcome(task.name, "failed", round(time.monotonic() - began, 1), why)
 
@@ -264,7 +266,7 @@ class Cluster:
 
     def _lost(self, task: Task, worker: str) -> None:
         self._losses[task.name] += 1
-        self.say(f"worker {worker} is lost, and with it {task.name}: once more on another")
+        self.say(f"worker {worker} is lost, and with it {task.name}: once more")
         with contextlib.suppress(OSError):
             ledger.note("lost", [task], worker=worker)
 

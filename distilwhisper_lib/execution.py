@@ -46,6 +46,12 @@ class Task:
         return tuple(Path(record).parent.name for record in self.records)
 
     @property
+    def locks(self) -> list[Path]:
+        """One for each run, so that batches that call it by other names meet there, too."""
+        names = self.run_ids if self.notebook and self.records else (self.name,)
+        return [Path(self.root) / "outputs" / "locks" / f"{name}.lock" for name in sorted(names)]
+
+    @property
     def is_finished(self) -> bool:
         return bool(self.records) and all(Path(record).is_file() for record in self.records)
 
@@ -75,16 +81,15 @@ class Outcome:
 
 @contextmanager
 def claim(task: Task) -> Iterator[bool]:
-    """Hold the task's runs, ``outputs/<run id>.lock``: False when another process holds one.
+    """Hold the task's runs, in outputs/locks/: False when another process holds one of them.
 
     The locks die with their process. They are flock's (msvcrt's on Windows): on a network disk
     that is enough where the server has locks across machines, as NFS 4 does.
     """
-    outputs = Path(task.root) / "outputs"
-    outputs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        for name in sorted(task.run_ids) if task.notebook and task.records else [task.name]:
-            lock = FileLock(outputs / f"{name}.lock")
+        for path in task.locks:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
             try:
                 lock.acquire(timeout=0)
             except Timeout:

@@ -32,6 +32,7 @@ from .errors import UserError, reason
 from .presets import SEED
 
 MAX_BYTES = 64 * 1024
+MAX_DEPTH = 8
 MAX_RUNS = 10_000
 _LISTS = ("methods", "languages", "presets", "seeds")
 _KEYS = (*_LISTS, "overrides", "tables")
@@ -86,14 +87,18 @@ def _read(path: Path) -> Any:
     if len(text) > MAX_BYTES:
         raise UserError(f"{path.name}: a grid of more than {MAX_BYTES // 1024} KiB: split it")
     try:
+        depth = 0
         for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:  # of which the reader's time is the square
+                raise ValueError("nested too deep")
             if isinstance(event, yaml.AliasEvent):  # a few lines of them can stand for gigabytes
                 raise ValueError(f"*{event.anchor} refers to another place: write it out")
         _refuse_repeated_keys(yaml.compose(text, yaml.SafeLoader))
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        problem = "nested too deep" if isinstance(error, RecursionError) else reason(error)
-        problem = getattr(error, "problem", None) or problem
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        problem = getattr(error, "problem", None) or reason(error)
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
         raise UserError(

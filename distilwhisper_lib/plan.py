@@ -69,7 +69,7 @@ def plan(tasks: Sequence[Task]) -> str:
 def _state(task: Task) -> str:
     if task.is_finished:
         return "done"
-    if (Path(task.root) / "outputs").is_dir():
+    if any(path.exists() for path in task.locks):
         with claim(task) as free:
             if not free:
                 return "running"

@@ -118,7 +118,7 @@ class _Batch:
         return all(name in self.ended for name in (*task.needs, *task.after))
 
     def _has_others_result(self, task: Task) -> bool:
-        return task.name in self.taken and task.is_finished
+        return task.name in self.taken - self.forget and task.is_finished
 
     def _is_free(self, task: Task) -> bool:
         """Whether a task that another process had is to be had now."""

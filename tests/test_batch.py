@@ -14,54 +14,18 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from kits import finish, make_notebook, names
 
 from distilwhisper_lib import batch, execution, notebooks
-from distilwhisper_lib.config import resolve
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.provenance import usable_cores
 
-PARAMETERS = 'preset = "demo"  # a\nlanguage = "ca"  # b\nseed = 77  # c\noverrides = {}  # d'
 REPORT = """
 import json, os, pathlib, sys
 pathlib.Path(f"{language}-{seed}.json").write_text(json.dumps({
     "preset": preset, "seed": seed, "overrides": overrides, "python": sys.executable,
     "threads": os.environ.get("OMP_NUM_THREADS")}))
 """
-
-
-def make_notebook(path: Path, *cells: str, parameters: str | None = PARAMETERS) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = nbformat.v4.new_notebook(
-        metadata={
-            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
-        }
-    )
-    if parameters is not None:
-        content.cells.append(
-            nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
-        )
-    content.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
-    nbformat.write(content, path)
-    return path
-
-
-@pytest.fixture
-def kit(tmp_path):
-    """A checkout with every notebook of the kit, empty."""
-    for name in batch.NOTEBOOKS:
-        make_notebook(tmp_path / "notebooks" / f"{name}.ipynb")
-    (tmp_path / "distilwhisper_lib").mkdir()
-    return tmp_path
-
-
-def names(tasks) -> list[str]:
-    return [task.name for task in tasks]
-
-
-def finish(root: Path, method: str, language: str = "ca", seed: int = 77) -> None:
-    folder = root / resolve(method, "demo", language, seed).output_dir
-    folder.mkdir(parents=True)
-    (folder / "record.json").write_text("{}")
 
 
 class Recorder:
@@ -345,11 +309,15 @@ def test_a_dying_kernel_and_a_dying_process_are_failures(kit):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_stops_notebooks_and_kernels(kit, kind):
+@pytest.mark.parametrize(
+    ("kind", "where"), [(signal.SIGINT, []), (signal.SIGTERM, ["--cluster", "--jobs", "1"])]
+)
+def test_an_interrupt_stops_notebooks_and_kernels(kit, kind, where):
+    if where:
+        pytest.importorskip("distributed")
     wait = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\n"
     make_notebook(kit / "notebooks" / "04_clsr_only.ipynb", wait + "time.sleep(120)")
-    line, environment = command(kit, "04", "06", "07")
+    line, environment = command(kit, "04", "06", "07", *where)
     process = subprocess.Popen(
         line, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
     )
@@ -361,7 +329,8 @@ def test_an_interrupt_stops_notebooks_and_kernels(kit, kind):
     process.send_signal(kind)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert [line.split()[1:3] for line in out.splitlines()[:3]] == [
+    lines = [line for line in out.splitlines() if line.startswith("[")]
+    assert [line.split()[1:3] for line in lines] == [
         ["interrupted", "04_clsr_only-ca-s77"],
         ["interrupted", "06_kl_distillation-ca-s77"],
         ["interrupted", "07_evaluation_tables"],
