@@ -107,7 +107,7 @@ class Cluster:
         for part in (getattr(self, "_client", None), self._local):
             with contextlib.suppress(Exception):  # whatever is left of it
                 if part is not None:
-                    part.close(timeout=10)
+                    part.close(timeout=2)
 
     # Workers ---------------------------------------------------------------------------------
 
@@ -274,7 +274,9 @@ class Cluster:
         """Interrupt the batch's notebooks on every worker."""
         self._deadline = time.monotonic() + 2 * STOP_TIMEOUT
         self._stopped.set()
-        with contextlib.suppress(Exception):  # whoever cannot be reached ends without its scheduler
+        if self._client.status != "running":
+            return  # its workers end by themselves, and their notebooks with them
+        with contextlib.suppress(Exception):
             self._client.run(stop_here, self.batch, on_error="ignore")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .config import RunConfig
+from .errors import UserError
 from .execution import Task, claim
 from .progress import aligned
 from .records import Record, load_records
@@ -133,7 +134,10 @@ def _estimated(config: RunConfig) -> Cost:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    found = capacity.estimate(config, device)
+    try:
+        found = capacity.estimate(config, device)
+    except UserError:  # a device of which it knows nothing
+        return UNKNOWN
     hours = math.nan if found.hours is None else found.hours
     return Cost(hours, found.disk_bytes, found.source)
 
