@@ -29,7 +29,10 @@ import psutil
 
 from distilwhisper_lib import ledger
 from distilwhisper_lib.config import METHODS, TRAINED
+from distilwhisper_lib.execution import Task
+from distilwhisper_lib.grid import read_grid
 from distilwhisper_lib.provenance import provenance
+from distilwhisper_lib.tasks import configs_of, expand
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "grid.json"
@@ -54,9 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told, serial_seconds = _batch(serial, "run", "grid.yaml")
         print(told, flush=True)
         stop, killed = threading.Event(), {}
-        killer = threading.Thread(
-            target=_kill_one, args=(cluster, 4 if given.small else 30, stop, killed)
-        )
+        killer = threading.Thread(target=_kill_one, args=(cluster, given.small, stop, killed))
         killer.start()
         try:
             if given.slurm:
@@ -126,26 +127,25 @@ def _timed(line: list[str], root: Path, **settings: str) -> tuple[str, float]:
     return done.stdout.strip(), time.monotonic() - began
 
 
-def _kill_one(root: Path, seconds: float, stop: threading.Event, killed: dict[str, Any]) -> None:
-    """Half-way through, kill the worker of a run that has trained for so many ``seconds``."""
+def _kill_one(root: Path, small: bool, stop: threading.Event, killed: dict[str, Any]) -> None:
+    """Half-way through, kill the worker of a run that has left a checkpoint.
+
+    Two steps leave none: then of one that has been at it for some seconds.
+    """
+    total = len(expand(read_grid(root / "grid.yaml"), root)) - 2  # without the tables
     since: dict[int, float] = {}
     while not stop.wait(0.5):
-        events = ledger.read(root)
-        ended = {e["task"] for e in events if e["event"] in ("done", "failed")}
-        total = {e["task"] for e in events} | ended
+        ended = {e["task"] for e in ledger.read(root) if e["event"] in ("done", "failed")}
         for process in _notebooks(root):
             since.setdefault(process.pid, time.monotonic())
-            task = _task_of(process)
-            trains = any(task.get("run_ids", "x").startswith(f"{m}-") for m in TRAINED)
-            if not trains or len(ended) * 2 + 2 < len(total):
+            run = _run_of(process)
+            if run is None or len(ended) < total // 2 - 1:
                 continue
-            if time.monotonic() - since[process.pid] < seconds:
+            kept = [p.name for p in (root / "outputs" / run).glob("checkpoints/checkpoint-*")]
+            if not kept and not (small and time.monotonic() - since[process.pid] > 4):
                 continue
-            kept = list((root / "outputs" / task["run_ids"]).glob("checkpoints/checkpoint-*"))
-            worker = process.parent()
-            worker.send_signal(signal.SIGKILL)
-            killed |= {"run": task["run_ids"], "ended before": len(ended)}
-            killed |= {"checkpoint": max((p.name for p in kept), default=None)}
+            process.parent().send_signal(signal.SIGKILL)
+            killed |= {"run": run, "tasks ended before": len(ended), "checkpoints": sorted(kept)}
             return
 
 
@@ -161,13 +161,14 @@ def _notebooks(root: Path) -> list[psutil.Process]:
     return found
 
 
-def _task_of(process: psutil.Process) -> dict[str, str]:
+def _run_of(process: psutil.Process) -> str | None:
+    """The run that a process trains, if it trains one."""
     try:
-        asked = process.cmdline()[3]
-        records = json.loads(Path(asked).read_text(encoding="utf-8"))["records"]
-    except (psutil.Error, OSError, ValueError, IndexError):
-        return {}
-    return {"run_ids": Path(records[0]).parent.name} if len(records) == 1 else {}
+        task = Task.from_json(Path(process.cmdline()[3]).read_text(encoding="utf-8"))
+    except (psutil.Error, OSError, ValueError, IndexError):  # it is ending
+        return None
+    trained = [c.run_id for c in configs_of(task) if c.method in TRAINED] if task.notebook else []
+    return trained[0] if task.records and trained else None
 
 
 def _compared(serial: Path, cluster: Path) -> dict[str, Any]:

@@ -14,16 +14,18 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 BIN=${BIN:-$PWD/.venv/bin}
 RESOURCES=${RESOURCES-GPU=1} # what a worker offers; empty on nodes without GPUs
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # workers run this checkout's code, too
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
 mkdir -p outputs
-address=outputs/scheduler-${SLURM_JOB_ID:-0}.json
+address=outputs/dask-${SLURM_JOB_ID:-0}.json
+log=outputs/dask-${SLURM_JOB_ID:-0}.log
 rm -f "$address"
 "$BIN/dask" scheduler --host "$(hostname -i | cut -d' ' -f1)" --port 0 --no-dashboard \
-	--scheduler-file "$address" &
+	--scheduler-file "$address" >>"$log" 2>&1 &
 scheduler=$!
 srun "$BIN/dask" worker --scheduler-file "$address" --nthreads 1 --no-dashboard \
-	--death-timeout 120 ${RESOURCES:+--resources "$RESOURCES"} &
+	--death-timeout 120 ${RESOURCES:+--resources "$RESOURCES"} >>"$log" 2>&1 &
 workers=$!
 batch=
 finish() {

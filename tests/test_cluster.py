@@ -140,6 +140,16 @@ def test_a_machine_has_a_worker_for_each_card_else_for_cores_and_memory(monkeypa
         assert workers[0]["options"]["host"] == "127.0.0.1"
 
 
+def test_records_are_compared_in_everything_but_times():
+    from benchmarks.grid import differences
+
+    one = {"a": 1, "seconds": 2.0, "log": [{"step": 1, "loss": 0.5}], "training": {"rtf": 1}}
+    same = {"a": 1, "seconds": 3.0, "log": [{"step": 1, "loss": 0.5}], "training": {"rtf": 2}}
+    assert differences(one, same) == []
+    other = {"log": [{"step": 1, "loss": 0.6}], "training": {"rtf": 1, "steps": 3}}
+    assert differences(one, other) == ["a", "log.0.loss", "training.steps"]
+
+
 # ----------------------------------------------------------------------------- real clusters
 
 
