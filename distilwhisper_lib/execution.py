@@ -1,98 +1,204 @@
-"""Running one notebook with papermill, in this process or in one of its own.
-
-python -m distilwhisper_lib.execution TASK.json OUTCOME.json    (what Processes starts)
-"""
+"""What a batch consists of, and running one piece of it in this process."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
+import random
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import write_atomic
+from filelock import FileLock, Timeout
+
 from .notebooks import no_braces, one_line
-from .provenance import usable_cores
 
 START_TIMEOUT = 180  # seconds; importing torch on a busy machine is slow
-STOP_TIMEOUT = 15  # seconds that an interrupted notebook has to shut its kernel down
+PAUSES = (2.0, 8.0)  # seconds before a kernel that did not start is tried again, and again
 
 
 @dataclass(frozen=True)
 class Task:
-    """One notebook with one set of parameters. Plain values only, so that it travels as JSON."""
+    """A notebook with one set of parameters, or what several notebooks share (``notebook`` empty:
+    the teacher targets of a language). Plain values only, so that it travels as JSON.
+    """
 
+    name: str
+    root: str  # the checkout
     notebook: str
-    output: str
     parameters: dict[str, Any]
-    stage: int = 2
     records: tuple[str, ...] = ()  # finished when all of these files exist
+    needs: tuple[str, ...] = ()  # names of tasks that must have gone well before
+    after: tuple[str, ...] = ()  # names of tasks that must have ended before, well or not
+    gpu: bool = True  # uses one, where there is one
 
     @property
-    def name(self) -> str:
-        return Path(self.output).stem
+    def output(self) -> Path:
+        """Where the executed copy of the notebook goes."""
+        return Path(self.root) / "outputs" / "notebooks" / f"{self.name}.ipynb"
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        return tuple(Path(record).parent.name for record in self.records)
+
+    @property
+    def locks(self) -> list[Path]:
+        """One for each run, so that batches that call it by other names meet there, too."""
+        names = self.run_ids if self.notebook and self.records else (self.name,)
+        return [Path(self.root) / "outputs" / "locks" / f"{name}.lock" for name in sorted(names)]
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.records) and all(Path(record).is_file() for record in self.records)
+
+    @classmethod
+    def from_json(cls, text: str) -> Task:
+        lists = ("records", "needs", "after")
+        return cls(**{k: tuple(v) if k in lists else v for k, v in json.loads(text).items()})
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended: status "done", "skipped", "failed" or "interrupted"."""
+    """How a task ended.
+
+    status: "done", "skipped", "failed", "interrupted", "not run" (something it needs failed),
+    "lost" (with its cluster), or, from execute_one, "taken": another process is at it.
+    """
 
     name: str
     status: str
     seconds: float = 0.0
-    error: str = ""  # one line, "ename: evalue"
+    error: str = ""  # one line, "ename: evalue", or why it was skipped or not run
     output: str = ""  # the executed copy, the failed one included; empty when there is none
 
 
-def execute_one(task: Task) -> Outcome:
-    """Run one notebook in this process, with the kernel of this interpreter, in its own folder.
+@contextmanager
+def claim(task: Task) -> Iterator[bool]:
+    """Hold the task's runs, in outputs/locks/: False when another process holds one of them.
+
+    The locks die with their process. They are flock's (msvcrt's on Windows): on a network disk
+    that is enough where the server has locks across machines, as NFS 4 does.
+    """
+    with ExitStack() as held:
+        for path in task.locks:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                yield False
+                return
+            held.callback(lock.release)
+        yield True
+
+
+def execute_one(task: Task, note: Callable[[str], None] = lambda event: None) -> Outcome:
+    """Do a task in this process: a notebook with the kernel of this interpreter, in its folder.
 
     The executed copy appears under ``task.output`` when it is complete; a failed one stays beside
-    it as ``*.failed.ipynb``. Returns an Outcome whatever the notebook does; only an interrupt is
-    raised on, after the kernel is gone.
+    it as ``*.failed.ipynb``. ``note`` hears "started" and "retried". Returns an Outcome whatever
+    the notebook does; only an interrupt is raised on, after the kernel is gone.
     """
+    began = time.monotonic()
+    try:
+        with claim(task) as mine:
+            if not mine:
+                return Outcome(task.name, "taken")
+            if task.is_finished:
+                return Outcome(task.name, "skipped", error="another command has done it")
+            note("started")
+            if not task.notebook:
+                _build_targets(task)
+                return Outcome(task.name, "done", _since(began))
+            return _run_notebook(task, note, began)
+    except Exception as error:  # whatever a disk or a teacher can raise
+        return Outcome(task.name, "failed", _since(began), _error_line(error))
+
+
+def _build_targets(task: Task) -> None:
+    from .config import resolve  # here, because a notebook needs no torch in this process
+    from .data import load_data
+    from .training import build_targets
+
+    os.chdir(task.root)
+    config = resolve(**task.parameters)
+    build_targets(config, load_data(config))
+
+
+def _run_notebook(task: Task, note: Callable[[str], None], began: float) -> Outcome:
+    output, failed, partial = task.output, failed_copy(task), partial_copy(task)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    pauses = list(PAUSES)
+    while True:
+        try:
+            _papermill(task, partial)
+        except Exception as error:  # whatever a notebook, its kernel or the disk can raise
+            if pauses and _never_started(error, partial):
+                # Not all at once: what starts together fails together.
+                time.sleep(pauses.pop(0) * random.uniform(0.5, 1.5))
+                note("retried")
+                continue
+            return Outcome(
+                task.name, "failed", _since(began), _error_line(error), keep_partial(task)
+            )
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        os.replace(partial, output)
+        failed.unlink(missing_ok=True)  # that failure is mended
+        return Outcome(task.name, "done", _since(began), "", str(output))
+
+
+def _papermill(task: Task, partial: Path) -> None:
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    output = Path(task.output)
-    failed, partial = _failed(output), output.with_name(f".{output.stem}.partial.ipynb")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    try:
-        papermill.execute_notebook(
-            no_braces(task.notebook),
-            no_braces(partial),
-            parameters=task.parameters,
-            kernel_name="python3",
-            kernel_manager_class=_own_kernel_manager(),
-            progress_bar=False,
-            start_timeout=START_TIMEOUT,
-            cwd=str(Path(task.notebook).parent),
-        )
-    except Exception as error:  # whatever a notebook, its kernel or the disk can raise
-        kept = ""
-        if partial.is_file():
-            os.replace(partial, failed)
-            kept = str(failed)
-        return Outcome(task.name, "failed", _since(began), _error_line(error), kept)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, output)
-    failed.unlink(missing_ok=True)  # that failure is mended
-    return Outcome(task.name, "done", _since(began), "", str(output))
+    papermill.execute_notebook(
+        no_braces(task.notebook),
+        no_braces(partial),
+        parameters=task.parameters,
+        kernel_name="python3",
+        kernel_manager_class=_own_kernel_manager(),
+        progress_bar=False,
+        start_timeout=START_TIMEOUT,
+        cwd=str(Path(task.notebook).parent),
+    )
 
 
-def _failed(output: Path) -> Path:
-    return output.with_name(f"{output.stem}.failed.ipynb")
+def _never_started(error: Exception, partial: Path) -> bool:
+    """Whether the kernel did not start: nothing of the notebook has run, so it may run again."""
+    import nbformat
+    from zmq import ZMQError
+
+    if not isinstance(error, (RuntimeError, ZMQError)):  # no answer, or a port that was taken
+        return False
+    if not partial.is_file():
+        return True
+    cells = nbformat.read(partial, as_version=4).cells
+    return not any(cell.metadata.get("papermill", {}).get("start_time") for cell in cells)
+
+
+def failed_copy(task: Task) -> Path:
+    return task.output.with_name(f"{task.name}.failed.ipynb")
+
+
+def partial_copy(task: Task) -> Path:
+    return task.output.with_name(f".{task.name}.partial.ipynb")
+
+
+def keep_partial(task: Task) -> str:
+    """Keep what there is of an executed notebook as its failed copy; "" when there is nothing."""
+    if not partial_copy(task).is_file():
+        return ""
+    os.replace(partial_copy(task), failed_copy(task))
+    return str(failed_copy(task))
 
 
 def _own_kernel_manager() -> type:
@@ -121,112 +227,3 @@ def _error_line(error: Exception) -> str:
 
 def _since(began: float) -> float:
     return round(time.monotonic() - began, 1)
-
-
-class Processes:
-    """Runs each task in a Python process of its own, so that no memory or crash is shared.
-
-    Calling it with a Task is ``execute_one`` in such a process; ``stop`` ends all of them, kernels
-    first. ``jobs`` processes share the cores: OMP_NUM_THREADS is set unless the caller set it.
-    """
-
-    def __init__(self, jobs: int = 1) -> None:
-        package = str(Path(__file__).resolve().parents[1])
-        search = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
-        if jobs > 1:
-            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // jobs)))
-        self.stopped = threading.Event()
-        self._running: set[subprocess.Popen] = set()
-        self._lock = threading.Lock()
-
-    def __call__(self, task: Task) -> Outcome:
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="distilwhisper-batch-") as folder:
-            asked, answered, log = (Path(folder) / n for n in ("task.json", "out.json", "log.txt"))
-            asked.write_text(json.dumps(asdict(task)), encoding="utf-8")
-            status = self._wait([str(asked), str(answered)], log)
-            outcome = _answer(answered) or Outcome(
-                task.name, "failed", _since(began), _crash_line(status, log), _keep_partial(task)
-            )
-        if self.stopped.is_set() and outcome.status == "failed":
-            # It failed because it was interrupted; the next start resumes from what it trained.
-            if outcome.output:
-                Path(outcome.output).unlink(missing_ok=True)
-            return Outcome(task.name, "interrupted", outcome.seconds)
-        return outcome
-
-    def _wait(self, arguments: list[str], log: Path) -> int:
-        with log.open("wb") as file:
-            with self._lock:
-                if self.stopped.is_set():
-                    return 130
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "distilwhisper_lib.execution", *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    env=self.environment,
-                    start_new_session=True,  # a Ctrl-C reaches it once, through stop()
-                )
-                self._running.add(process)
-            try:
-                return process.wait()
-            finally:
-                with self._lock:
-                    self._running.discard(process)
-
-    def stop(self) -> None:
-        """Interrupt every running notebook; kill what is still there after STOP_TIMEOUT."""
-        with self._lock:
-            self.stopped.set()
-            running = list(self._running)
-        for process in running:
-            if os.name == "nt":
-                process.terminate()
-            else:
-                process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + STOP_TIMEOUT
-        for process in running:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()  # its kernel notices and ends by itself
-
-
-def _answer(path: Path) -> Outcome | None:
-    return Outcome(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
-def _crash_line(status: int, log: Path) -> str:
-    """Why a process ended without an answer, from its exit status and the last line it wrote."""
-    ended = f"signal {-status}" if status < 0 else f"exit status {status}"
-    if status == -9:
-        ended += ", often for want of memory"
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    last = [line.strip() for line in text.splitlines() if line.strip()][-1:]
-    return one_line(": ".join([f"the notebook's process ended ({ended})", *last]))
-
-
-def _keep_partial(task: Task) -> str:
-    output = Path(task.output)
-    partial = output.with_name(f".{output.stem}.partial.ipynb")
-    if not partial.is_file():
-        return ""
-    os.replace(partial, _failed(output))
-    return str(_failed(output))
-
-
-def _execute_file(asked: str, answered: str) -> int:
-    """The inside of one process of Processes: run the task in ``asked``, answer with JSON."""
-    task = json.loads(Path(asked).read_text(encoding="utf-8"))
-    try:
-        outcome = execute_one(Task(**task | {"records": tuple(task["records"])}))
-    except KeyboardInterrupt:
-        return 130
-    write_atomic(answered, json.dumps(asdict(outcome)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_execute_file(*sys.argv[1:]))

@@ -34,7 +34,7 @@ def provenance(
         "commit": commit,
         "dirty": dirty,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": _versions(),
+        "versions": package_versions(),
         "hardware": _hardware(device),
         "command": None if command is None else _without_host_paths(command, root),
     }
@@ -69,7 +69,8 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _versions() -> dict[str, str | None]:
+def package_versions() -> dict[str, str | None]:
+    """Of Python, this package and those that decide a result; None where one is absent."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -84,7 +85,7 @@ def _hardware(device: str | None) -> dict[str, Any]:
         "device": _device_name(device),
         "cpu": _cpu_model(),
         "cores": usable_cores(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": memory_gib(),
     }
 
 
@@ -117,7 +118,8 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _memory_gib() -> float | None:
+def memory_gib() -> float | None:
+    """What this machine has; None where the system does not say."""
     try:
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not every platform knows these names

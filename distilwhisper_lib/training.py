@@ -151,6 +151,14 @@ def teacher_of(
     return stored_targets(config, data.train, data_hash, collator, source)
 
 
+def build_targets(config: RunConfig, data: RunData) -> None:
+    """Work out the teacher targets that a run will read; those that are there are checked."""
+    base, processor = load_model(config.student, config.student_revision)
+    source = find_teacher(config)
+    check_pair(source.config, base.config)
+    teacher_of(config, data, processor, source, base.config)
+
+
 def _targets_about(
     config: RunConfig, teacher: Teacher | StoredTargets | None, note: Path
 ) -> dict[str, Any]:

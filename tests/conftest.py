@@ -155,3 +155,11 @@ def study_of(tmp_path, monkeypatch, tiny_model, processor, speech_folder):
 def table(speech_folder):
     """Six short clips in Catalan."""
     return read_folder(speech_folder(clips=6), "ca", "test")
+
+
+@pytest.fixture
+def kit(tmp_path):
+    """A checkout with every notebook of the kit, empty, for the batch runner."""
+    from kits import make_kit  # late: most tests run no notebook
+
+    return make_kit(tmp_path)

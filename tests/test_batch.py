@@ -14,53 +14,18 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from kits import finish, make_notebook, names
 
 from distilwhisper_lib import batch, execution, notebooks
-from distilwhisper_lib.config import resolve
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.provenance import usable_cores
 
-PARAMETERS = 'preset = "demo"  # a\nlanguage = "ca"  # b\nseed = 77  # c\noverrides = {}  # d'
 REPORT = """
 import json, os, pathlib, sys
 pathlib.Path(f"{language}-{seed}.json").write_text(json.dumps({
     "preset": preset, "seed": seed, "overrides": overrides, "python": sys.executable,
     "threads": os.environ.get("OMP_NUM_THREADS")}))
 """
-
-
-def make_notebook(path: Path, *cells: str, parameters: str | None = PARAMETERS) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = nbformat.v4.new_notebook(
-        metadata={
-            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
-        }
-    )
-    if parameters is not None:
-        content.cells.append(
-            nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
-        )
-    content.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
-    nbformat.write(content, path)
-    return path
-
-
-@pytest.fixture
-def kit(tmp_path):
-    """A checkout with every notebook of the kit, empty."""
-    for name in batch.NOTEBOOKS:
-        make_notebook(tmp_path / "notebooks" / f"{name}.ipynb")
-    (tmp_path / "distilwhisper_lib").mkdir()
-    return tmp_path
-
-
-def names(tasks) -> list[str]:
-    return [task.name for task in tasks]
-
-
-def finish(root: Path, method: str, language: str = "ca", seed: int = 77) -> None:
-    folder = root / resolve(method, "demo", language, seed).output_dir
-    folder.mkdir(parents=True)
-    (folder / "record.json").write_text("{}")
 
 
 class Recorder:
@@ -84,15 +49,15 @@ class Recorder:
 def test_expand_follows_the_order_of_the_kit(kit):
     tasks = batch.expand(languages=["ca", "Czech"], seeds=[1, 2], root=kit)
     per_run = ["-ca-s1", "-ca-s2", "-cs-s1", "-cs-s2"]
-    expected = ["00_quickstart"]
-    expected += [name + run for name in batch.NOTEBOOKS[1:7] for run in per_run]
+    expected = ["00_quickstart", *("01_data_prep" + run for run in per_run)]
+    expected += ["teacher_targets-ca", "teacher_targets-cs"]  # of both methods and seeds
+    expected += [name + run for name in batch.NOTEBOOKS[2:7] for run in per_run]
     expected += ["07_evaluation_tables", "08_gate_activations"]
     assert names(tasks) == expected
-    assert [task.stage for task in tasks] == [1] * 5 + [2] * 20 + [3] * 2
     assert tasks[0].parameters == {"preset": "demo", "language": "ca", "seed": 1}
     assert tasks[3].parameters == {"preset": "demo", "language": "cs", "seed": 1}
     assert tasks[3].notebook == str(kit / "notebooks" / "01_data_prep.ipynb")
-    assert tasks[3].output == str(kit / "outputs" / "notebooks" / "01_data_prep-cs-s1.ipynb")
+    assert tasks[3].output == kit / "outputs" / "notebooks" / "01_data_prep-cs-s1.ipynb"
 
 
 def test_expand_sorts_by_stage_and_drops_repetitions(kit):
@@ -218,20 +183,23 @@ def test_root_is_found_from_below(kit, monkeypatch, tmp_path_factory):
 # ------------------------------------------------------------------------- order, skips, failures
 
 
-def test_stages_wait_for_one_another_and_failures_do_not_stop_the_rest(kit, capsys):
+def test_tables_come_last_and_failures_do_not_stop_what_needs_them_not(kit, capsys):
     recorder = Recorder(fail="05_js_distillation-ca-s77", explode="02_full_finetuning-ca-s77")
     summary = batch.run(root=kit, jobs=3, execute=recorder)
     assert recorder.seen[:2] == ["00_quickstart", "01_data_prep-ca-s77"]
     assert set(recorder.seen[-2:]) == {"07_evaluation_tables", "08_gate_activations"}
-    assert len(recorder.seen) == 9
+    assert recorder.seen.index("teacher_targets-ca") < recorder.seen.index(
+        "06_kl_distillation-ca-s77"
+    )
+    assert len(recorder.seen) == 10
     assert summary.exit_code == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:5] for line in lines[:9]] == [f"[{n}/9]" for n in range(1, 10)]
+    assert [line[:7] for line in lines[:10]] == [f"[{n:>2}/10]" for n in range(1, 11)]
     assert any(
         "failed   05_js_distillation-ca-s77  1.0 s  ValueError: no; see " in line for line in lines
     )
     assert any("RuntimeError: worker lost" in line for line in lines)
-    assert lines[-1] == "7 done, 2 failed"
+    assert lines[-1] == "8 done, 2 failed"
 
 
 def test_finished_runs_are_skipped_unless_forced(kit, capsys):
@@ -240,7 +208,8 @@ def test_finished_runs_are_skipped_unless_forced(kit, capsys):
     recorder = Recorder()
     summary = batch.run(["01", "05", "06"], root=kit, execute=recorder)
     # 01 leaves two records, and one of them is missing.
-    assert recorder.seen == ["01_data_prep-ca-s77", "06_kl_distillation-ca-s77"]
+    needed = ["01_data_prep-ca-s77", "teacher_targets-ca", "06_kl_distillation-ca-s77"]
+    assert recorder.seen == needed
     assert summary.exit_code == 0
     assert "skipped  05_js_distillation-ca-s77" in capsys.readouterr().out
     finish(kit, "zero_shot")
@@ -278,13 +247,13 @@ def test_batch_of_three_with_a_failure_two_at_a_time(kit, tmp_path_factory):
     argv = ["/nonexistent/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec.write_text(json.dumps({"argv": argv, "display_name": "trap", "language": "python"}))
     books = kit / "notebooks"
-    make_notebook(books / "05_js_distillation.ipynb", REPORT)
+    make_notebook(books / "04_clsr_only.ipynb", REPORT)
     make_notebook(
         books / "06_kl_distillation.ipynb", "x = 1", "raise ValueError('gate\\nwide open')"
     )
     make_notebook(books / "07_evaluation_tables.ipynb", "open('07.txt', 'w').close()")
     line, environment = command(
-        kit, "05", "06", "07", "--languages", "cs", "--jobs", "2", JUPYTER_PATH=str(specs)
+        kit, "04", "06", "07", "--languages", "cs", "--jobs", "2", JUPYTER_PATH=str(specs)
     )
     overrides = {"max_steps": 2, "learning_rate": 1e-4, "student": "no"}
     line += ["--overrides", json.dumps(overrides)]
@@ -300,11 +269,11 @@ def test_batch_of_three_with_a_failure_two_at_a_time(kit, tmp_path_factory):
         "seed": 77,
         "overrides": overrides,
         "python": sys.executable,
-        "threads": str(max(1, execution.usable_cores() // 2)),
+        "threads": str(max(1, usable_cores() // 2)),
     }
     assert (books / "07.txt").is_file()  # in the notebook's folder, and after a failure
     assert sorted(os.listdir(kit / "outputs" / "notebooks")) == [
-        f"05_js_distillation-cs-s77{study}.ipynb",
+        f"04_clsr_only-cs-s77{study}.ipynb",
         f"06_kl_distillation-cs-s77{study}.failed.ipynb",
         f"07_evaluation_tables{study}.ipynb",
     ]
@@ -340,11 +309,15 @@ def test_a_dying_kernel_and_a_dying_process_are_failures(kit):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_stops_notebooks_and_kernels(kit, kind):
+@pytest.mark.parametrize(
+    ("kind", "where"), [(signal.SIGINT, []), (signal.SIGTERM, ["--cluster", "--jobs", "1"])]
+)
+def test_an_interrupt_stops_notebooks_and_kernels(kit, kind, where):
+    if where:
+        pytest.importorskip("distributed")
     wait = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\n"
-    make_notebook(kit / "notebooks" / "05_js_distillation.ipynb", wait + "time.sleep(120)")
-    line, environment = command(kit, "05", "06", "07")
+    make_notebook(kit / "notebooks" / "04_clsr_only.ipynb", wait + "time.sleep(120)")
+    line, environment = command(kit, "04", "06", "07", *where)
     process = subprocess.Popen(
         line, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
     )
@@ -356,8 +329,9 @@ def test_an_interrupt_stops_notebooks_and_kernels(kit, kind):
     process.send_signal(kind)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert [line.split()[1:3] for line in out.splitlines()[:3]] == [
-        ["interrupted", "05_js_distillation-ca-s77"],
+    lines = [line for line in out.splitlines() if line.startswith("[")]
+    assert [line.split()[1:3] for line in lines] == [
+        ["interrupted", "04_clsr_only-ca-s77"],
         ["interrupted", "06_kl_distillation-ca-s77"],
         ["interrupted", "07_evaluation_tables"],
     ]

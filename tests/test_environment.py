@@ -48,7 +48,8 @@ def test_every_dependency_is_pinned_within_its_range():
     pinned = (pin.split("==") for pin in conda_pins())
     pins = {canonicalize_name(name): version for name, version in pinned}
     asked = project()["dependencies"] + project()["optional-dependencies"]["dev"]
-    asked += project()["optional-dependencies"]["translation"]
+    for extra in ("translation", "cluster"):
+        asked += project()["optional-dependencies"][extra]
     for requirement in map(Requirement, asked):
         pin = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(pin), f"{requirement} is pinned at {pin}"

@@ -1,0 +1,198 @@
+"""From studies to tasks, each with what it needs: data, teacher targets, methods, tables.
+
+Every edge is one of two kinds. A task ``needs`` what must have gone well: a method its language's
+data notebook, and the teacher targets that it shares with other runs. It comes ``after`` what
+must only have ended: the tables show the cells that failed, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from .checks import parse_overrides
+from .config import NOTEBOOK_OF, RunConfig, resolve
+from .errors import UserError
+from .execution import Task
+from .grid import GATES, TABLES, Study
+from .notebooks import checked_parameters, find_notebook
+
+QUICKSTART, DATA = "00_quickstart", "01_data_prep"
+NOTEBOOKS = (
+    QUICKSTART,
+    DATA,
+    "02_full_finetuning",
+    "03_lora_baseline",
+    "04_clsr_only",
+    "05_js_distillation",
+    "06_kl_distillation",
+    TABLES,
+    GATES,
+)
+# The methods whose run records a notebook leaves; with all of them there, it is finished.
+METHODS: dict[str, list[str]] = {}
+for _method, _notebook in NOTEBOOK_OF.items():
+    METHODS.setdefault(_notebook, []).append(_method)
+ONCE = (QUICKSTART, TABLES, GATES)  # for each results folder
+TARGETS = "teacher_targets"
+# The order in which tasks are taken up where their needs leave a choice; methods stand at 3.
+RANKS = {QUICKSTART: 1, DATA: 1, TARGETS: 2, TABLES: 4, GATES: 4}
+_FOUR = ("preset", "language", "seed", "overrides")
+# Runs that agree in these read the same teacher targets. The targets know best (targets.py): a
+# setting too many here makes two tasks wait for each other, one too few lets a run build its own.
+_TARGET_SETTINGS = (
+    "preset", "language", "in_domain", "data_dir", "train_size", "train_subset", "max_seconds",
+    "conventions", "student", "student_revision", "teacher", "teacher_revision", "precision",
+    "teacher_targets",
+)  # fmt: skip
+
+
+def expand(studies: Sequence[Study], root: Path) -> list[Task]:
+    """The tasks of a batch, in order; everything wrong is a UserError and nothing has started.
+
+    Quick start, tables and gates (00, 07, 08) become one task for each results folder, with the
+    first language and seed; any other notebook one per language and seed.
+    """
+    found: dict[str, Task] = {}
+    once: set[tuple[str, Path]] = set()
+    for study in studies:
+        for task in _tasks_of(study, root):
+            stem = Path(task.notebook).stem
+            if stem in ONCE:
+                place = stem, configs_of(task)[0].results_dir
+                if place in once:
+                    continue
+                once.add(place)
+            other = found.setdefault(task.name, task)
+            if other.notebook != task.notebook:
+                raise UserError(
+                    f"{other.notebook} and {task.notebook} would both write {task.output.name}: "
+                    "rename one of the notebooks"
+                )
+    tasks = list(found.values())
+    _check_runs(tasks)
+    tasks = [_with_data(task, tasks) for task in tasks]
+    tasks = _with_targets(tasks, root)
+    early = tuple(task.name for task in tasks if rank(task) < RANKS[TABLES])
+    tasks = [replace(t, after=early) if rank(t) == RANKS[TABLES] else t for t in tasks]
+    return sorted(tasks, key=rank)  # stable: the order given, one rank after another
+
+
+def rank(task: Task) -> int:
+    return RANKS.get(Path(task.notebook).stem if task.notebook else TARGETS, 3)
+
+
+def configs_of(task: Task) -> list[RunConfig]:
+    """The configurations of a task's runs; of a notebook without runs, one to look things up in."""
+    methods = METHODS.get(Path(task.notebook).stem, ["zero_shot"])
+    methods = [task.parameters["method"]] if not task.notebook and task.parameters else methods
+    return [resolve(method, **_four(task)) for method in methods]
+
+
+def _four(task: Task) -> dict[str, Any]:
+    """The parameters that every notebook of the kit has."""
+    return {name: task.parameters.get(name) for name in _FOUR}
+
+
+def _tasks_of(study: Study, root: Path) -> Iterable[Task]:
+    more = dict(study.parameters)  # one of the four given there stands for every run
+    preset = more.pop("preset", study.preset)
+    languages = [more.pop("language")] if "language" in more else study.languages
+    seeds = [more.pop("seed")] if "seed" in more else study.seeds
+    overrides = parse_overrides(more.pop("overrides", study.overrides))
+    paths = [find_notebook(name, root) for name in study.notebooks or _all_notebooks(root)]
+    for what, values in (("language", languages), ("seed", seeds)):
+        if isinstance(values, str) or not values:
+            raise UserError(f"{what}s {values!r}: expected a list of at least one {what}")
+    languages = list(dict.fromkeys(resolve("js", preset, code).language for code in languages))
+    pairs = list(dict.fromkeys(product(languages, seeds)))
+    for path in dict.fromkeys(paths):
+        for language, seed in pairs[:1] if path.stem in ONCE else pairs:
+            values = {"preset": preset, "language": language, "seed": seed}
+            values |= {"overrides": overrides} if overrides else {}
+            yield _task(path, values | more, root)
+
+
+def _all_notebooks(root: Path) -> list[Path]:
+    found = [root / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+    present = [path for path in found if path.is_file()]
+    if not present:
+        raise UserError(f"{root / 'notebooks'}: holds none of the kit's notebooks: pass --root")
+    return present
+
+
+def _task(path: Path, parameters: dict[str, Any], root: Path) -> Task:
+    values = checked_parameters(path, parameters)
+    task = Task("", str(root), str(path), values, gpu=path.stem != TABLES)
+    configs = configs_of(task)
+    name = path.stem
+    if name not in ONCE:
+        name += f"-{values['language']}-s{values['seed']}"
+    name += _suffix(values)
+    records = [str(root / c.output_dir / "record.json") for c in configs]
+    return replace(task, name=name, records=tuple(records) if path.stem in METHODS else ())
+
+
+def _suffix(values: Mapping[str, Any]) -> str:
+    preset = values.get("preset", "demo")
+    suffix = f"-{preset}" if preset != "demo" else ""
+    # Another study, whose copy must not replace the plain one.
+    return suffix + (f"-{_hash(values['overrides'])}" if values.get("overrides") else "")
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _check_runs(tasks: Sequence[Task]) -> None:
+    """Refuse two tasks that would do the same run."""
+    owners: dict[str, Task] = {}
+    for task in tasks:
+        for run in task.run_ids:
+            if (other := owners.setdefault(run, task)) is not task:
+                raise UserError(
+                    f"{other.name} and {task.name} are both run {run}: they differ in overrides "
+                    "that decide no number, such as eval_batch_size; drop one of them"
+                )
+
+
+def _with_data(task: Task, tasks: Sequence[Task]) -> Task:
+    """The task, after the data notebook of its preset, language, seed and overrides."""
+    if rank(task) != 3:
+        return task
+    data = [t for t in tasks if Path(t.notebook).stem == DATA and _four(t) == _four(task)]
+    return replace(task, needs=tuple(t.name for t in data))
+
+
+def _with_targets(tasks: Sequence[Task], root: Path) -> list[Task]:
+    """Before runs that share teacher targets, a task of its own that works them out.
+
+    Else all of them would start, one build, and the others wait with a worker each. A run that
+    shares its targets with no other builds them itself.
+    """
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        for config in configs_of(task):
+            if config.targets in ("hidden", "top_k"):
+                key = {name: getattr(config, name) for name in _TARGET_SETTINGS}
+                key |= {"temperature": config.temperature} if config.targets == "top_k" else {}
+                groups.setdefault(json.dumps(key, sort_keys=True), []).append(task)
+    found, needs = [], {}
+    for key, sharing in groups.items():
+        if len(sharing) < 2:
+            continue
+        first = sharing[0]
+        language, values = json.loads(key)["language"], first.parameters
+        name = f"{TARGETS}-{language}{_suffix(values)}"
+        if any(task.name == name for task in found):
+            name += f"-{_hash(key)}"
+        records = tuple(record for task in sharing for record in task.records)
+        parameters = {"method": METHODS[Path(first.notebook).stem][0], **values}
+        found.append(Task(name, str(root), "", parameters, records, needs=first.needs))
+        needs |= {task.name: (*task.needs, name) for task in sharing}
+    return found + [replace(t, needs=needs.get(t.name, t.needs)) for t in tasks]
