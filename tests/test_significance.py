@@ -95,6 +95,19 @@ def test_seeds_count_as_the_mean_of_their_errors(tmp_path):
     assert row["low"] < row["error"] < row["high"]
 
 
+def test_the_average_of_unequal_seeds_is_the_tables(tmp_path):
+    runs = [
+        make_run(tmp_path, "js", language, seed, errors=errors)
+        for language, seed, errors in (("ca", 1, 0.1), ("ca", 2, 0.5), ("cs", 1, 0.2))
+    ]
+    cells = tables.results_table(runs).loc["+ CLSR + JS", "in_domain"]
+    assert cells["average"] == pytest.approx((cells["ca"] + cells["cs"]) / 2)
+    row = only(resample(runs, tmp_path, resamples=200).intervals(), domain="in_domain",
+               language="average")  # fmt: skip
+    assert row["error"] == pytest.approx(cells["average"])
+    assert row["low"] < cells["average"] < row["high"]
+
+
 def test_unknown_speakers_are_said(tmp_path):
     runs = [make_run(tmp_path, "js", speakers=0)]
     row = only(resample(runs, tmp_path, resamples=100).intervals(), domain="in_domain",
