@@ -97,8 +97,8 @@ def compared(tables: Tables, values: Sequence[Published]) -> pd.DataFrame:
     """Ours, the published value and the difference, as text, per (domain, language).
 
     The columns have a third level for the three. A value stands beside cells of its own corpus
-    only; a cell that was not run has the corpus of its column. Only WER tables under the paper's normaliser
-    compare: UserError for others.
+    only; a cell that was not run has the corpus of its column. Only WER tables under the paper's
+    normaliser compare: UserError for others.
     """
     for table in tables.values():
         given = (table.attrs["metric"], table.attrs["normalizer"])

@@ -151,9 +151,11 @@ def _how_sure(resampled: Resampled) -> str:
         _note(
             f"95 % percentile intervals of a bootstrap that draws whole blocks ({blocked}). They "
             "tell how the test set might have come out, not how training might. Differences are "
-            "paired: both systems on the same drawn clips; p is two-sided, and adjusted after Holm "
-            "for all pairs of one test set. Where blocks are few, intervals are too narrow: the "
-            "note says so."
+            "paired: both systems on the same drawn clips. p, two-sided, is a permutation test's: "
+            "the share of all ways to swap the two systems block by block (or of "
+            f"{resampled.draws:,} random ones, where there are more) that give a difference at "
+            "least as large; p (Holm) is adjusted for all pairs of one test set. Where blocks are "
+            "few, intervals are too narrow, and p is right but cannot get small: the note says so."
         )
     ]
     for title in resampled.found:

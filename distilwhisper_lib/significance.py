@@ -1,6 +1,7 @@
 """Which differences between systems are more than the luck of the test set.
 
-Built on published hypotheses: see `bootstrap` for the method, `hypotheses` for the files.
+Built on published hypotheses (`hypotheses`): intervals are a bootstrap's (`bootstrap`), p-values a
+paired permutation test's (`permutation`), both of whole speakers.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from .bootstrap import (
     generator,
     holm,
     interval,
-    p_value,
     resampled_rates,
     speaker_blocks,
 )
 from .checks import one_of
 from .errors import UserError
 from .hypotheses import Row, read_published, same_clips
+from .permutation import least_p_value, swap_p_value
 from .records import DOMAINS, NORMALIZERS, Record
 from .scoring import utterance_errors
 from .tables import (
@@ -64,6 +65,7 @@ class CellErrors:
 
     rate: float
     rates: np.ndarray  # (resamples,)
+    parts: np.ndarray  # (blocks,) what each block adds to the rate
     clips: int
     blocks: int
     fewest: int  # of an average: the blocks of the language that has the fewest
@@ -82,6 +84,8 @@ class Resampled:
     found: Mapping[str, Found]  # by training size
     metric: str
     normalizer: str
+    draws: int
+    seed: int
 
     def intervals(self) -> pd.DataFrame:
         """One row per training size, system, domain and language (or average).
@@ -100,8 +104,9 @@ class Resampled:
         """One row per training size, pair of systems, domain and language (or average).
 
         ``comparisons`` are pairs of methods or of row names, (system, against). difference, low,
-        high in points (negative: the system is better), p, and "p (Holm)": p adjusted for all
-        pairs of the same test set. Both systems are drawn with the same speakers.
+        high in points (negative: the system is better), p (`permutation.swap_p_value`), and
+        "p (Holm)": p adjusted for all pairs of the same test set. Both systems are drawn with the
+        same speakers, and swapped speaker by speaker.
         """
         rows = []
         for title, found in self.found.items():
@@ -115,10 +120,28 @@ class Resampled:
                         continue  # not run: nothing to compare
                     row = {"training": title, "system": system, "against": against}
                     row |= {"domain": domain, "language": language}
-                    tests.append(row | _compare(*cells))
+                    tests.append(row | self._compare(*cells, (domain, language)))
                 adjusted = holm([test["p"] for test in tests])
                 rows += [t | {"p (Holm)": p} for t, p in zip(tests, adjusted, strict=True)]
         return pd.DataFrame(rows, columns=_DIFFERENCE_COLUMNS)
+
+    def _compare(
+        self, system: CellErrors | str, against: CellErrors | str, place: tuple[str, str]
+    ) -> dict[str, Any]:
+        nothing = {"difference": math.nan, "low": math.nan, "high": math.nan, "p": math.nan}
+        for cell in (system, against):
+            if isinstance(cell, str):
+                return nothing | {"note": cell}
+        if system.group != against.group:
+            return nothing | {"note": OTHER_CLIPS}
+        low, high = interval(system.rates - against.rates)
+        random = generator(self.seed, "swap", *place)
+        return {
+            "difference": 100 * (system.rate - against.rate),
+            "low": 100 * low,
+            "high": 100 * high,
+            "p": swap_p_value(system.parts - against.parts, self.draws, random),
+        } | _bookkeeping(system, paired=True)
 
 
 _BOOKKEEPING = ["clips", "blocks", "blocked on", "note"]
@@ -153,7 +176,7 @@ def resample(
         title: _resample_block(group, folder, metric, normalizer, resamples, seed)
         for title, group in blocks(records).items()
     }
-    return Resampled(found, metric, normalizer)
+    return Resampled(found, metric, normalizer, resamples, seed)
 
 
 def _resample_block(
@@ -222,9 +245,11 @@ def _resample_cell(
         rates = resampled_rates(
             np.column_stack(errors), any_run.units, drawn, resamples, generator(*place)
         )
+        units = any_run.units.sum()
         for column, system in enumerate(members):
             cells[system] = CellErrors(
-                errors[column].sum() / any_run.units.sum(), rates[:, column],
+                errors[column].sum() / units, rates[:, column],
+                np.bincount(drawn.of_utterance, errors[column], drawn.count) / units,
                 int(any_run.scored.sum()), drawn.count, drawn.count, drawn.kind, (number,),
             )  # fmt: skip
     return cells
@@ -237,6 +262,7 @@ def _average(cells: Sequence[CellErrors | str]) -> CellErrors | str:
     return CellErrors(
         float(np.mean([cell.rate for cell in cells])),
         np.mean([cell.rates for cell in cells], axis=0),
+        np.concatenate([cell.parts for cell in cells]) / len(cells),
         sum(cell.clips for cell in cells),
         sum(cell.blocks for cell in cells),
         min(cell.fewest for cell in cells),
@@ -252,26 +278,13 @@ def _described(cell: CellErrors | str, name: str) -> dict[str, Any]:
     return {name: 100 * cell.rate, "low": 100 * low, "high": 100 * high} | _bookkeeping(cell)
 
 
-def _bookkeeping(cell: CellErrors) -> dict[str, Any]:
-    few = f"{cell.fewest} blocks only: too narrow" if cell.fewest < FEW_BLOCKS else ""
+def _bookkeeping(cell: CellErrors, paired: bool = False) -> dict[str, Any]:
+    few = ""
+    if cell.fewest < FEW_BLOCKS:
+        few = f"{cell.fewest} blocks only: {'interval ' * paired}too narrow"
+        if paired and (least := least_p_value(cell.blocks)) > 0.001:
+            few += f", p at least {least:.2g}"
     return {"clips": cell.clips, "blocks": cell.blocks, "blocked on": cell.kind, "note": few}
-
-
-def _compare(system: CellErrors | str, against: CellErrors | str) -> dict[str, Any]:
-    nothing = {"difference": math.nan, "low": math.nan, "high": math.nan, "p": math.nan}
-    for cell in (system, against):
-        if isinstance(cell, str):
-            return nothing | {"note": cell}
-    if system.group != against.group:
-        return nothing | {"note": OTHER_CLIPS}
-    differences = system.rates - against.rates
-    low, high = interval(differences)
-    return {
-        "difference": 100 * (system.rate - against.rate),
-        "low": 100 * low,
-        "high": 100 * high,
-        "p": p_value(differences),
-    } | _bookkeeping(system)
 
 
 def check_scores(records: Sequence[Record], folder: str | Path) -> list[str]:

@@ -10,7 +10,9 @@ import pytest
 from make_records import make_pairs, make_record, make_run
 
 from distilwhisper_lib import tables
+from distilwhisper_lib.bootstrap import generator
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.permutation import swap_p_value
 from distilwhisper_lib.significance import (
     NO_HYPOTHESES,
     OTHER_CLIPS,
@@ -60,6 +62,12 @@ def test_differences_are_paired(study, tmp_path):
         100 * np.quantile(js.rates - student.rates, [0.025, 0.975])
     )
     assert set(resampled.differences(PAIR)["language"]) == {"ca", "cs", "average"}
+    by_block = js.parts - student.parts
+    assert by_block.shape == (24,) and by_block.sum() == pytest.approx(js.rate - student.rate)
+    p = swap_p_value(by_block, 2_000, generator(0, "swap", "in_domain", "ca"))
+    assert test["p"] == p
+    both = cells["+ CLSR + JS", "in_domain", "average"]
+    assert both.parts.shape == (48,) and both.parts.sum() == pytest.approx(both.rate)
 
 
 def test_a_system_does_not_differ_from_its_twin(tmp_path):
@@ -117,8 +125,12 @@ def test_unknown_speakers_are_said(tmp_path):
 
 def test_few_speakers_are_said(tmp_path):
     runs = [make_run(tmp_path, "js", speakers=8)]
-    notes = resample(runs, tmp_path, resamples=100).intervals()["note"]
-    assert set(notes) == {"8 blocks only: too narrow"}
+    runs.append(make_run(tmp_path, "zero_shot", speakers=8, errors=0.6))
+    resampled = resample(runs, tmp_path, resamples=200)
+    assert set(resampled.intervals()["note"]) == {"8 blocks only: too narrow"}
+    tests = resampled.differences(PAIR)
+    assert set(tests["note"]) == {"8 blocks only: interval too narrow, p at least 0.0078"}
+    assert tests["p"].min() == pytest.approx(2 / 2**8)  # every speaker is better off with experts
 
 
 def test_runs_without_hypotheses_say_so(study, tmp_path):
