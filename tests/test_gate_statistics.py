@@ -208,6 +208,24 @@ def test_gate_files_of_the_first_format_are_read(tmp_path):
     (gates,) = load_gates(tmp_path)
     assert gates == old | {"method": "js", "seed": 77}
     assert list(share_table([gates])["share"]) == [50.0, 10.0]
+    new = gate_file()
+    path.write_text(json.dumps(new))
+    assert load_gates(str(tmp_path)) == [new]
+    summary = new["domains"]["in_domain"]
+    for change, message in (
+        ({"domains": None}, "field 'domains' is None, expected an object"),
+        ({"domains": {"in_domain": summary | {"encoder": [7.5]}}}, r"encoder\[0\]' is 7.5, expec"),
+        ({"example": {"id": "a"}}, "field 'example.text' is missing, expected text"),
+        ({"language": "klingon"}, "'language' is 'klingon', expected a language of Whisper"),
+        ({"run_id": "x"}, "'run_id' is 'x', expected <method>-<language>-s<seed>-<hash>"),
+    ):
+        path.write_text(json.dumps(new | change))
+        with pytest.raises(UserError, match=f"gate file .*a.json: .*{message}"):
+            read_gates(path)
+    without = {name: value for name, value in new.items() if name != "domains"}
+    path.write_text(json.dumps(without))
+    with pytest.raises(UserError, match="field 'domains' is missing, expected an object"):
+        read_gates(path)
     for content, message in (
         ('{"schema": 3}', "schema 3, expected 2 .or 1"),
         ("[]", "schema None, expected 2"),

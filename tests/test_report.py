@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from make_records import make_record, make_rows, make_run
@@ -12,10 +14,11 @@ from make_records import make_record, make_rows, make_run
 from distilwhisper_lib import report, results
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.hypotheses import FIELD, publish
-from distilwhisper_lib.records import write_record
+from distilwhisper_lib.records import load_records, write_record
 from distilwhisper_lib.scoring import score
 from distilwhisper_lib.significance import NO_HYPOTHESES
 
+ROOT = Path(__file__).parents[1]
 NASTY = '<script>alert("1")</script>&<img src=x onerror=alert(2)>'
 
 
@@ -103,6 +106,12 @@ def test_the_page_shows_tables_intervals_errors_and_origins(folder):
     assert {"svg", "table", "details"} <= page.tags
 
 
+def test_a_folder_is_text_or_a_path(folder):
+    shutil.copytree(ROOT / "results" / "demo" / "gates", folder / "gates")
+    records = load_records(folder)
+    assert report.report_html(records, str(folder)) == report.report_html(records, folder)
+
+
 def test_the_same_files_give_the_same_page(folder):
     first = report.write_report(folder).read_bytes()
     assert report.write_report(folder).read_bytes() == first
@@ -168,7 +177,10 @@ def test_check_command_scores_again_and_fails_on_a_difference(folder, tmp_path, 
     [
         (lambda r: r.pop("models"), "field 'models' is missing"),
         (lambda r: r.update(schema=2), "field 'schema' is 2, newer than the 1 that this version"),
-        (lambda r: r["evaluations"][0]["scores"].pop("whisper"), "scores.whisper' is missing"),
+        (
+            lambda r: r["evaluations"][0]["scores"].pop("whisper"),
+            "scores' is scored under 'marks', expected",
+        ),
     ],
 )
 def test_an_odd_record_is_one_sentence(folder, tmp_path, capsys, command, spoil, message):
