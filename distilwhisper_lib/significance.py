@@ -26,16 +26,14 @@ from .bootstrap import (
 )
 from .checks import one_of
 from .errors import UserError
-from .hypotheses import Row, read_published, same_clips
+from .hypotheses import Hypotheses, Row, same_clips
 from .permutation import least_p_value, swap_p_value
 from .records import DOMAINS, NORMALIZERS, Record
-from .scoring import utterance_errors
 from .tables import (
     AVERAGE,
     HEADLINE,
     LABELS,
     METRICS,
-    RATES,
     averaged,
     blocks,
     own_evaluations,
@@ -155,7 +153,7 @@ _DIFFERENCE_COLUMNS = [
 
 def resample(
     records: Sequence[Record],
-    folder: str | Path,
+    folder: str | Path | Hypotheses,
     metric: str = HEADLINE,
     normalizer: str = "marks",
     *,
@@ -172,16 +170,17 @@ def resample(
     one_of("normalizer", normalizer, NORMALIZERS)
     if resamples < 100:
         raise UserError(f"resamples={resamples} is too few for a 95 % interval: expected >= 100")
+    published = Hypotheses.of(folder)
     found = {
-        title: _resample_block(group, folder, metric, normalizer, resamples, seed)
+        title: _resample_block(group, published, metric, normalizer, resamples, seed)
         for title, group in blocks(records).items()
     }
     return Resampled(found, metric, normalizer, resamples, seed)
 
 
 def _resample_block(
-    records: Sequence[Record], folder: str | Path, metric: str, normalizer: str, resamples: int,
-    seed: int,
+    records: Sequence[Record], published: Hypotheses, metric: str, normalizer: str,
+    resamples: int, seed: int,
 ) -> Found:  # fmt: skip
     runs: dict[tuple[str, str], dict[str, list[tuple[Record, dict[str, Any]]]]] = {}
     labels = row_labels(records)
@@ -195,7 +194,7 @@ def _resample_block(
         languages = sorted(language for d, language in runs if d == domain)
         for language in languages:
             cell = _resample_cell(
-                runs[domain, language], folder, rate_of(metric, language), normalizer,
+                runs[domain, language], published, rate_of(metric, language), normalizer,
                 resamples, place=(seed, domain, language),
             )  # fmt: skip
             found |= {(s, domain, language): cell[s] for s in systems if s in cell}
@@ -213,7 +212,7 @@ def _place(system: str) -> tuple[int, str]:
 
 def _resample_cell(
     systems: Mapping[str, Sequence[tuple[Record, Mapping[str, Any]]]],
-    folder: str | Path,
+    published: Hypotheses,
     metric: str,
     normalizer: str,
     resamples: int,
@@ -221,9 +220,9 @@ def _resample_cell(
 ) -> dict[str, CellErrors | str]:
     """All systems of one test set. Those that heard the same clips share their draws."""
     cells: dict[str, CellErrors | str] = {}
-    groups: list[tuple[list[Row], dict[str, list[list[Row]]]]] = []
+    groups: list[tuple[list[Row], list[str]]] = []
     for system, runs in systems.items():
-        said = [read_published(folder, record, evaluation) for record, evaluation in runs]
+        said = [published.rows(*run) for run in runs]
         if any(rows is None for rows in said):
             cells[system] = NO_HYPOTHESES
         elif not all(same_clips(said[0], rows) for rows in said[1:]):
@@ -231,12 +230,12 @@ def _resample_cell(
         else:
             group = next((g for g in groups if same_clips(g[0], said[0])), None)
             if group is None:
-                groups.append(group := (said[0], {}))
-            group[1][system] = said
+                groups.append(group := (said[0], []))
+            group[1].append(system)
     for number, (clips, members) in enumerate(groups):
         scores = {
-            system: [utterance_errors(r, place[2], normalizer, metric) for r in said]
-            for system, said in members.items()
+            system: [published.errors(*run, normalizer, metric) for run in systems[system]]
+            for system in members
         }
         # Several seeds: the mean of their errors. The references, and so the units, are the same.
         errors = [np.mean([run.errors for run in runs], axis=0) for runs in scores.values()]
@@ -285,32 +284,3 @@ def _bookkeeping(cell: CellErrors, paired: bool = False) -> dict[str, Any]:
         if paired and (least := least_p_value(cell.blocks)) > 0.001:
             few += f", p at least {least:.2g}"
     return {"clips": cell.clips, "blocks": cell.blocks, "blocked on": cell.kind, "note": few}
-
-
-def check_scores(records: Sequence[Record], folder: str | Path) -> list[str]:
-    """One sentence for every recorded score that the published hypotheses do not give again.
-
-    None is what one hopes for. Raises UserError for a damaged file of hypotheses.
-    """
-    findings = []
-    for record in records:
-        for evaluation in record["evaluations"]:
-            rows = read_published(folder, record, evaluation)
-            where = f"run {record['run_id']}, {evaluation['domain']} {evaluation['language']}"
-            if rows is None:
-                continue
-            if len(rows) != evaluation["clips"]:
-                findings.append(f"{where}: {len(rows)} clips published, {evaluation['clips']} said")
-                continue
-            for normalizer in NORMALIZERS:
-                for metric in RATES:
-                    scored = utterance_errors(rows, evaluation["language"], normalizer, metric)
-                    again = scored.errors.sum() / scored.units.sum()
-                    said = evaluation["scores"][normalizer][metric][metric]
-                    if not math.isclose(again, said, rel_tol=0, abs_tol=1e-9):
-                        findings.append(
-                            f"{where}: {metric} under {normalizer!r} is recorded as {said:.4f}, "
-                            f"but its hypotheses give {again:.4f}: the normaliser or the record "
-                            "has changed; run the notebook again"
-                        )
-    return findings

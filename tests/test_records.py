@@ -137,9 +137,7 @@ def test_a_bad_record_writes_nothing(tmp_path):
     with pytest.raises(UserError, match=f"record {record['run_id']}: .*'models.student.name'"):
         records.write_record(record, tmp_path)
     record = make_record()
-    record["config"]["a_later_setting"] = (
-        math.inf
-    )  # a free-form part, which the schema lets through
+    record["config"]["a_later_setting"] = math.inf  # free, so that the schema lets it through
     with pytest.raises(UserError, match="cannot be written as JSON"):
         records.write_record(record, tmp_path)
     assert os.listdir(tmp_path) == []
