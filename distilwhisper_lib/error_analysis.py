@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,12 @@ from .significance import NO_HYPOTHESES
 from .tables import HEADLINE, LABELS, RATES, blocks, own_evaluations, rate_of, row_labels
 from .text import normalize
 
-# Some text of 1 to 60 characters that stands four times or more in a row, 12 characters in all.
-_LOOP = re.compile(r"(.{3,60}?)\1{3,}|(..)\2{5,}|(.)\3{11,}", re.DOTALL)
+# What a loop is, as tables and pages tell it.
+TIMES, CHARACTERS = 4, 12
+LOOP_RULE = (
+    f"the same text, a letter or a sentence, {TIMES} times or more in a row and {CHARACTERS} "
+    "characters or more in all; text without a letter, such as a number, does not count"
+)
 # A speaker this much faster than nearly all of the test set is not believed.
 _PACE_QUANTILE, _PACE_FACTOR = 0.99, 1.5
 
@@ -87,8 +90,20 @@ def normalizers_side_by_side(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def loops(text: str) -> bool:
-    """Whether some stretch of the text is repeated four times or more in a row."""
-    return _LOOP.search(f"{text} ") is not None
+    """Whether `LOOP_RULE` holds of some stretch of the text: a unit of any length that has a letter
+    in it stands TIMES times in a row, or as often as CHARACTERS take."""
+    text = f"{text} "  # the last of "no no no no" has no space of its own
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    for unit in range(1, len(codes) // TIMES + 1):
+        same = codes[unit:] == codes[:-unit]  # as what stands a unit later
+        needed = unit * (max(TIMES, -(-CHARACTERS // unit)) - 1)
+        if np.count_nonzero(same) < needed:
+            continue
+        edges = np.flatnonzero(np.diff(same, prepend=False, append=False))
+        for start, end in edges.reshape(-1, 2):
+            if end - start >= needed and any(map(str.isalpha, text[start : start + unit])):
+                return True
+    return False
 
 
 def fastest_pace(rows: Sequence[Row]) -> float:
@@ -106,7 +121,7 @@ def hallucinations(
 ) -> pd.DataFrame:
     """Outputs that are no transcript of anything, in per cent of the clips, per evaluation.
 
-    "loops": text repeated in a row that the reference does not repeat; "too long": more
+    "loops": clips of which `LOOP_RULE` holds, and not of their reference; "too long": more
     characters per second than ``bound`` (without it `fastest_pace`), which the table states;
     "cut": ended by the token limit; "empty".
     """

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from .alignment import Alignment
 from .costs import cost_table, formatted_costs
 from .error_analysis import (
+    LOOP_RULE,
     error_by_length,
     error_kinds,
     hallucinations,
@@ -184,8 +185,8 @@ def _errors(records: Sequence[Record], texts: Hypotheses) -> str:
     parts.append("<h3>Loops and hallucinations</h3>")
     parts.append(
         _note(
-            "Per cent of the clips. Loops: text repeated four times or more in a row that the "
-            "reference does not repeat. Too long: more characters per second than the bound, half "
+            f"Per cent of the clips. Loops: {LOOP_RULE}; where the reference has one too, it does "
+            "not count. Too long: more characters per second than the bound, half "
             "as much again as the fastest references of the test set. Cut: ended by the token "
             "limit."
         )
