@@ -35,8 +35,7 @@ from .files import write_atomic
 from .forgetting import forgetting_table
 from .gates import load_gates
 from .hypotheses import Hypotheses
-from .plots import _style as style
-from .plots import gate_shares
+from .plots import gate_shares, style
 from .published import compared, read_published_values
 from .readme import notes
 from .records import DOMAINS, Record, load_records

@@ -294,18 +294,23 @@ def _rows(records: Sequence[Record]) -> list[str]:
 
 def row_labels(records: Sequence[Record]) -> list[str]:
     """The row of each record; settings are named only where they differ from the preset's."""
-    usual = _usual_settings(records)
     labels = []
-    for record in records:
-        method = record["config"]["method"]
-        settings, base = _settings(record["config"]), usual[record["preset"], method]
-        differs = [
-            f"{name}={settings[name]}"
-            for name in sorted(settings.keys() & base.keys())
-            if settings[name] != base[name]
-        ]
-        labels.append(f"{LABELS[method]} ({', '.join(differs)})" if differs else LABELS[method])
+    for record, changed in zip(records, changed_settings(records), strict=True):
+        label = LABELS[record["config"]["method"]]
+        told = ", ".join(f"{name}={value}" for name, value in changed.items())
+        labels.append(f"{label} ({told})" if told else label)
     return labels
+
+
+def changed_settings(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The settings in which each record differs from its preset's, by name."""
+    usual, changed = _usual_settings(records), []
+    for record in records:
+        base = usual[record["preset"], record["config"]["method"]]
+        settings = _settings(record["config"])
+        shared = sorted(settings.keys() & base.keys())
+        changed.append({name: settings[name] for name in shared if settings[name] != base[name]})
+    return changed
 
 
 def _usual_settings(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, Any]]:
