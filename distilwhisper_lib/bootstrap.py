@@ -2,9 +2,9 @@
 
 Whole speakers are drawn, because the errors of one speaker go together; drawing utterances would
 make intervals too narrow. An error rate is a ratio of sums, so a resample needs the sums of its
-blocks only: (B blocks, K systems) numbers, whatever the number of words. Percentile intervals;
-p-values invert them. Source: Bisani and Ney, Bootstrap estimates for confidence intervals in ASR
-performance evaluation, ICASSP 2004.
+blocks only: (B blocks, K systems) numbers, whatever the number of words. Intervals are percentile;
+for p-values see `permutation`. Source: Bisani and Ney, Bootstrap estimates for confidence intervals
+in ASR performance evaluation, ICASSP 2004.
 """
 
 from __future__ import annotations
@@ -80,15 +80,6 @@ def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def p_value(differences: np.ndarray) -> float:
-    """Two-sided, that the true difference is 0: the smallest interval that holds 0, inverted.
-
-    Never 0: what no resample showed may still be, once in ``len(differences) + 1``.
-    """
-    less, more = (differences <= 0).sum(), (differences >= 0).sum()
-    return float(min(1.0, 2 * (min(less, more) + 1) / (len(differences) + 1)))
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -24,11 +24,8 @@ from matplotlib.patches import FancyBboxPatch
 from .config import PACKAGE
 from .errors import UserError
 from .files import write_atomic
-from .plots import BLACK, BLUE, GREEN, GREY, LIGHT, VERMILION
-from .plots import _gate_title as gate_title
-from .plots import _panels as panels
-from .plots import _readable as readable
-from .plots import _style as style
+from .plots import BLACK, BLUE, GREEN, GREY, LIGHT, VERMILION, panels, readable, style
+from .titles import titles
 
 RESULTS = PACKAGE.parent / "results" / "demo"
 FIGURE = PACKAGE.parent / "notebooks" / "clsr.png"
@@ -61,8 +58,8 @@ def routed(
     """
     named = [g for g in gate_files if run_id in (None, g["run_id"])]
     found = [
-        Routed(g["run_id"], gate_title(g), g["example"]["id"], place, g["example"]["tokens"], gates)
-        for g in named
+        Routed(g["run_id"], title, g["example"]["id"], place, g["example"]["tokens"], gates)
+        for g, title in zip(named, titles(named), strict=True)
         if g.get("example")
         for place, gates in enumerate(g["example"]["token_gates"], start=1)
         if layer in (None, place)

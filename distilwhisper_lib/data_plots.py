@@ -1,20 +1,34 @@
-"""The preflight report as a figure: how long the labels are, and what was left out."""
+"""A corpus and its preflight report as figures: how long clips and labels are, what is left out."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .clips import REASONS
 from .errors import UserError
-from .plots import BLACK, BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, VERMILION, YELLOW
-from .plots import _panels as panels
-from .plots import _style as style
+from .plots import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    YELLOW,
+    panels,
+    style,
+)
 from .records import DOMAINS
 
 _LINES = {
@@ -83,3 +97,46 @@ def _draw_dropped(axis: Axes, parts: dict[str, Any]) -> None:
 
 def _shown(part: str) -> str:
     return DOMAINS.get(part, part)
+
+
+def corpus_overview(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Histogram of clip lengths, one panel per split; ``tables`` maps a split's name to its table.
+
+    Titles hold the number of clips and the hours. The vertical scales differ, as the splits do.
+    """
+    if not tables or any("seconds" not in table for table in tables.values()):
+        raise UserError(
+            f"tables {list(tables)}: expected at least one corpus table with a column 'seconds'"
+        )
+    seconds = {n: pd.to_numeric(t["seconds"]).dropna().to_numpy() for n, t in tables.items()}
+    longest = max((values.max() for values in seconds.values() if len(values)), default=1.0)
+    edges = np.linspace(0, longest, 31)
+    columns = min(4, len(tables))
+    rows = math.ceil(len(tables) / columns)
+    with style():
+        figure, axes = panels(rows, columns, max(2.5, 6.4 / columns), 2.4, sharex=True)
+        for axis, (name, values) in zip(axes.flat, seconds.items(), strict=False):
+            axis.hist(values, edges, color=SKY, edgecolor="white", linewidth=0.4)
+            if len(values):
+                _draw_median(axis, float(np.median(values)))
+            hours = values.sum() / 3600
+            name = DOMAINS.get(name, name.replace("_", " "))
+            axis.set_title(f"{name[:1].upper()}{name[1:]}\n{len(values):,} clips, {hours:.2f} h")
+            axis.set_xlabel("clip length (s)")
+            axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        for axis in axes.flat[len(tables) :]:
+            axis.set_visible(False)
+        for row in axes:
+            row[0].set_ylabel("clips")
+    return figure
+
+
+def _draw_median(axis: Axes, median: float) -> None:
+    axis.margins(y=0.22)  # room for the words above the bars
+    axis.axvline(median, color=VERMILION, linestyle="--", linewidth=1.2)
+    right = median < sum(axis.get_xlim()) / 2
+    axis.annotate(
+        f"median {median:.1f} s", (median, 1), (4 if right else -4, -2), va="top",
+        ha="left" if right else "right", xycoords=("data", "axes fraction"),
+        textcoords="offset points", color=VERMILION, fontsize=8,
+    )  # fmt: skip

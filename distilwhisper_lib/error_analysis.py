@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,45 +11,48 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .hypotheses import Row, read_published
+from .hypotheses import Hypotheses, Row
 from .records import NORMALIZERS, Record
-from .scoring import COUNTS, utterance_errors
+from .scoring import COUNTS
 from .significance import NO_HYPOTHESES
 from .tables import HEADLINE, LABELS, RATES, blocks, own_evaluations, rate_of, row_labels
 from .text import normalize
 
-# Some text of 1 to 60 characters that stands four times or more in a row, 12 characters in all.
-_LOOP = re.compile(r"(.{3,60}?)\1{3,}|(..)\2{5,}|(.)\3{11,}", re.DOTALL)
+# What a loop is, as tables and pages tell it.
+TIMES, CHARACTERS = 4, 12
+LOOP_RULE = (
+    f"the same text, a letter or a sentence, {TIMES} times or more in a row and {CHARACTERS} "
+    "characters or more in all; text without a letter, such as a number, does not count"
+)
 # A speaker this much faster than nearly all of the test set is not believed.
 _PACE_QUANTILE, _PACE_FACTOR = 0.99, 1.5
 
 
 @dataclass(frozen=True)
 class Said:
-    """One evaluation of a record, with its place in the tables; rows None: none published."""
+    """One evaluation of a record, with its place in the tables."""
 
-    place: dict[str, Any]  # training, system, domain, language
+    place: dict[str, Any]  # training, system, domain, language, seed
+    record: Record
     evaluation: dict[str, Any]
-    rows: list[Row] | None
 
 
-def each_evaluation(records: Sequence[Record], folder: str | Path | None = None) -> Iterator[Said]:
-    """The records' evaluations in the tables' order; rows only with a results ``folder``."""
+def each_evaluation(records: Sequence[Record]) -> Iterator[Said]:
+    """The records' evaluations in the tables' order."""
     order = {label: place for place, label in enumerate(LABELS.values())}
     for title, group in blocks(records).items():
         found = [
-            ({"training": title, "system": label, "domain": e["domain"], "language": e["language"],
-              "seed": record["config"]["seed"]}, record, e)
+            Said({"training": title, "system": label, "domain": e["domain"],
+                  "language": e["language"], "seed": record["config"]["seed"]}, record, e)
             for record, label in zip(group, row_labels(group), strict=True)
             for e in own_evaluations(record)
         ]  # fmt: skip
-        found.sort(key=lambda item: (
-            item[0]["domain"], item[0]["language"], order[item[0]["system"].partition(" (")[0]],
-            item[0]["system"], item[0]["seed"],
+        found.sort(key=lambda said: (
+            said.place["domain"], said.place["language"],
+            order[said.place["system"].partition(" (")[0]], said.place["system"],
+            said.place["seed"],
         ))  # fmt: skip
-        for place, record, evaluation in found:
-            rows = None if folder is None else read_published(folder, record, evaluation)
-            yield Said(place, evaluation, rows)
+        yield from found
 
 
 def error_kinds(
@@ -88,8 +90,20 @@ def normalizers_side_by_side(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def loops(text: str) -> bool:
-    """Whether some stretch of the text is repeated four times or more in a row."""
-    return _LOOP.search(f"{text} ") is not None
+    """Whether `LOOP_RULE` holds of some stretch of the text: a unit of any length that has a letter
+    in it stands TIMES times in a row, or as often as CHARACTERS take."""
+    text = f"{text} "  # the last of "no no no no" has no space of its own
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    for unit in range(1, len(codes) // TIMES + 1):
+        same = codes[unit:] == codes[:-unit]  # as what stands a unit later
+        needed = unit * (max(TIMES, -(-CHARACTERS // unit)) - 1)
+        if np.count_nonzero(same) < needed:
+            continue
+        edges = np.flatnonzero(np.diff(same, prepend=False, append=False))
+        for start, end in edges.reshape(-1, 2):
+            if end - start >= needed and any(map(str.isalpha, text[start : start + unit])):
+                return True
+    return False
 
 
 def fastest_pace(rows: Sequence[Row]) -> float:
@@ -103,28 +117,29 @@ def fastest_pace(rows: Sequence[Row]) -> float:
 
 
 def hallucinations(
-    records: Sequence[Record], folder: str | Path, bound: float | None = None
+    records: Sequence[Record], folder: str | Path | Hypotheses, bound: float | None = None
 ) -> pd.DataFrame:
     """Outputs that are no transcript of anything, in per cent of the clips, per evaluation.
 
-    "loops": text repeated in a row that the reference does not repeat; "too long": more
+    "loops": clips of which `LOOP_RULE` holds, and not of their reference; "too long": more
     characters per second than ``bound`` (without it `fastest_pace`), which the table states;
     "cut": ended by the token limit; "empty".
     """
-    table = []
-    for said in each_evaluation(records, folder):
-        if said.rows is None:
+    table, published = [], Hypotheses.of(folder)
+    for said in each_evaluation(records):
+        rows = published.rows(said.record, said.evaluation)
+        if rows is None:
             table.append(said.place | {"note": NO_HYPOTHESES})
             continue
-        allowed = fastest_pace(said.rows) if bound is None else bound
+        allowed = fastest_pace(rows) if bound is None else bound
         signs = {
-            "loops": [loops(r["hypothesis"]) and not loops(r["reference"]) for r in said.rows],
-            "too long": [len(r["hypothesis"]) > allowed * r["seconds"] for r in said.rows],
-            "cut": [row["capped"] for row in said.rows],
-            "empty": [not row["hypothesis"].strip() for row in said.rows],
+            "loops": [loops(r["hypothesis"]) and not loops(r["reference"]) for r in rows],
+            "too long": [len(r["hypothesis"]) > allowed * r["seconds"] for r in rows],
+            "cut": [row["capped"] for row in rows],
+            "empty": [not row["hypothesis"].strip() for row in rows],
         }
         shares = {name: 100 * float(np.mean(found)) for name, found in signs.items()}
-        bounds = {"bound (characters/s)": allowed, "clips": len(said.rows), "note": ""}
+        bounds = {"bound (characters/s)": allowed, "clips": len(rows), "note": ""}
         table.append(said.place | shares | bounds)
     return pd.DataFrame(table)
 
@@ -134,7 +149,7 @@ def hallucinations(
 
 def error_by_length(
     records: Sequence[Record],
-    folder: str | Path,
+    folder: str | Path | Hypotheses,
     metric: str = HEADLINE,
     normalizer: str = "marks",
     bins: int = 5,
@@ -144,13 +159,14 @@ def error_by_length(
     The ``bins`` hold about as many clips each and are the same for all systems of a test set:
     "from" and "to" in seconds. Runs without published hypotheses are left out.
     """
-    table = []
-    for said in each_evaluation(records, folder):
-        if said.rows is None:
+    table, published = [], Hypotheses.of(folder)
+    for said in each_evaluation(records):
+        rows = published.rows(said.record, said.evaluation)
+        if rows is None:
             continue
-        language = said.place["language"]
-        scored = utterance_errors(said.rows, language, normalizer, rate_of(metric, language))
-        seconds = np.array([row["seconds"] for row in said.rows])
+        rate = rate_of(metric, said.place["language"])
+        scored = published.errors(said.record, said.evaluation, normalizer, rate)
+        seconds = np.array([row["seconds"] for row in rows])
         edges = np.unique(np.quantile(seconds, np.linspace(0, 1, bins + 1)))
         edges = edges if len(edges) > 1 else np.array([edges[0], edges[0]])
         which = np.clip(np.searchsorted(edges, seconds, side="right") - 1, 0, len(edges) - 2)
@@ -170,7 +186,7 @@ def error_by_length(
 
 def worst_utterances(
     records: Sequence[Record],
-    folder: str | Path,
+    folder: str | Path | Hypotheses,
     language: str,
     method: str = "js",
     domain: str = "in_domain",
@@ -185,15 +201,15 @@ def worst_utterances(
     system, metric = LABELS.get(method, method), rate_of(HEADLINE, language)
     columns = ["id", "seconds", "errors", "error (%)", "reference", "hypothesis"]
     place = {"system": system, "language": language, "domain": domain}
-    matching = [
-        said for said in each_evaluation(records, folder) if place.items() <= said.place.items()
-    ]
-    rows = next((said.rows for said in matching if said.rows is not None), None)
-    if rows is None:
+    published = Hypotheses.of(folder)
+    matching = [said for said in each_evaluation(records) if place.items() <= said.place.items()]
+    shown = next((s for s in matching if published.rows(s.record, s.evaluation)), None)
+    if shown is None:
         empty = pd.DataFrame(columns=columns)
         empty.attrs = place | {"metric": metric, "note": NO_HYPOTHESES if matching else "not run"}
         return empty
-    scored = utterance_errors(rows, language, normalizer, metric)
+    rows = published.rows(shown.record, shown.evaluation)
+    scored = published.errors(shown.record, shown.evaluation, normalizer, metric)
     table = pd.DataFrame(
         {
             "id": [row["id"] for row in rows],

@@ -29,9 +29,9 @@ from .errors import UserError
 from .explorer_figures import sound_figure, write_static
 from .explorer_html import MEAN, card, notes_html, tokens_html, transcripts_html
 from .explorer_runs import Clip, Listener, Run, Scene, clips_of, find_runs, layers_of, own_clip
-from .plots import _language_name as language_name
-from .plots import _style as style
+from .plots import style
 from .records import DOMAINS
+from .titles import language_name, run_about, titles
 
 NONE, OWN = "", "own"
 _VIEW = "application/vnd.jupyter.widget-view+json"
@@ -144,11 +144,11 @@ class Explorer:
                 self._receive([(path, Path(path))])
             if changed is self.language:
                 mine = [run for run in self._routed if run.language == self.language.value]
-                _set_options(self.run, [(_run_label(run), run.run_id) for run in mine])
+                _set_options(self.run, _run_options(mine))
             if changed in (self.language, self.run):
                 run = self._run(self.run.value)
                 others = [r for r in self.runs if r.language == run.language and r is not run]
-                offered = [("no other run", NONE)] + [(_run_label(r), r.run_id) for r in others]
+                offered = [("no other run", NONE)] + _run_options(others)
                 _set_options(self.other, offered)
                 if changed is self.language:
                     self.other.value = self._first_other()
@@ -277,9 +277,13 @@ def _set_options(control: widgets.Dropdown, options: list[tuple[str, Any]]) -> N
         control.value = kept if kept in values else values[0]
 
 
-def _run_label(run: Run) -> str:
-    where = "" if run.folder else ", example only"
-    return f"{run.name} ({run.run_id}{where})"
+def _run_options(runs: list[Run]) -> list[tuple[str, str]]:
+    """Each run as the controls call it, and its id."""
+    options = []
+    for run, title in zip(runs, titles(run_about([run.record for run in runs])), strict=True):
+        where = "" if run.folder else ", example only"
+        options.append((f"{title} ({run.run_id}{where})", run.run_id))
+    return options
 
 
 def _clip_label(clip: Clip) -> str:

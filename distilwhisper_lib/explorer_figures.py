@@ -25,12 +25,9 @@ from .files import write_atomic
 from .gates import PROMPT_TOKENS
 from .languages import find_language
 from .log_mel import log_mel
-from .plots import BLACK, BLUE, GREY, LIGHT, save
-from .plots import _can_draw as can_draw
-from .plots import _draw_routes as draw_routes
-from .plots import _language_name as language_name
-from .plots import _style as style
+from .plots import BLACK, BLUE, GREY, LIGHT, can_draw, draw_routes, save, style
 from .text import normalize
+from .titles import language_name
 
 _TICKS_HZ = (500, 1000, 2000, 4000, 8000)
 _MODES = ("learned", "open", "closed")
@@ -61,7 +58,7 @@ def sound_figure(scene: Scene) -> Figure | None:
         if scene.samples is not None:
             _draw_spectrogram(panels[0], scene.samples)
         for axis, heard in zip(panels[len(heights) - len(routed) :], routed, strict=True):
-            _draw_encoder(axis, heard)
+            _draw_encoder(axis, heard, scene.title(heard))
         panels[-1].set_xlabel("time (s)")
         panels[-1].set_xlim(0, _seconds(scene))
         if routed:
@@ -90,10 +87,10 @@ def _draw_spectrogram(axis: Axes, samples: np.ndarray) -> None:
     axis.grid(visible=False)
 
 
-def _draw_encoder(axis: Axes, heard: Heard) -> None:
+def _draw_encoder(axis: Axes, heard: Heard, title: str) -> None:
     span = (0.0, heard.positions * POSITION / SAMPLE_RATE)
     draw_routes(axis, heard.frame_gates.astype(float), span, "layer")
-    axis.set_title(f"Encoder: {heard.title}")
+    axis.set_title(f"Encoder: {title}")
     if heard.frame_soft is None:
         return
     times = (np.arange(heard.positions) + 0.5) * POSITION / SAMPLE_RATE
@@ -210,7 +207,7 @@ def tokens_figure(scene: Scene, layer: int = MEAN) -> Figure | None:
     with style():
         flow = _Flow(8.6)
         for heard in shown:
-            flow.title(f"{heard.title}: {where}")
+            flow.title(f"{scene.title(heard)}: {where}")
             values = shares(heard.token_gates, layer)
             flow.boxes([_token_box(t, v) for t, v in zip(heard.tokens, values, strict=True)])
         flow.boxes([_key(1.0, "expert, underlined"), _key(0.5, "some layers"), _key(0, "shared")])
@@ -241,7 +238,7 @@ def transcripts_figure(scene: Scene) -> Figure | None:
         for heard in _each_transcript(scene):
             counted = heard.errors()
             told = "" if counted is None else f": {counted[0]} errors in {counted[1]} {counted[2]}"
-            flow.title(heard.title + told)
+            flow.title(scene.title(heard) + told)
             base = learned(scene)
             above = heard.reference if counted else (base.text if base else "")
             flow.boxes(list(_aligned_boxes(above, heard)) or [_Box((("(nothing)", GREY),))])

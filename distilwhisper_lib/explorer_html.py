@@ -18,7 +18,6 @@ from .explorer_runs import NORMALIZER, Heard, Scene
 from .gates import PROMPT_TOKENS
 from .languages import find_language
 from .plots import BLUE, LIGHT
-from .plots import _language_name as language_name
 from .text import normalize
 from .token_classes import REST
 
@@ -90,7 +89,7 @@ def tokens_html(scene: Scene, layer: int = MEAN) -> str:
     """The runs' transcripts token by token; pointing at a token tells what each layer did."""
     if not scene.shown:
         return ""
-    blocks = [_transcript(heard, layer) for heard in scene.shown]
+    blocks = [_transcript(heard, scene.title(heard), layer) for heard in scene.shown]
     return card(_legend(layer) + "".join(blocks))
 
 
@@ -106,9 +105,9 @@ def _legend(layer: int) -> str:
     )
 
 
-def _transcript(heard: Heard, layer: int) -> str:
-    title = f"<div style='margin-top:.4em'><b>{html.escape(heard.title)}</b></div>"
-    return f'{title}<div dir="auto">{"".join(_tokens(heard, layer))}</div>'
+def _transcript(heard: Heard, title: str, layer: int) -> str:
+    head = f"<div style='margin-top:.4em'><b>{html.escape(title)}</b></div>"
+    return f'{head}<div dir="auto">{"".join(_tokens(heard, layer))}</div>'
 
 
 def _tokens(heard: Heard, layer: int) -> list[str]:
@@ -157,16 +156,14 @@ def transcripts_html(scene: Scene) -> str:
         return ""
     rows = [_row(_MODES[heard.mode], heard, scene) for heard in _of_first_run(scene)]
     if scene.other is not None:
-        rows.append(_row(scene.other.title, scene.other, scene))
+        rows.append(_row(scene.title(scene.other), scene.other, scene))
     titles = ["gates" if scene.modes[0].run.has_gates else "run"]
     told = scene.modes[0].errors() is not None
     titles += ["reference above, transcript below" if told else "transcript", "errors"]
     titles += ["learned gates above, this below"]
     cells = "".join(f'<th style="{_CELL};border:0">{title}</th>' for title in titles)
-    language = language_name(scene.modes[0].run.language)
     return card(
-        f"<b>{html.escape(scene.modes[0].run.name)}</b>, {html.escape(language)}, "
-        f"{html.escape(scene.clip['id'])}"
+        f"<b>{html.escape(scene.name(scene.modes[0].run))}</b>, {html.escape(scene.clip['id'])}"
         f'<table style="border-collapse:collapse;color:#111;font-size:100%">'
         f"<tr>{cells}</tr>{''.join(rows)}</table>"
     )

@@ -32,7 +32,7 @@ from .records import Record, read_record
 from .runs import RECORD
 from .scoring import utterance_errors
 from .subsets import by_id, take_usable
-from .tables import LABELS
+from .titles import run_about, titles
 
 WINDOW = 30.0  # seconds of a clip that are played and drawn, at most
 NORMALIZER = "marks"
@@ -62,11 +62,6 @@ class Run:
     @property
     def has_gates(self) -> bool:
         return self.config.method in WITH_EXPERTS
-
-    @property
-    def name(self) -> str:
-        """Its method and seed, as tables call them."""
-        return f"{LABELS[self.config.method].removeprefix('+ ')}, seed {self.config.seed}"
 
     @property
     def missing(self) -> str | None:
@@ -102,10 +97,6 @@ class Heard:
     token_soft: np.ndarray | None = None
     frame_soft: np.ndarray | None = None
 
-    @property
-    def title(self) -> str:
-        return f"{self.run.name}, gates {self.mode}" if self.run.has_gates else self.run.name
-
     def errors(self) -> tuple[int, int, str] | None:
         """(errors, units of the reference, "words" or "characters"); None without a reference."""
         metric = find_language(self.run.language).headline
@@ -128,6 +119,15 @@ class Scene:
     modes: list[Heard]
     other: Heard | None = None
     notes: list[str] = field(default_factory=list)
+
+    def name(self, run: Run) -> str:
+        """The run's language and method, and what tells it from the other one that is shown."""
+        runs = [run, *(heard.run for heard in [*self.modes, *self.shown])]
+        return titles(run_about([run.record for run in runs]))[0]
+
+    def title(self, heard: Heard) -> str:
+        name = self.name(heard.run)
+        return f"{name}, gates {heard.mode}" if heard.run.has_gates else name
 
     @property
     def shown(self) -> list[Heard]:

@@ -20,7 +20,7 @@ from .config import RunConfig
 from .corpora import open_corpus
 from .errors import UserError
 from .evaluation import transcribe
-from .hypotheses import FIELD, publish, read_published, same_clips
+from .hypotheses import FIELD, Hypotheses, publish, same_clips
 from .languages import find_language
 from .records import Record
 from .scoring import score
@@ -84,7 +84,10 @@ def _hear(
 
 
 def forgetting_table(
-    records: Sequence[Record], folder: str | Path, metric: str = HEADLINE, normalizer: str = "marks"
+    records: Sequence[Record],
+    folder: str | Path | Hypotheses,
+    metric: str = HEADLINE,
+    normalizer: str = "marks",
 ) -> pd.DataFrame:
     """Before and after training, one row per trained run and language or task it never saw.
 
@@ -92,7 +95,7 @@ def forgetting_table(
     "same outputs", per cent of the clips for which both say the same to the letter: 100 is what
     experts promise. Empty without runs that listened. ``note`` tells what cannot be compared.
     """
-    table = []
+    table, published = [], Hypotheses.of(folder)
     for title, group in blocks(records).items():
         untrained = [r for r in group if r["config"]["method"] == "zero_shot"]
         for record, label in sorted(
@@ -105,7 +108,9 @@ def forgetting_table(
                 row = {"training": title, "system": label, "trained on": config["language"]}
                 row |= {"seed": config["seed"], "task": entry["task"], "heard": entry["language"]}
                 row |= {"clips": entry["clips"]}
-                table.append(row | _compare(record, entry, untrained, folder, metric, normalizer))
+                table.append(
+                    row | _compare(record, entry, untrained, published, metric, normalizer)
+                )
     return pd.DataFrame(table)
 
 
@@ -118,15 +123,15 @@ def _compare(
     record: Record,
     entry: Mapping[str, Any],
     untrained: Sequence[Record],
-    folder: str | Path,
+    published: Hypotheses,
     metric: str,
     normalizer: str,
 ) -> dict[str, Any]:
-    after = read_published(folder, record, entry)
+    after = published.rows(record, entry)
     for student, earlier in _same_part(untrained, entry):
-        before = read_published(folder, student, earlier)
         if student["models"]["student"] != record["models"]["student"]:
             continue
+        before = published.rows(student, earlier)
         if not same_clips(before, after):
             continue
         pairs = zip(before, after, strict=True)

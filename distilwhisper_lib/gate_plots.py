@@ -1,4 +1,8 @@
-"""Figures of gate statistics, from gate files and records only; plots.py has the basic two."""
+"""Figures of gate statistics, from gate files and records only; plots.py has the basic two.
+
+Titles name preset, seed and settings where these differ among what a figure shows. ``among`` says
+what else is shown beside a figure of one file.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,21 @@ from .errors import UserError
 from .gate_counts import BINS, SCORE_EDGES, SIDES
 from .gate_statistics import agreement
 from .languages import find_language
-from .plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
-from .plots import _first_legend as first_legend
-from .plots import _gate_title as gate_title
-from .plots import _language_name as language_name
-from .plots import _panels as panels
-from .plots import _run_title as run_title
-from .plots import _style as style
+from .plots import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    first_legend,
+    panels,
+    style,
+)
 from .records import DOMAINS
-from .tables import LABELS
+from .titles import language_name, run_about, titles
 
 GateFile = Mapping[str, Any]
 
@@ -102,11 +112,11 @@ def token_class_shares(gate_files: Sequence[GateFile], domain: str = "in_domain"
                 found = summary["classes"][name]
                 yield found["share"], found["interval"], look
 
-    def title(gates: GateFile) -> str:
+    def remark(gates: GateFile) -> str:
         spaced = find_language(gates["language"]).spaced
-        return gate_title(gates) + ("" if spaced else "\n(no spaces: first of a phrase)")
+        return "" if spaced else "\n(no spaces: first of a phrase)"
 
-    return _layer_figure(gate_files, domain, series, "decoder", "through the expert (%)", title)
+    return _layer_figure(gate_files, domain, series, "decoder", "through the expert (%)", remark)
 
 
 def entropy_lines(
@@ -133,7 +143,7 @@ def _layer_figure(
     series: Callable[[Mapping[str, Any]], Iterator[Series]],
     side: str,
     ylabel: str,
-    title: Callable[[GateFile], str] = gate_title,
+    remark: Callable[[GateFile], str] = lambda _: "",
 ) -> Figure:
     """One panel a gate file: values of 0 to 1 by layer, as per cent."""
     found = _with_classes(gate_files, domain)
@@ -141,11 +151,12 @@ def _layer_figure(
     rows = math.ceil(len(found) / columns)
     with style():
         figure, axes = panels(rows, columns, 3.2 if columns < 3 else 2.5, 2.5, sharey=True)
-        for axis, gates in zip(axes.flat, found, strict=False):
+        names = titles(found, separator="\n")
+        for axis, gates, name in zip(axes.flat, found, names, strict=False):
             lines = list(series(gates["domains"][domain]))
             for place, line in enumerate(lines):
                 _draw_layers(axis, *line, shift=_shift(place, len(lines)))
-            axis.set(ylim=(-4, 104), xlabel=f"{side} layer", title=title(gates))
+            axis.set(ylim=(-4, 104), xlabel=f"{side} layer", title=name + remark(gates))
         for axis in axes.flat[len(found) :]:
             axis.set_visible(False)
         for axis in axes[:, 0]:
@@ -153,7 +164,7 @@ def _layer_figure(
         handles, labels = first_legend(axes)
         fitting = columns if columns < 3 else len(labels)
         figure.legend(handles, labels, loc="outside lower center", ncols=fitting)
-        figure.suptitle(DOMAINS[domain].capitalize(), x=0.01, ha="left")
+        figure.suptitle(f"{side.capitalize()}, {DOMAINS[domain]}", x=0.01, ha="left")
     return figure
 
 
@@ -193,7 +204,9 @@ def _with_classes(gate_files: Sequence[GateFile], domain: str) -> list[GateFile]
 # Scores -------------------------------------------------------------------------------------
 
 
-def score_histograms(gate_file: GateFile, domain: str = "in_domain") -> Figure:
+def score_histograms(
+    gate_file: GateFile, domain: str = "in_domain", among: Sequence[GateFile] = ()
+) -> Figure:
     """How often each layer's gates gave which score; right of 0 the expert speaks.
 
     Colour is the share of a layer's positions in a bin. The axis is logarithmic to both sides,
@@ -213,8 +226,8 @@ def score_histograms(gate_file: GateFile, domain: str = "in_domain") -> Figure:
             image = _draw_scores(axis, summary, side, gates.get("gate_noise"))
         figure.colorbar(image, ax=axes, label="share of positions (%)", pad=0.02, fraction=0.03,
                         extend="max")  # fmt: skip
-        title = f"{gate_title(gates)}: scores of the gates, {DOMAINS[domain]}"
-        figure.suptitle(title, x=0.01, ha="left")
+        (name,) = titles([gates], among)
+        figure.suptitle(f"{name}: scores of the gates, {DOMAINS[domain]}", x=0.01, ha="left")
     return figure
 
 
@@ -251,7 +264,7 @@ def _draw_scores(axis: Axes, summary: Mapping[str, Any], side: str, noise: float
 # Training -----------------------------------------------------------------------------------
 
 
-def soft_and_hard(record: Mapping[str, Any]) -> Figure:
+def soft_and_hard(record: Mapping[str, Any], among: Sequence[Mapping[str, Any]] = ()) -> Figure:
     """Mean gates of one run over its steps: soft in training, soft and hard at each validation.
 
     The gate loss holds the soft mean of training near the budget. What is used is whether a
@@ -281,7 +294,9 @@ def soft_and_hard(record: Mapping[str, Any]) -> Figure:
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         handles, labels = first_legend(axes)
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-        figure.suptitle(run_title(record["config"]), x=0.01, ha="left")
+        about, *others = run_about([record, *among])
+        (name,) = titles([about], others)
+        figure.suptitle(name, x=0.01, ha="left")
     return figure
 
 
@@ -304,7 +319,9 @@ def _draw_noise(axis: Axes, log: Sequence[Mapping[str, Any]]) -> None:
 # Languages ----------------------------------------------------------------------------------
 
 
-def language_agreement(gate_files: Sequence[GateFile], domain: str = "in_domain") -> Figure:
+def language_agreement(
+    gate_files: Sequence[GateFile], domain: str = "in_domain", among: Sequence[GateFile] = ()
+) -> Figure:
     """Shares by layer of several languages; from three languages on, also a matrix.
 
     The matrix holds the mean difference over layers of each pair, see agreement(). ``gate_files``
@@ -335,8 +352,10 @@ def language_agreement(gate_files: Sequence[GateFile], domain: str = "in_domain"
         axes[0, 0].set_ylabel("through the expert (%)")
         handles, labels = first_legend(axes[:1])
         figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(labels)))
-        method = LABELS.get(chosen[0].get("method"), "").removeprefix("+ ")
-        figure.suptitle(f"{method}, {DOMAINS[domain]}", x=0.01, ha="left")
+        # Of one method, preset, seed and settings: the first file's are all files'.
+        (name,) = titles(chosen[:1], among)
+        name = name.removeprefix(f"{language_name(languages[0])}, ")
+        figure.suptitle(f"{name}, {DOMAINS[domain]}", x=0.01, ha="left")
     return figure
 
 

@@ -6,7 +6,7 @@ of positions, over the whole test set. Intervals are bootstrapped by speaker, se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -200,38 +200,6 @@ def _rounded(values: Any) -> list[float]:
 
 
 # Between gate files -------------------------------------------------------------------------
-
-
-def share_table(gate_files: Sequence[GateFile]) -> pd.DataFrame:
-    """Every share of some gate files, one row each, for a spreadsheet.
-
-    run, method, language, seed, domain, side, positions (the class, or "all" that count), layer
-    (from 1), share, low, high in per cent; NaN where there is no interval.
-    """
-    rows = []
-    for gates in gate_files:
-        about = {"run": gates["run_id"]} | {n: gates.get(n) for n in ("method", "language", "seed")}
-        for domain, summary in gates["domains"].items():
-            for side, name, shares, interval in _series(summary):
-                bounds = interval or [(np.nan, np.nan)] * len(shares)
-                for layer, (share, (low, high)) in enumerate(
-                    zip(shares, bounds, strict=True), start=1
-                ):
-                    place = {"domain": domain, "side": side, "positions": name, "layer": layer}
-                    values = {"share": 100 * share, "low": 100 * low, "high": 100 * high}
-                    rows.append(about | place | values)
-    return pd.DataFrame(rows)
-
-
-def _series(
-    summary: Mapping[str, Any],
-) -> Iterator[tuple[str, str, list[float], list[list[float]] | None]]:
-    for side in SIDES:
-        yield side, "all", summary[side], summary.get(f"{side}_interval")
-        for name in CLASSES[side]:
-            if name in summary.get("classes", {}):
-                found = summary["classes"][name]
-                yield side, name, found["share"], found["interval"]
 
 
 def agreement(gate_files: Sequence[GateFile], domain: str = "in_domain") -> pd.DataFrame:

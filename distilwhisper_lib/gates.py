@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,47 @@ from .config import RunConfig
 from .errors import UserError
 from .features import audio_positions, extract_features
 from .model import DistilWhisperForConditionalGeneration
+from .schema import LANGUAGE, EachOf, Maybe, Optional, Where, at_least, between, check
 from .token_classes import token_texts
 
 SCHEMA = 2
 PROMPT_TOKENS = 4  # start, language, task, no-timestamps
+
+_SHARES = [between(0, 1)]
+_INTERVAL = Maybe([[float]])
+_DOMAIN = {
+    "encoder": _SHARES,
+    "decoder": _SHARES,
+    "encoder_interval": Optional(_INTERVAL),
+    "decoder_interval": Optional(_INTERVAL),
+    "classes": Optional(EachOf({"share": _SHARES, "interval": _INTERVAL})),
+    "soft": Optional({"encoder": Maybe(_SHARES), "decoder": Maybe(_SHARES)}),
+    "entropy": Optional(EachOf({"all": [float], "interval": _INTERVAL})),
+    "scores": Optional(Maybe(EachOf([[at_least(int, 0)]]))),
+}
+_EXAMPLE = {
+    "id": str,
+    "text": str,
+    "seconds": at_least(float, 0),
+    "tokens": [str],
+    "token_gates": [[float]],
+    "frame_gates": [[float]],
+}
+_RUN_ID = Where(
+    str, re.compile(r"[a-z_-]+-s\d+-[0-9a-f]+").fullmatch, "<method>-<language>-s<seed>-<hash>"
+)
+# Of files of schema 1 what they are of is in their run id only.
+_FILE = {
+    "run_id": _RUN_ID,
+    "method": Optional(str),
+    "preset": Optional(str),
+    "language": LANGUAGE,
+    "seed": Optional(int),
+    "settings": Optional({}),
+    "gate_noise": Optional(Maybe(float)),
+    "domains": EachOf(Maybe(_DOMAIN)),
+    "example": Optional(Maybe(_EXAMPLE)),
+}
 
 
 class GateRecorder:
@@ -167,7 +205,7 @@ def gate_path(config: RunConfig) -> Path:
 def read_gates(path: Path) -> dict[str, Any]:
     """A gate file, of this format or of schema 1, which has the shares by layer alone.
 
-    Raises UserError when it is missing, unreadable or of a newer format.
+    Raises UserError when it is missing, unreadable, of a newer format or not what it should be.
     """
     try:
         gates = json.loads(path.read_text(encoding="utf-8"))
@@ -181,15 +219,17 @@ def read_gates(path: Path) -> dict[str, Any]:
             f"gate file {path} has schema {schema!r}, expected {SCHEMA} (or 1, of earlier "
             "versions): update the kit or run its notebook again"
         )
+    check(gates, _FILE, f"gate file {path}")
     if schema == 1:  # what it is of was only in its name: <method>-<language>-s<seed>-<hash>
         method, *_, seed, _ = gates["run_id"].split("-")
         gates = {"method": method, "seed": int(seed.removeprefix("s"))} | gates
     return gates
 
 
-def load_gates(results: Path) -> list[dict[str, Any]]:
+def load_gates(results: str | Path) -> list[dict[str, Any]]:
     """All gate files of a results folder, by run id. Raises UserError when there is none."""
-    paths = sorted((results / "gates").glob("*.json"))
+    folder = Path(results) / "gates"
+    paths = sorted(folder.glob("*.json"))
     if not paths:
-        raise UserError(f"no gate files in {results / 'gates'}: run notebooks 04 to 06 first")
+        raise UserError(f"no gate files in {folder}: run notebooks 04 to 06 first")
     return [read_gates(path) for path in paths]

@@ -18,6 +18,7 @@ from typing import Any
 from .errors import UserError
 from .files import write_atomic
 from .records import Record
+from .scoring import UtteranceErrors, utterance_errors
 
 # What is published of transcribe()'s rows; the gates have files of their own.
 COLUMNS: dict[str, type] = {
@@ -77,7 +78,51 @@ def read_published(
             f"{path}: is not the file that record {record['run_id']} names (its SHA-256 differs): "
             "take both from version control, or run the notebook again"
         )
-    return [_row(line, path, number) for number, line in enumerate(content.splitlines(), start=1)]
+    rows = [_row(line, path, number) for number, line in enumerate(content.splitlines(), start=1)]
+    if not rows:
+        raise UserError(f"{path}: holds no line, expected one a clip: run the notebook again")
+    return rows
+
+
+class Hypotheses:
+    """What the runs of a results folder said: each file read once, each text aligned once.
+
+    Rows stay in memory, about 1 KB an utterance: a page that shows everything reads everything.
+    Callers must not change them.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._rows: dict[tuple[str, str, str | None], list[Row] | None] = {}
+        self._errors: dict[tuple[str, ...], UtteranceErrors | None] = {}
+
+    @classmethod
+    def of(cls, folder: str | Path | Hypotheses) -> Hypotheses:
+        """The folder's; what is already being read goes on being so."""
+        return folder if isinstance(folder, Hypotheses) else cls(folder)
+
+    def rows(self, record: Record, evaluation: Mapping[str, Any]) -> list[Row] | None:
+        """`read_published` of one evaluation."""
+        key = self._key(record, evaluation)
+        if key not in self._rows:
+            self._rows[key] = read_published(self.folder, record, evaluation)
+        return self._rows[key]
+
+    def errors(
+        self, record: Record, evaluation: Mapping[str, Any], normalizer: str, metric: str
+    ) -> UtteranceErrors | None:
+        """`scoring.utterance_errors` of one evaluation; None when its record names no rows."""
+        key = (*self._key(record, evaluation), normalizer, metric)
+        if key not in self._errors:
+            rows = self.rows(record, evaluation)
+            self._errors[key] = rows and utterance_errors(
+                rows, evaluation["language"], normalizer, metric
+            )
+        return self._errors[key]
+
+    @staticmethod
+    def _key(record: Record, evaluation: Mapping[str, Any]) -> tuple[str, str, str | None]:
+        return record["run_id"], part_of(evaluation), evaluation.get(FIELD)
 
 
 def part_of(evaluation: Mapping[str, Any]) -> str:

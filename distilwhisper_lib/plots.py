@@ -26,9 +26,8 @@ from matplotlib.ticker import MaxNLocator
 
 from .errors import UserError
 from .files import write_atomic
-from .languages import find_language
 from .records import DOMAINS
-from .tables import LABELS
+from .titles import language_name, method_name, titles
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -80,14 +79,15 @@ _STYLE = {
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """Draw, and write, in the style of all figures."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     fonts = [name for name in _FONTS if name in installed] or ["sans-serif"]
     with mpl.rc_context(_STYLE | {"font.family": fonts}):
         yield
 
 
-def _panels(rows: int, columns: int, width: float, height: float, **options: Any):
+def panels(rows: int, columns: int, width: float, height: float, **options: Any):
     """(figure, axes[rows][columns]); closed for pyplot, so that a notebook shows it only once."""
     figure, axes = plt.subplots(
         rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options
@@ -96,22 +96,19 @@ def _panels(rows: int, columns: int, width: float, height: float, **options: Any
     return figure, axes
 
 
-def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
-    """Write ``path``.png (200 dpi) and ``path``.svg; returns both. Same figure, same bytes."""
+def save(figure: Figure, path: str | Path, numbers: pd.DataFrame | None = None) -> tuple[Path, ...]:
+    """Write ``path``.png (200 dpi) and ``path``.svg, and ``numbers``, what the figure shows, as
+    ``path``.csv; returns what was written. Same figure, same bytes."""
     path, written = Path(path), []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         buffer = io.BytesIO()
-        with _style():
+        with style():
             figure.savefig(buffer, format=kind, metadata=metadata)
         written.append(write_atomic(path.with_name(f"{path.name}.{kind}"), buffer.getvalue()))
-    return written[0], written[1]
-
-
-def _language_name(code: str) -> str:
-    try:
-        return find_language(code).name.capitalize()
-    except UserError:  # in a record of elsewhere
-        return code
+    if numbers is not None:
+        text = numbers.to_csv(index=False, lineterminator="\n")
+        written.append(write_atomic(path.with_name(f"{path.name}.csv"), text))
+    return tuple(written)
 
 
 # ------------------------------------------------------------------------------------ training
@@ -138,8 +135,8 @@ def training_curves(record: Mapping[str, Any]) -> Figure:
         draw.append(lambda axis: _draw_rate(axis, log))
     if len(validation):
         draw.append(lambda axis: _draw_validation(axis, validation, training["best_step"]))
-    with _style():
-        figure, axes = _panels(1, len(draw), 3.1, 2.8)
+    with style():
+        figure, axes = panels(1, len(draw), 3.1, 2.8)
         for axis, panel in zip(axes[0], draw, strict=True):
             panel(axis)
             axis.set_xlabel("optimiser step")
@@ -153,8 +150,8 @@ def _has(log: pd.DataFrame, name: str) -> bool:
 
 
 def _run_title(config: Mapping[str, Any]) -> str:
-    label = LABELS[config["method"]].removeprefix("+ ")
-    return f"{_language_name(config['language'])}, {label}, seed {config['seed']}"
+    method = method_name(config["method"])
+    return f"{language_name(config['language'])}, {method}, seed {config['seed']}"
 
 
 def _draw_losses(axis: Axes, log: pd.DataFrame) -> None:
@@ -194,10 +191,10 @@ def _draw_rate(axis: Axes, log: pd.DataFrame) -> None:
 
 
 def _draw_validation(axis: Axes, validation: pd.DataFrame, best: int | None) -> None:
-    for name, colour, style in (("wer", BLUE, "o-"), ("cer", ORANGE, "s--")):
+    for name, colour, line in (("wer", BLUE, "o-"), ("cer", ORANGE, "s--")):
         if _has(validation, name):
             axis.plot(
-                validation["step"], 100 * validation[name], style, color=colour, label=name.upper()
+                validation["step"], 100 * validation[name], line, color=colour, label=name.upper()
             )
     if best is not None:
         axis.axvline(best, color=GREY, linestyle=":", label=f"kept: step {best}")
@@ -218,51 +215,47 @@ def gate_shares(gate_files: Sequence[Mapping[str, Any]]) -> Figure:
         raise UserError("no gate file was given: run a notebook of 04 to 06 first")
     columns = min(4, len(gate_files))
     blocks = math.ceil(len(gate_files) / columns)
-    with _style():
-        figure, axes = _panels(2 * blocks, columns, 3.2 if columns < 3 else 2.5, 2.2, sharey=True)
+    with style():
+        figure, axes = panels(2 * blocks, columns, 3.2 if columns < 3 else 2.5, 2.2, sharey=True)
         for axis in axes.flat:
             axis.set_visible(False)
-        for index, gates in enumerate(gate_files):
+        for index, (gates, title) in enumerate(
+            zip(gate_files, titles(gate_files, separator="\n"), strict=True)
+        ):
             block, column = divmod(index, columns)
-            _draw_gate_panels(axes[2 * block : 2 * block + 2, column], gates)
+            _draw_gate_panels(axes[2 * block : 2 * block + 2, column], gates, title)
         for row, axis in enumerate(axes[:, 0]):
             positions = ("audio frames", "decoder tokens")[row % 2]
             axis.set_ylabel(f"{positions}\nthrough the expert (%)")
-        handles, labels = _first_legend(axes)
+        handles, labels = first_legend(axes)
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 
-def _draw_gate_panels(axes: Sequence[Axes], gates: Mapping[str, Any]) -> None:
+def _draw_gate_panels(axes: Sequence[Axes], gates: Mapping[str, Any], title: str) -> None:
     for axis, part in zip(axes, ("encoder", "decoder"), strict=True):
-        for domain, style in _DOMAIN_STYLES.items():
+        for domain, look in _DOMAIN_STYLES.items():
             if gates["domains"].get(domain):
-                _draw_shares(axis, gates["domains"][domain], part, DOMAINS[domain], style)
+                _draw_shares(axis, gates["domains"][domain], part, DOMAINS[domain], look)
         axis.set(ylim=(-3, 103), xlabel=f"{part} layer", visible=True)
-    axes[0].set_title(_gate_title(gates))
-
-
-def _gate_title(gates: Mapping[str, Any]) -> str:
-    method = str(gates.get("run_id", "")).split("-")[0]
-    label = f", {LABELS[method].removeprefix('+ ')}" if method in LABELS else ""
-    return f"{_language_name(gates['language'])}{label}"
+    axes[0].set_title(title)
 
 
 def _draw_shares(
-    axis: Axes, domain: Mapping[str, Any], part: str, label: str, style: Mapping[str, str]
+    axis: Axes, domain: Mapping[str, Any], part: str, label: str, look: Mapping[str, str]
 ) -> None:
     shares = 100 * np.ravel(np.asarray(domain[part], dtype=float))  # (layers,)
     layers = np.arange(1, len(shares) + 1)
-    axis.plot(layers, shares, label=label, **style)
+    axis.plot(layers, shares, label=label, **look)
     interval = domain.get(f"{part}_interval")
     if interval is not None:
         low, high = 100 * np.asarray(interval, dtype=float).T
-        axis.fill_between(layers, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axis.fill_between(layers, low, high, color=look["color"], alpha=0.18, linewidth=0)
     axis.set_xticks(layers if len(layers) <= 6 else layers[1::2])
     axis.set_xlim(0.6, len(layers) + 0.4)
 
 
-def _first_legend(axes: np.ndarray) -> tuple[list, list]:
+def first_legend(axes: np.ndarray) -> tuple[list, list]:
     found: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -270,8 +263,11 @@ def _first_legend(axes: np.ndarray) -> tuple[list, list]:
     return list(found.values()), list(found)
 
 
-def token_heatmap(gate_file: Mapping[str, Any]) -> Figure:
-    """Which route every frame (encoder) and token (decoder) of one utterance took, per layer."""
+def token_heatmap(gate_file: Mapping[str, Any], among: Sequence[Mapping[str, Any]] = ()) -> Figure:
+    """Which route every frame (encoder) and token (decoder) of one utterance took, per layer.
+
+    ``among``: the gate files of the figures beside it, from which its title tells it apart.
+    """
     example = gate_file.get("example")
     if not example:
         raise UserError(
@@ -282,26 +278,27 @@ def token_heatmap(gate_file: Mapping[str, Any]) -> Figure:
     tokens = np.asarray(example["token_gates"], dtype=float)  # (decoder layers, tokens)
     width = min(14.0, max(6.4, 0.26 * tokens.shape[1] + 1.2))
     heights = [0.16 * len(frames) + 1.0, 0.16 * len(tokens) + 1.6]
-    with _style():
+    with style():
         figure, axes = plt.subplots(
             2, 1, figsize=(width, sum(heights) + 0.7), height_ratios=heights
         )
         plt.close(figure)
-        _draw_routes(axes[0], frames, (0.0, float(example["seconds"])), "encoder layer")
+        draw_routes(axes[0], frames, (0.0, float(example["seconds"])), "encoder layer")
         axes[0].set(xlabel="time (s)", title="Encoder: audio frames")
-        _draw_routes(axes[1], tokens, (0.5, tokens.shape[1] + 0.5), "decoder layer")
+        draw_routes(axes[1], tokens, (0.5, tokens.shape[1] + 0.5), "decoder layer")
         axes[1].set(xlabel="token", title="Decoder: tokens")
         _draw_token_names(axes[1], example["tokens"])
         handles = [
-            Patch(facecolor=BLUE, label=f"{_language_name(gate_file['language'])} expert"),
+            Patch(facecolor=BLUE, label=f"{language_name(gate_file['language'])} expert"),
             Patch(facecolor=LIGHT, edgecolor=GREY, linewidth=0.5, label="shared"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
-        figure.suptitle(_heatmap_title(gate_file, example, width), x=0.01, ha="left")
+        (title,) = titles([gate_file], among)
+        figure.suptitle(_heatmap_title(title, example, width), x=0.01, ha="left")
     return figure
 
 
-def _draw_routes(axis: Axes, gates: np.ndarray, span: tuple[float, float], ylabel: str) -> None:
+def draw_routes(axis: Axes, gates: np.ndarray, span: tuple[float, float], ylabel: str) -> None:
     """gates (layers, positions) of 0 and 1, the first layer at the bottom as signals flow."""
     layers = len(gates)
     axis.imshow(
@@ -320,19 +317,19 @@ def _draw_token_names(axis: Axes, tokens: Sequence[str]) -> None:
     places = range(1, len(tokens) + 1, every)
     for edge in np.arange(1.5, len(tokens)):
         axis.axvline(edge, color="white", linewidth=0.6)
-    axis.set_xticks(places, [_readable(tokens[p - 1], p) for p in places], rotation=60, ha="right",
+    axis.set_xticks(places, [readable(tokens[p - 1], p) for p in places], rotation=60, ha="right",
                     rotation_mode="anchor")  # fmt: skip
     axis.tick_params(axis="x", length=0, pad=2)
 
 
-def _readable(token: str, place: int) -> str:
+def readable(token: str, place: int) -> str:
     """The token with its spaces made visible; its number where no font can draw it."""
     text = token.replace("<|", "<").replace("|>", ">").replace("Ġ", " ").replace("\n", "⏎")
     text = text.replace(" ", "␣").replace("$", r"\$")
-    return text if text and all(_can_draw(character) for character in text) else f"#{place}"
+    return text if text and all(can_draw(character) for character in text) else f"#{place}"
 
 
-def _can_draw(character: str) -> bool:
+def can_draw(character: str) -> bool:
     return any(ord(character) in charmap for charmap in _charmaps())
 
 
@@ -344,55 +341,9 @@ def _charmaps() -> list[Mapping[int, int]]:
     return found
 
 
-def _heatmap_title(gate_file: Mapping[str, Any], example: Mapping[str, Any], width: float) -> str:
+def _heatmap_title(title: str, example: Mapping[str, Any], width: float) -> str:
     text, room = str(example["text"]).replace("$", r"\$"), int(12 * width)
-    if not all(_can_draw(character) for character in text):
-        return f"{_gate_title(gate_file)}: utterance {example['id']}"
+    if not all(can_draw(character) for character in text):
+        return f"{title}: utterance {example['id']}"
     text = text if len(text) <= room else text[: room - 1] + "…"
-    return f"{_gate_title(gate_file)}: “{text}”"
-
-
-# -------------------------------------------------------------------------------------- corpus
-
-
-def corpus_overview(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Histogram of clip lengths, one panel per split; ``tables`` maps a split's name to its table.
-
-    Titles hold the number of clips and the hours. The vertical scales differ, as the splits do.
-    """
-    if not tables or any("seconds" not in table for table in tables.values()):
-        raise UserError(
-            f"tables {list(tables)}: expected at least one corpus table with a column 'seconds'"
-        )
-    seconds = {n: pd.to_numeric(t["seconds"]).dropna().to_numpy() for n, t in tables.items()}
-    longest = max((values.max() for values in seconds.values() if len(values)), default=1.0)
-    edges = np.linspace(0, longest, 31)
-    columns = min(4, len(tables))
-    rows = math.ceil(len(tables) / columns)
-    with _style():
-        figure, axes = _panels(rows, columns, max(2.5, 6.4 / columns), 2.4, sharex=True)
-        for axis, (name, values) in zip(axes.flat, seconds.items(), strict=False):
-            axis.hist(values, edges, color=SKY, edgecolor="white", linewidth=0.4)
-            if len(values):
-                _draw_median(axis, float(np.median(values)))
-            hours = values.sum() / 3600
-            name = DOMAINS.get(name, name.replace("_", " "))
-            axis.set_title(f"{name[:1].upper()}{name[1:]}\n{len(values):,} clips, {hours:.2f} h")
-            axis.set_xlabel("clip length (s)")
-            axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        for axis in axes.flat[len(tables) :]:
-            axis.set_visible(False)
-        for row in axes:
-            row[0].set_ylabel("clips")
-    return figure
-
-
-def _draw_median(axis: Axes, median: float) -> None:
-    axis.margins(y=0.22)  # room for the words above the bars
-    axis.axvline(median, color=VERMILION, linestyle="--", linewidth=1.2)
-    right = median < sum(axis.get_xlim()) / 2
-    axis.annotate(
-        f"median {median:.1f} s", (median, 1), (4 if right else -4, -2), va="top",
-        ha="left" if right else "right", xycoords=("data", "axes fraction"),
-        textcoords="offset points", color=VERMILION, fontsize=8,
-    )  # fmt: skip
+    return f"{title}: “{text}”"

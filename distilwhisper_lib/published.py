@@ -96,8 +96,9 @@ def _value(row: Mapping[str, str | None], where: str) -> Published:
 def compared(tables: Tables, values: Sequence[Published]) -> pd.DataFrame:
     """Ours, the published value and the difference, as text, per (domain, language).
 
-    The columns have a third level for the three. Only WER tables under the paper's normaliser
-    compare: UserError for others.
+    The columns have a third level for the three. A value stands beside cells of its own corpus
+    only; a cell that was not run has the corpus of its column. Only WER tables under the paper's
+    normaliser compare: UserError for others.
     """
     for table in tables.values():
         given = (table.attrs["metric"], table.attrs["normalizer"])
@@ -116,11 +117,13 @@ def _beside(table: pd.DataFrame, values: Sequence[Published]) -> pd.DataFrame:
     found |= {(v.system, v.corpus, v.language): v for v in values if v.train_size == size}
     columns: dict[tuple[str, str, str], list[str]] = {}
     for domain, language in table.columns:
-        corpus = _family(corpora.get(domain, ""))
         for kind in ("ours", "published", "difference"):
             columns[domain, language, kind] = []
         for system in table.index:
             ours = table.loc[system, (domain, language)]
+            # A cell of several corpora stands beside the value of none.
+            families = {_family(corpus) for corpus in corpora[system][domain, language]}
+            corpus = families.pop() if len(families) == 1 else None
             value = found.get((system, corpus, language))
             theirs = value.wer if value else math.nan
             sd = spread[system].get((domain, language), math.nan)

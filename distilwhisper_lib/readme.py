@@ -51,7 +51,10 @@ def notes(records: Sequence[Record]) -> str:
     """What a reader of the tables has to know of these records, in one paragraph."""
     said = ["An average stands only where a system was run in every language of the table."]
     if len({record["config"]["seed"] for record in records}) > 1:
-        said.append("± is the sample standard deviation over seeds.")
+        said.append(
+            "± is the sample standard deviation over seeds; an average's, over the seeds that ran "
+            "in every language."
+        )
     if unspaced := _unspaced(records):
         said.append(
             f"Written without spaces, so its CER comes first: {', '.join(unspaced)}. An average "

@@ -6,15 +6,15 @@ Everything that is shown or published (tables, figures, the README's block) is m
 from __future__ import annotations
 
 import json
-import math
 import re
-from dataclasses import dataclass
+import typing
 from pathlib import Path
 from typing import Any
 
-from .config import METHODS
+from .config import METHODS, RunConfig
 from .errors import UserError
 from .files import write_atomic
+from .schema import LANGUAGE, EachOf, Maybe, Named, Optional, Where, at_least, between, check, shown
 
 SCHEMA_VERSION = 1
 DOMAINS = {"in_domain": "in domain", "out_of_domain": "out of domain"}
@@ -22,117 +22,118 @@ NORMALIZERS = ("marks", "whisper")
 
 Record = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class _Maybe:
-    """The kind, or null."""
-
-    kind: Any
+_COUNT, _MEASURE = at_least(int, 0), at_least(float, 0)
+_SOME = at_least(int, 1)
 
 
-@dataclass(frozen=True)
-class _Optional:
-    """The kind, where the field is there: records of earlier versions lack it."""
-
-    kind: Any
-
-
-@dataclass(frozen=True)
-class _EachOf:
-    """An object with free names whose values all have this kind."""
-
-    kind: Any
+def _rate(name: str) -> Where:
+    counts = dict.fromkeys(("substitutions", "deletions", "insertions", "hits"), _COUNT)
+    return Where(
+        {name: _MEASURE, **counts},
+        lambda found: found["hits"] + found["substitutions"] + found["deletions"] > 0,
+        "hits, substitutions and deletions that add up to 1 or more",
+    )
 
 
-_ERRORS = {"substitutions": int, "deletions": int, "insertions": int, "hits": int}
-_SCORES = {
-    "wer": {"wer": float, **_ERRORS},
-    "cer": {"cer": float, **_ERRORS},
-    "utterances": int,
-    "empty_references": int,
-}
-_DATA = _Maybe({"corpus": str, "clips": int, "hours": float, "sha256": str})
-_MODEL = {"name": str, "sha256": _Maybe(str)}
+_SCORES = Named(
+    NORMALIZERS,
+    {"wer": _rate("wer"), "cer": _rate("cer"), "utterances": _SOME, "empty_references": _COUNT},
+    "scored under",
+    "run its notebook again (what was trained and decoded is read back from outputs/, only the "
+    "scores are made anew), or update the kit",
+)
+_DATA = Maybe({"corpus": str, "clips": _COUNT, "hours": _MEASURE, "sha256": str})
+_MODEL = {"name": str, "sha256": Maybe(str)}
 # mode: "hidden", "top_k" or "online"; of stored ones also bytes, seconds of the build, and built:
 # whether this run built them or found them.
 _TARGETS = {
     "mode": str,
-    "bytes": _Optional(int),
-    "seconds": _Optional(float),
-    "built": _Optional(bool),
+    "bytes": Optional(_COUNT),
+    "seconds": Optional(_MEASURE),
+    "built": Optional(bool),
 }
 _TRAINING = {
-    "steps": int,
-    "epochs": float,
-    "seconds": float,
-    "processes": _Optional(int),
-    "trainable_parameters": int,
-    "artifact_bytes": _Maybe(int),
-    "peak_memory_bytes": _Maybe(int),
-    "best_step": _Maybe(int),
-    "weights_sha256": _Maybe(str),
-    "teacher_targets": _Optional(_TARGETS),
-    "log": [{"step": int}],
-    "validation": [{"step": int, "wer": _Maybe(float), "cer": _Maybe(float)}],
+    "steps": _COUNT,
+    "epochs": _MEASURE,
+    "seconds": _MEASURE,
+    "processes": Optional(_COUNT),
+    "trainable_parameters": _COUNT,
+    "artifact_bytes": Maybe(_COUNT),
+    "peak_memory_bytes": Maybe(_COUNT),
+    "best_step": Maybe(_COUNT),
+    "weights_sha256": Maybe(str),
+    "teacher_targets": Optional(_TARGETS),
+    "log": [{"step": _COUNT}],
+    "validation": [{"step": _COUNT, "wer": Maybe(_MEASURE), "cer": Maybe(_MEASURE)}],
 }
 _EVALUATION = {
     "domain": tuple(DOMAINS),
     "corpus": str,
-    "language": str,
-    "clips": int,
-    "audio_seconds": float,
-    "seconds": _Maybe(float),
-    "rtf": _Maybe(float),
-    "precision": _Optional(str),
-    "batch_size": _Optional(int),
-    "capped": int,
+    "language": LANGUAGE,
+    "clips": _SOME,
+    "audio_seconds": _MEASURE,
+    "seconds": Maybe(_MEASURE),
+    "rtf": Maybe(_MEASURE),
+    "precision": Optional(str),
+    "batch_size": Optional(_SOME),
+    "capped": _COUNT,
     "hypotheses_sha256": str,
-    "published_sha256": _Optional(str),
-    "scores": {name: _SCORES for name in NORMALIZERS},
-    "gates": _Maybe({"encoder": [float], "decoder": [float]}),
+    "published_sha256": Optional(str),
+    "scores": _SCORES,
+    "gates": Maybe({"encoder": [between(0, 1)], "decoder": [between(0, 1)]}),
 }
 _FORGETTING = {
     "task": ("transcribe", "translate"),
-    "language": str,
+    "language": LANGUAGE,
     "domain": tuple(DOMAINS),
     "corpus": str,
-    "clips": int,
+    "clips": _SOME,
     "part": str,
     "published_sha256": str,
-    "scores": _Maybe({name: _SCORES for name in NORMALIZERS}),
+    "scores": Maybe(_SCORES),
 }
-# The kinds: a type (float takes whole numbers too), a tuple of allowed values, {name: kind} with
-# these names required (unless _Optional(kind)) and others allowed, [kind], _Maybe(kind),
-# _EachOf(kind).
+
+
+def _setting(hint: Any) -> Any:
+    """The kind of a setting by its declared type. A choice is text: other versions have others."""
+    options = typing.get_args(hint) or (hint,)
+    kind = options[0] if isinstance(options[0], type) else str
+    return Maybe(kind) if type(None) in options else kind
+
+
+_SETTINGS = {name: Optional(_setting(h)) for name, h in typing.get_type_hints(RunConfig).items()}
 SCHEMA: dict[str, Any] = {
     "schema": int,
     "run_id": str,
     "preset": str,
     "demo": bool,
-    "config": {"method": METHODS, "language": str, "seed": int, "conventions": str},
+    "config": _SETTINGS
+    | {"method": METHODS, "language": LANGUAGE, "seed": int, "conventions": str}
+    | {"train_size": Optional(Maybe(_SOME))},
     "provenance": {
-        "commit": _Maybe(str),
-        "dirty": _Maybe(bool),
+        "commit": Maybe(str),
+        "dirty": Maybe(bool),
         "created": str,
-        "versions": _EachOf(_Maybe(str)),
-        "hardware": {"device": str, "cpu": str, "cores": int, "memory_gib": _Maybe(float)},
-        "command": _Maybe(str),
+        "versions": EachOf(Maybe(str)),
+        "hardware": {"device": str, "cpu": str, "cores": int, "memory_gib": Maybe(float)},
+        "command": Maybe(str),
     },
-    "models": {"student": _MODEL, "teacher": _Maybe(_MODEL)},
+    "models": {"student": _MODEL, "teacher": Maybe(_MODEL)},
     "data": {"train": _DATA, "validation": _DATA, "in_domain": _DATA, "out_of_domain": _DATA},
-    "training": _Maybe(_TRAINING),
+    "training": Maybe(_TRAINING),
     "evaluations": [_EVALUATION],
-    "forgetting": _Optional([_FORGETTING]),
+    "forgetting": Optional([_FORGETTING]),
 }
 
-_KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def validate_record(record: Any, source: str | Path = "record") -> None:
     """Raise UserError naming ``source`` and the field when ``record`` is not a run record."""
     if not isinstance(record, dict):
-        raise UserError(f"{source}: holds {_shown(record)}, expected a run record (a JSON object)")
+        raise UserError(
+            f"{source}: holds {shown(repr(record))}, expected a run record (a JSON object)"
+        )
     version = record.get("schema")
     if isinstance(version, int) and not isinstance(version, bool) and version != SCHEMA_VERSION:
         age = "newer" if version > SCHEMA_VERSION else "older"
@@ -140,76 +141,12 @@ def validate_record(record: Any, source: str | Path = "record") -> None:
             f"{source}: field 'schema' is {version}, {age} than the {SCHEMA_VERSION} that this "
             f"version reads: {'update the kit' if age == 'newer' else 'run the notebook again'}"
         )
-    _check(record, SCHEMA, "", str(source))
+    check(record, SCHEMA, source)
     if not _RUN_ID.fullmatch(record["run_id"]):
         raise UserError(
             f"{source}: field 'run_id' is {record['run_id']!r}, expected letters, digits and "
             "'_.-' only, because it names the file: take it from RunConfig.run_id"
         )
-
-
-def _check(value: Any, kind: Any, field: str, source: str) -> None:
-    """Compare ``value`` with ``kind``, going down into objects and lists."""
-    if isinstance(kind, _Maybe):
-        if value is not None:
-            _check(value, kind.kind, field, source)
-    elif isinstance(kind, dict):
-        _expect(isinstance(value, dict), value, "an object", field, source)
-        for name, inner in kind.items():
-            path = f"{field}.{name}" if field else name
-            if name not in value:
-                if isinstance(inner, _Optional):
-                    continue
-                raise UserError(
-                    f"{source}: field {path!r} is missing, expected {_kind_name(inner)}: run the "
-                    "notebook again, or take the file from version control"
-                )
-            inner = inner.kind if isinstance(inner, _Optional) else inner
-            _check(value[name], inner, path, source)
-    elif isinstance(kind, _EachOf):
-        _expect(isinstance(value, dict), value, "an object", field, source)
-        for name, item in value.items():
-            _check(item, kind.kind, f"{field}.{name}", source)
-    elif isinstance(kind, list):
-        _expect(isinstance(value, list), value, "a list", field, source)
-        for index, item in enumerate(value):
-            _check(item, kind[0], f"{field}[{index}]", source)
-    elif isinstance(kind, tuple):
-        known = isinstance(value, str) and value in kind
-        _expect(known, value, _kind_name(kind), field, source)
-    else:
-        _expect(_is_a(value, kind), value, _kind_name(kind), field, source)
-
-
-def _is_a(value: Any, kind: type) -> bool:
-    if isinstance(value, bool) or kind is bool:  # True is an int for Python, not for a record
-        return isinstance(value, bool) and kind is bool
-    if kind is float:  # NaN and infinity are not JSON
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, kind)
-
-
-def _expect(holds: bool, value: Any, expected: str, field: str, source: str) -> None:
-    if not holds:
-        raise UserError(
-            f"{source}: field {field!r} is {_shown(value)}, expected {expected}: run the notebook "
-            "again, or take the file from version control"
-        )
-
-
-def _kind_name(kind: Any) -> str:
-    if isinstance(kind, _Maybe):
-        return f"{_kind_name(kind.kind)} or null"
-    if isinstance(kind, tuple):
-        return f"one of {', '.join(kind)}"
-    if isinstance(kind, list):
-        return "a list"
-    return _KIND_NAMES.get(kind, "an object") if isinstance(kind, type) else "an object"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def record_text(record: Record) -> str:

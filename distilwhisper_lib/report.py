@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from .alignment import Alignment
 from .costs import cost_table, formatted_costs
 from .error_analysis import (
+    LOOP_RULE,
     error_by_length,
     error_kinds,
     hallucinations,
@@ -35,13 +36,14 @@ from .forced_gates import load_forced
 from .forced_plots import forced_changes
 from .forgetting import forgetting_table
 from .gates import load_gates
-from .plots import _style as style
-from .plots import gate_shares
+from .hypotheses import Hypotheses
+from .plots import gate_shares, style
 from .published import compared, read_published_values
 from .readme import notes
 from .records import DOMAINS, Record, load_records
+from .rescoring import rescore
 from .result_plots import error_kinds_bars, interval_plot, length_lines, results_bars
-from .significance import NO_HYPOTHESES, Resampled, check_scores, resample
+from .significance import NO_HYPOTHESES, Resampled, resample
 from .tables import LABELS, blocks, results_tables, shown_metrics, title_of
 
 PUBLISHED = "published.csv"
@@ -80,18 +82,19 @@ def report_html(
 ) -> str:
     """The page's text: the same for the same records and files, whenever it is made."""
     values = read_published_values(published or Path("results") / PUBLISHED)
-    resampled = resample(records, folder)
+    texts = Hypotheses(folder)
+    resampled = resample(records, texts)
     sections = {
         "Error rates": _error_rates(records),
         "Beside the published values": _beside(records, values),
         "How sure": _how_sure(resampled),
-        "What kind of errors": _errors(records, folder),
-        "Worst utterances": _worst(records, folder),
+        "What kind of errors": _errors(records, texts),
+        "Worst utterances": _worst(records, texts),
         "What normalisation does": _normalizers(records),
-        "What was forgotten": _forgotten(records, folder),
+        "What was forgotten": _forgotten(records, texts),
         "What it costs": _costs(records),
         "Gates": _gates(folder),
-        "Where the numbers are from": _provenance(records, folder),
+        "Where the numbers are from": _provenance(records, texts),
     }
     contents = " · ".join(
         f'<a href="#s{n}">{html.escape(title)}</a>' for n, title in enumerate(sections)
@@ -153,9 +156,11 @@ def _how_sure(resampled: Resampled) -> str:
         _note(
             f"95 % percentile intervals of a bootstrap that draws whole blocks ({blocked}). They "
             "tell how the test set might have come out, not how training might. Differences are "
-            "paired: both systems on the same drawn clips; p is two-sided, and adjusted after Holm "
-            "for all pairs of one test set. Where blocks are few, intervals are too narrow: the "
-            "note says so."
+            "paired: both systems on the same drawn clips. p, two-sided, is a permutation test's: "
+            "the share of all ways to swap the two systems block by block (or of "
+            f"{resampled.draws:,} random ones, where there are more) that give a difference at "
+            "least as large; p (Holm) is adjusted for all pairs of one test set. Where blocks are "
+            "few, intervals are too narrow, and p is right but cannot get small: the note says so."
         )
     ]
     for title in resampled.found:
@@ -169,8 +174,8 @@ def _how_sure(resampled: Resampled) -> str:
     return "".join(parts)
 
 
-def _errors(records: Sequence[Record], folder: str | Path) -> str:
-    kinds, lengths = error_kinds(records), error_by_length(records, folder)
+def _errors(records: Sequence[Record], texts: Hypotheses) -> str:
+    kinds, lengths = error_kinds(records), error_by_length(records, texts)
     parts = []
     for title in blocks(records):
         parts.append(_figure(title, error_kinds_bars, kinds[kinds["training"] == title]))
@@ -181,13 +186,13 @@ def _errors(records: Sequence[Record], folder: str | Path) -> str:
     parts.append("<h3>Loops and hallucinations</h3>")
     parts.append(
         _note(
-            "Per cent of the clips. Loops: text repeated four times or more in a row that the "
-            "reference does not repeat. Too long: more characters per second than the bound, half "
+            f"Per cent of the clips. Loops: {LOOP_RULE}; where the reference has one too, it does "
+            "not count. Too long: more characters per second than the bound, half "
             "as much again as the fastest references of the test set. Cut: ended by the token "
             "limit."
         )
     )
-    found = hallucinations(records, folder)
+    found = hallucinations(records, texts)
     parts.append(_table(_compact(_pooled(found))) + _folded("By language", _table(_compact(found))))
     return "".join(parts)
 
@@ -199,7 +204,7 @@ def _pooled(found: pd.DataFrame) -> pd.DataFrame:
     return found.groupby(keys, sort=False)[shown].mean().reset_index()
 
 
-def _worst(records: Sequence[Record], folder: str | Path) -> str:
+def _worst(records: Sequence[Record], texts: Hypotheses) -> str:
     parts = [_note("Struck out: not heard. Underlined: not said. Texts as normalised.")]
     places = {
         (record["config"]["language"], evaluation["domain"])
@@ -209,7 +214,7 @@ def _worst(records: Sequence[Record], folder: str | Path) -> str:
     }
     methods = [name for name in reversed(LABELS) if any(_is(r, name) for r in records)]
     for language, domain in sorted(places):
-        table = worst_utterances(records, folder, language, methods[0], domain)
+        table = worst_utterances(records, texts, language, methods[0], domain)
         title = f"{LABELS[methods[0]]}, {language}, {DOMAINS[domain]}"
         parts.append(_folded(title, Alignment(table)._repr_html_()))
     return "".join(parts)
@@ -227,8 +232,8 @@ def _normalizers(records: Sequence[Record]) -> str:
     ) + _table(_compact(normalizers_side_by_side(records)))
 
 
-def _forgotten(records: Sequence[Record], folder: str | Path) -> str:
-    table = forgetting_table(records, folder)
+def _forgotten(records: Sequence[Record], texts: Hypotheses) -> str:
+    table = forgetting_table(records, texts)
     if table.empty:
         return _note("No run listened to languages that it was not trained on.")
     return _note(
@@ -270,14 +275,11 @@ def _forced(folder: str | Path) -> str:
     )
 
 
-def _provenance(records: Sequence[Record], folder: str | Path) -> str:
-    findings = check_scores(records, folder)
-    unpublished = sum(e.get("published_sha256") is None for r in records for e in r["evaluations"])
-    said = [*findings]
-    if not findings and unpublished == 0:
-        said.append("Every score was made again from the published hypotheses, and came out equal.")
-    elif unpublished:
-        said.append(f"{unpublished} evaluations have {NO_HYPOTHESES}.")
+def _provenance(records: Sequence[Record], texts: Hypotheses) -> str:
+    done = rescore(records, texts)
+    said = [*done.findings, str(done)]
+    if done.unpublished:
+        said.append(f"{done.unpublished} evaluations have {NO_HYPOTHESES}.")
     rows = [
         {
             "run": record["run_id"],

@@ -12,13 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .errors import UserError
-from .plots import BLACK, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
-from .plots import _language_name as language_name
-from .plots import _panels as panels
-from .plots import _style as style
+from .plots import BLACK, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW, panels, style
 from .records import DOMAINS
 from .significance import NO_HYPOTHESES
 from .tables import AVERAGE, LABELS
+from .titles import language_name
 
 # System -> fill and hatch. Both zero-shot rows are grey: they are no result of training.
 _SYSTEMS = dict(

@@ -18,11 +18,10 @@ from pathlib import Path
 
 from .errors import UserError
 from .exports import formatted
-from .hypotheses import FIELD
 from .readme import notes, update_readme
 from .records import DOMAINS, Record, load_records
 from .report import PUBLISHED, write_report
-from .significance import check_scores
+from .rescoring import rescore
 from .tables import results_tables, shown_metrics
 
 
@@ -118,20 +117,15 @@ def _report_command(given: argparse.Namespace) -> int:
 
 
 def _check_command(given: argparse.Namespace) -> int:
-    findings, checked, without = [], 0, 0
+    differs = False
     for folder in _folders(given):
-        records = load_records(folder)
-        findings += check_scores(records, folder)
-        for record in records:
-            checked += len(record["evaluations"])
-            without += sum(e.get(FIELD) is None for e in record["evaluations"])
-    for finding in findings:
-        print(finding, file=sys.stderr)
-    print(
-        f"{checked - without} of {checked} evaluations scored again from published hypotheses, "
-        f"{len(findings)} scores differ"
-    )
-    return 1 if findings else 0
+        if records := load_records(folder):
+            done = rescore(records, folder)
+            for finding in done.findings:
+                print(finding, file=sys.stderr)
+            print(f"{folder}: {done}")
+            differs = differs or bool(done.findings)
+    return 1 if differs else 0
 
 
 if __name__ == "__main__":

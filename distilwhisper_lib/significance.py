@@ -1,6 +1,7 @@
 """Which differences between systems are more than the luck of the test set.
 
-Built on published hypotheses: see `bootstrap` for the method, `hypotheses` for the files.
+Built on published hypotheses (`hypotheses`): intervals are a bootstrap's (`bootstrap`), p-values a
+paired permutation test's (`permutation`), both of whole speakers.
 """
 
 from __future__ import annotations
@@ -20,21 +21,19 @@ from .bootstrap import (
     generator,
     holm,
     interval,
-    p_value,
     resampled_rates,
     speaker_blocks,
 )
 from .checks import one_of
 from .errors import UserError
-from .hypotheses import Row, read_published, same_clips
+from .hypotheses import Hypotheses, Row, same_clips
+from .permutation import least_p_value, swap_p_value
 from .records import DOMAINS, NORMALIZERS, Record
-from .scoring import utterance_errors
 from .tables import (
     AVERAGE,
     HEADLINE,
     LABELS,
     METRICS,
-    RATES,
     averaged,
     blocks,
     own_evaluations,
@@ -64,6 +63,7 @@ class CellErrors:
 
     rate: float
     rates: np.ndarray  # (resamples,)
+    parts: np.ndarray  # (blocks,) what each block adds to the rate
     clips: int
     blocks: int
     fewest: int  # of an average: the blocks of the language that has the fewest
@@ -82,6 +82,8 @@ class Resampled:
     found: Mapping[str, Found]  # by training size
     metric: str
     normalizer: str
+    draws: int
+    seed: int
 
     def intervals(self) -> pd.DataFrame:
         """One row per training size, system, domain and language (or average).
@@ -100,8 +102,9 @@ class Resampled:
         """One row per training size, pair of systems, domain and language (or average).
 
         ``comparisons`` are pairs of methods or of row names, (system, against). difference, low,
-        high in points (negative: the system is better), p, and "p (Holm)": p adjusted for all
-        pairs of the same test set. Both systems are drawn with the same speakers.
+        high in points (negative: the system is better), p (`permutation.swap_p_value`), and
+        "p (Holm)": p adjusted for all pairs of the same test set. Both systems are drawn with the
+        same speakers, and swapped speaker by speaker.
         """
         rows = []
         for title, found in self.found.items():
@@ -115,10 +118,28 @@ class Resampled:
                         continue  # not run: nothing to compare
                     row = {"training": title, "system": system, "against": against}
                     row |= {"domain": domain, "language": language}
-                    tests.append(row | _compare(*cells))
+                    tests.append(row | self._compare(*cells, (domain, language)))
                 adjusted = holm([test["p"] for test in tests])
                 rows += [t | {"p (Holm)": p} for t, p in zip(tests, adjusted, strict=True)]
         return pd.DataFrame(rows, columns=_DIFFERENCE_COLUMNS)
+
+    def _compare(
+        self, system: CellErrors | str, against: CellErrors | str, place: tuple[str, str]
+    ) -> dict[str, Any]:
+        nothing = {"difference": math.nan, "low": math.nan, "high": math.nan, "p": math.nan}
+        for cell in (system, against):
+            if isinstance(cell, str):
+                return nothing | {"note": cell}
+        if system.group != against.group:
+            return nothing | {"note": OTHER_CLIPS}
+        low, high = interval(system.rates - against.rates)
+        random = generator(self.seed, "swap", *place)
+        return {
+            "difference": 100 * (system.rate - against.rate),
+            "low": 100 * low,
+            "high": 100 * high,
+            "p": swap_p_value(system.parts - against.parts, self.draws, random),
+        } | _bookkeeping(system, paired=True)
 
 
 _BOOKKEEPING = ["clips", "blocks", "blocked on", "note"]
@@ -132,7 +153,7 @@ _DIFFERENCE_COLUMNS = [
 
 def resample(
     records: Sequence[Record],
-    folder: str | Path,
+    folder: str | Path | Hypotheses,
     metric: str = HEADLINE,
     normalizer: str = "marks",
     *,
@@ -149,16 +170,17 @@ def resample(
     one_of("normalizer", normalizer, NORMALIZERS)
     if resamples < 100:
         raise UserError(f"resamples={resamples} is too few for a 95 % interval: expected >= 100")
+    published = Hypotheses.of(folder)
     found = {
-        title: _resample_block(group, folder, metric, normalizer, resamples, seed)
+        title: _resample_block(group, published, metric, normalizer, resamples, seed)
         for title, group in blocks(records).items()
     }
-    return Resampled(found, metric, normalizer)
+    return Resampled(found, metric, normalizer, resamples, seed)
 
 
 def _resample_block(
-    records: Sequence[Record], folder: str | Path, metric: str, normalizer: str, resamples: int,
-    seed: int,
+    records: Sequence[Record], published: Hypotheses, metric: str, normalizer: str,
+    resamples: int, seed: int,
 ) -> Found:  # fmt: skip
     runs: dict[tuple[str, str], dict[str, list[tuple[Record, dict[str, Any]]]]] = {}
     labels = row_labels(records)
@@ -172,7 +194,7 @@ def _resample_block(
         languages = sorted(language for d, language in runs if d == domain)
         for language in languages:
             cell = _resample_cell(
-                runs[domain, language], folder, rate_of(metric, language), normalizer,
+                runs[domain, language], published, rate_of(metric, language), normalizer,
                 resamples, place=(seed, domain, language),
             )  # fmt: skip
             found |= {(s, domain, language): cell[s] for s in systems if s in cell}
@@ -190,7 +212,7 @@ def _place(system: str) -> tuple[int, str]:
 
 def _resample_cell(
     systems: Mapping[str, Sequence[tuple[Record, Mapping[str, Any]]]],
-    folder: str | Path,
+    published: Hypotheses,
     metric: str,
     normalizer: str,
     resamples: int,
@@ -198,9 +220,9 @@ def _resample_cell(
 ) -> dict[str, CellErrors | str]:
     """All systems of one test set. Those that heard the same clips share their draws."""
     cells: dict[str, CellErrors | str] = {}
-    groups: list[tuple[list[Row], dict[str, list[list[Row]]]]] = []
+    groups: list[tuple[list[Row], list[str]]] = []
     for system, runs in systems.items():
-        said = [read_published(folder, record, evaluation) for record, evaluation in runs]
+        said = [published.rows(*run) for run in runs]
         if any(rows is None for rows in said):
             cells[system] = NO_HYPOTHESES
         elif not all(same_clips(said[0], rows) for rows in said[1:]):
@@ -208,12 +230,12 @@ def _resample_cell(
         else:
             group = next((g for g in groups if same_clips(g[0], said[0])), None)
             if group is None:
-                groups.append(group := (said[0], {}))
-            group[1][system] = said
+                groups.append(group := (said[0], []))
+            group[1].append(system)
     for number, (clips, members) in enumerate(groups):
         scores = {
-            system: [utterance_errors(r, place[2], normalizer, metric) for r in said]
-            for system, said in members.items()
+            system: [published.errors(*run, normalizer, metric) for run in systems[system]]
+            for system in members
         }
         # Several seeds: the mean of their errors. The references, and so the units, are the same.
         errors = [np.mean([run.errors for run in runs], axis=0) for runs in scores.values()]
@@ -222,9 +244,11 @@ def _resample_cell(
         rates = resampled_rates(
             np.column_stack(errors), any_run.units, drawn, resamples, generator(*place)
         )
+        units = any_run.units.sum()
         for column, system in enumerate(members):
             cells[system] = CellErrors(
-                errors[column].sum() / any_run.units.sum(), rates[:, column],
+                errors[column].sum() / units, rates[:, column],
+                np.bincount(drawn.of_utterance, errors[column], drawn.count) / units,
                 int(any_run.scored.sum()), drawn.count, drawn.count, drawn.kind, (number,),
             )  # fmt: skip
     return cells
@@ -237,6 +261,7 @@ def _average(cells: Sequence[CellErrors | str]) -> CellErrors | str:
     return CellErrors(
         float(np.mean([cell.rate for cell in cells])),
         np.mean([cell.rates for cell in cells], axis=0),
+        np.concatenate([cell.parts for cell in cells]) / len(cells),
         sum(cell.clips for cell in cells),
         sum(cell.blocks for cell in cells),
         min(cell.fewest for cell in cells),
@@ -252,52 +277,10 @@ def _described(cell: CellErrors | str, name: str) -> dict[str, Any]:
     return {name: 100 * cell.rate, "low": 100 * low, "high": 100 * high} | _bookkeeping(cell)
 
 
-def _bookkeeping(cell: CellErrors) -> dict[str, Any]:
-    few = f"{cell.fewest} blocks only: too narrow" if cell.fewest < FEW_BLOCKS else ""
+def _bookkeeping(cell: CellErrors, paired: bool = False) -> dict[str, Any]:
+    few = ""
+    if cell.fewest < FEW_BLOCKS:
+        few = f"{cell.fewest} blocks only: {'interval ' * paired}too narrow"
+        if paired and (least := least_p_value(cell.blocks)) > 0.001:
+            few += f", p at least {least:.2g}"
     return {"clips": cell.clips, "blocks": cell.blocks, "blocked on": cell.kind, "note": few}
-
-
-def _compare(system: CellErrors | str, against: CellErrors | str) -> dict[str, Any]:
-    nothing = {"difference": math.nan, "low": math.nan, "high": math.nan, "p": math.nan}
-    for cell in (system, against):
-        if isinstance(cell, str):
-            return nothing | {"note": cell}
-    if system.group != against.group:
-        return nothing | {"note": OTHER_CLIPS}
-    differences = system.rates - against.rates
-    low, high = interval(differences)
-    return {
-        "difference": 100 * (system.rate - against.rate),
-        "low": 100 * low,
-        "high": 100 * high,
-        "p": p_value(differences),
-    } | _bookkeeping(system)
-
-
-def check_scores(records: Sequence[Record], folder: str | Path) -> list[str]:
-    """One sentence for every recorded score that the published hypotheses do not give again.
-
-    None is what one hopes for. Raises UserError for a damaged file of hypotheses.
-    """
-    findings = []
-    for record in records:
-        for evaluation in record["evaluations"]:
-            rows = read_published(folder, record, evaluation)
-            where = f"run {record['run_id']}, {evaluation['domain']} {evaluation['language']}"
-            if rows is None:
-                continue
-            if len(rows) != evaluation["clips"]:
-                findings.append(f"{where}: {len(rows)} clips published, {evaluation['clips']} said")
-                continue
-            for normalizer in NORMALIZERS:
-                for metric in RATES:
-                    scored = utterance_errors(rows, evaluation["language"], normalizer, metric)
-                    again = scored.errors.sum() / scored.units.sum()
-                    said = evaluation["scores"][normalizer][metric][metric]
-                    if not math.isclose(again, said, rel_tol=0, abs_tol=1e-9):
-                        findings.append(
-                            f"{where}: {metric} under {normalizer!r} is recorded as {said:.4f}, "
-                            f"but its hypotheses give {again:.4f}: the normaliser or the record "
-                            "has changed; run the notebook again"
-                        )
-    return findings

@@ -79,8 +79,11 @@ def results_table(
     averages. Beside a CER column that is ``average (WER)``, of the other languages alone. A
     record counts for the language it was run for. Several seeds become their mean; their sample
     standard deviation is in ``table.attrs["sd"][row][(domain, language)]`` and the number of
-    seeds in ``table.attrs["seeds"]``. Runs of one method with different settings get rows of
-    their own, which name the settings that differ. UserError for an unknown name, records of
+    seeds in ``table.attrs["seeds"]``. An average is the mean of the cells that stand beside it;
+    its deviation and seeds are those of the seeds that ran in every language.
+    ``table.attrs["corpora"]`` has, by row and column, the corpora that the cell was scored on.
+    Runs of one method with different settings get rows of their own, which name the settings that
+    differ. UserError for an unknown name, records of
     several training sizes, and a run given twice.
     """
     one_of("metric", metric, METRICS)
@@ -110,7 +113,7 @@ def results_table(
             row: {headings[c]: s[2] for c, s in line.items()} for row, line in summary.items()
         },
         "train_size": next((record["config"].get("train_size") for record in records), None),
-        "corpora": {e["domain"]: e["corpus"] for r in records for e in r["evaluations"]},
+        "corpora": _corpora(records, rows, columns, headings),
     }
     return table
 
@@ -228,20 +231,46 @@ def _summarise(
     row: Mapping[Column, dict[int, float]], columns: Mapping[Column, str]
 ) -> dict[Column, tuple[float, float, int]]:
     """(mean, standard deviation, seeds) per column; NaN where there is nothing to say."""
-    filled = dict(row)
-    for average in [column for column in columns if column[1] == AVERAGE]:
-        shown = [
-            column
-            for column, rate in columns.items()
-            if column[0] == average[0] and column != average and rate == columns[average]
-        ]
-        if all(row.get(column) for column in shown):
-            # The spread of an average is that of the seeds which ran in every language.
+    summary = {column: _mean_sd(list(row.get(column, {}).values())) for column in columns}
+    for average in columns:
+        shown = _averaged_columns(average, columns)
+        if shown and all(row.get(column) for column in shown):
+            mean = statistics.fmean(summary[column][0] for column in shown)
             seeds = set.intersection(*(set(row[column]) for column in shown))
-            filled[average] = {
-                seed: statistics.fmean(row[column][seed] for column in shown) for seed in seeds
-            } or {-1: statistics.fmean(statistics.fmean(row[c].values()) for c in shown)}
-    return {column: _mean_sd(list(filled.get(column, {}).values())) for column in columns}
+            of_seeds = [statistics.fmean(row[column][seed] for column in shown) for seed in seeds]
+            summary[average] = (mean, *_mean_sd(of_seeds)[1:])
+    return summary
+
+
+def _averaged_columns(average: Column, columns: Mapping[Column, str]) -> list[Column]:
+    """The columns that an average is over; none for a column of one language."""
+    domain, name = average
+    if name != AVERAGE:
+        return []
+    same = [column for column, rate in columns.items() if rate == columns[average]]
+    return [column for column in same if column[0] == domain and column != average]
+
+
+def _corpora(
+    records: Sequence[Record],
+    rows: Sequence[str],
+    columns: Mapping[Column, str],
+    headings: Mapping[Column, Column],
+) -> dict[str, dict[Column, tuple[str, ...]]]:
+    """The corpora of each cell, by row and heading; of a cell that was not run, its column's."""
+    found: dict[str, dict[Column, set[str]]] = defaultdict(lambda: defaultdict(set))
+    whole: dict[Column, set[str]] = defaultdict(set)
+    for record, label in zip(records, row_labels(records), strict=True):
+        for evaluation in own_evaluations(record):
+            column = evaluation["domain"], evaluation["language"]
+            found[label][column].add(evaluation["corpus"])
+            whole[column].add(evaluation["corpus"])
+
+    def of_cell(row: str, column: Column) -> tuple[str, ...]:
+        parts = _averaged_columns(column, columns) or [column]
+        return tuple(sorted(set().union(*(found[row].get(p) or whole[p] for p in parts))))
+
+    return {row: {headings[column]: of_cell(row, column) for column in columns} for row in rows}
 
 
 def _mean_sd(values: list[float]) -> tuple[float, float, int]:
@@ -265,18 +294,23 @@ def _rows(records: Sequence[Record]) -> list[str]:
 
 def row_labels(records: Sequence[Record]) -> list[str]:
     """The row of each record; settings are named only where they differ from the preset's."""
-    usual = _usual_settings(records)
     labels = []
-    for record in records:
-        method = record["config"]["method"]
-        settings, base = _settings(record["config"]), usual[record["preset"], method]
-        differs = [
-            f"{name}={settings[name]}"
-            for name in sorted(settings.keys() & base.keys())
-            if settings[name] != base[name]
-        ]
-        labels.append(f"{LABELS[method]} ({', '.join(differs)})" if differs else LABELS[method])
+    for record, changed in zip(records, changed_settings(records), strict=True):
+        label = LABELS[record["config"]["method"]]
+        told = ", ".join(f"{name}={value}" for name, value in changed.items())
+        labels.append(f"{label} ({told})" if told else label)
     return labels
+
+
+def changed_settings(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The settings in which each record differs from its preset's, by name."""
+    usual, changed = _usual_settings(records), []
+    for record in records:
+        base = usual[record["preset"], record["config"]["method"]]
+        settings = _settings(record["config"])
+        shared = sorted(settings.keys() & base.keys())
+        changed.append({name: settings[name] for name in shared if settings[name] != base[name]})
+    return changed
 
 
 def _usual_settings(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, Any]]:

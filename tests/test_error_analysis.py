@@ -14,6 +14,9 @@ from make_records import make_record, make_rows, make_run
 from distilwhisper_lib import costs
 from distilwhisper_lib.alignment import Alignment, Piece, align, aligned_html
 from distilwhisper_lib.error_analysis import (
+    CHARACTERS,
+    LOOP_RULE,
+    TIMES,
     error_by_length,
     error_kinds,
     fastest_pace,
@@ -24,6 +27,8 @@ from distilwhisper_lib.error_analysis import (
 )
 from distilwhisper_lib.hypotheses import FIELD, publish
 from distilwhisper_lib.significance import NO_HYPOTHESES
+
+SENTENCE = "Si us plau, subscriviu-vos al canal i activeu la campana de notificacions. "
 
 
 @pytest.fixture
@@ -57,10 +62,51 @@ def test_normalisers_stand_side_by_side():
         ("una frase com cal que no repeteix res", False),
         ("", False),
         ("x" * 11, False),
+        ("1000000000000", False),
+        ("el 2000000000000000 i el 1,000,000,000,000", False),
+        ("1a 1a 1a 1a", True),
+        ("." * 40, False),
+        (SENTENCE * 5, True),  # as Whisper does in silence
+        (SENTENCE * 3, False),
+        (f"{SENTENCE * 2}i {SENTENCE * 2}", False),
+        (f"D'acord, {SENTENCE * 4}fins demà.", True),
+        ("ab" * 5, False),
+        ("ab" * 6, True),
+        ("abc" * 4, True),
+        ("\ud800" * 20, False),  # half of a surrogate pair, as broken JSON may have it
     ],
 )
 def test_loops(text, expected):
     assert loops(text) is expected
+
+
+def test_the_detector_is_its_description():
+    """Against the rule read word by word: every stretch, every unit."""
+
+    def by_hand(text):
+        text = f"{text} "
+        for start in range(len(text)):
+            for length in range(1, (len(text) - start) // 4 + 1):
+                unit, times = text[start : start + length], 0
+                while text.startswith(unit, start + times * length):
+                    times += 1
+                if times >= 4 and times * length >= 12 and any(c.isalpha() for c in unit):
+                    return True
+        return False
+
+    random, found = np.random.default_rng(0), []
+    for _ in range(400):
+        unit = "".join(random.choice(list("ab1 "), random.integers(1, 5)))
+        tail = "".join(random.choice(list("ab1 "), random.integers(0, 6)))
+        text = tail[::-1] + unit * random.integers(1, 9) + tail
+        found.append(loops(text))
+        assert found[-1] is by_hand(text), text
+    assert 50 < sum(found) < 350
+
+
+def test_the_page_tells_the_rule():
+    assert (TIMES, CHARACTERS) == (4, 12)
+    assert "4 times or more in a row and 12 characters or more in all" in LOOP_RULE
 
 
 def test_outputs_that_are_no_transcript_are_counted(tmp_path):

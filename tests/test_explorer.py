@@ -7,7 +7,6 @@ import io
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import ipywidgets
 import matplotlib.image
@@ -15,12 +14,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from figures import draw, texts
+from make_records import make_record
 
 from distilwhisper_lib.data import load_data
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation import transcribe
 from distilwhisper_lib.explorer import NONE, OWN, Explorer, uploaded
-from distilwhisper_lib.explorer_figures import tokens_figure, transcripts_figure, transcripts_table
+from distilwhisper_lib.explorer_figures import (
+    sound_figure,
+    tokens_figure,
+    transcripts_figure,
+    transcripts_table,
+)
 from distilwhisper_lib.explorer_html import (
     contrast,
     fill,
@@ -29,8 +35,8 @@ from distilwhisper_lib.explorer_html import (
     tokens_html,
     transcripts_html,
 )
-from distilwhisper_lib.explorer_runs import Heard, Scene
-from distilwhisper_lib.finished import load_run
+from distilwhisper_lib.explorer_runs import Heard, Run, Scene
+from distilwhisper_lib.finished import load_run, read_config
 from distilwhisper_lib.runs import evaluate, record_run
 from distilwhisper_lib.token_classes import REST
 from distilwhisper_lib.training import load_model, train
@@ -138,8 +144,8 @@ def test_two_runs_are_compared_and_one_may_have_no_gates(study):
     choose(explorer.other, "CLSR + JS")
     assert [heard.run.config.method for heard in explorer.scene.shown] == ["clsr", "js"]
     assert explorer.sound.value != before
-    assert "CLSR + JS, seed 7, gates learned" in explorer.tokens.value
-    assert "CLSR + JS, seed 7, gates learned" in explorer.transcripts.value
+    assert "Catalan, CLSR + JS, gates learned" in explorer.tokens.value
+    assert "Catalan, CLSR + JS, gates learned" in explorer.transcripts.value
     choose(explorer.other, "LoRA")
     assert explorer.scene.other.token_gates is None
     assert "(no gates)" in explorer.tokens.value
@@ -302,11 +308,9 @@ def test_pages_without_widgets_get_a_picture(study):
 # Views ---------------------------------------------------------------------------------------
 
 
-def heard_of(tokens, gates, reference="", text="", mode="learned", language="ca"):
-    config = SimpleNamespace(method="clsr", seed=1, language=language)
-    run = SimpleNamespace(
-        run_id="clsr-1", name="CLSR, seed 1", language=language, has_gates=True, config=config
-    )
+def heard_of(tokens, gates, reference="", text="", mode="learned", language="ca", **run):
+    record = make_record("clsr", language, **run)
+    run = Run(record, read_config(record), None, None)
     gates = np.array(gates)
     soft = 0.25 + 0.5 * gates
     return Heard(run, mode, "clip", reference, text, tokens, 3, gates, gates[:, :3], soft, None)
@@ -314,6 +318,26 @@ def heard_of(tokens, gates, reference="", text="", mode="learned", language="ca"
 
 def scene_of(*modes, clip="clip"):
     return Scene({"id": clip}, None, modes[0], list(modes))
+
+
+def test_compared_runs_are_told_apart_by_what_differs():
+    def titles(**run):
+        gates = np.ones((2, 4))
+        one, other = (heard_of(list("abcd"), gates, "a", "a", **given) for given in ({}, run))
+        scene = Scene({"id": "clip"}, None, one, [one], other)
+        figures = (sound_figure(scene), tokens_figure(scene), transcripts_figure(scene))
+        told = [[t for t in texts(draw(figure)) if "gates learned" in t] for figure in figures]
+        assert all(len(found) == 2 for found in told)
+        for page in (tokens_html(scene), transcripts_html(scene)):
+            assert scene.title(other) in page and scene.name(one.run) in page
+        (first, second), *others = told
+        assert scene.title(one) in first and scene.title(other) in second
+        return scene.name(one.run), scene.name(other.run)
+
+    plain = "Catalan, CLSR"
+    assert titles(seed=78) == (f"{plain}, seed 77", f"{plain}, seed 78")
+    assert titles(budget=0.3) == (plain, f"{plain}, budget=0.3")
+    assert titles() == (plain, plain)
 
 
 EVIL = "<script>alert('1')</script>"

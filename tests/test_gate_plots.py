@@ -150,3 +150,34 @@ def test_figures_are_written_as_png_and_svg_of_the_same_bytes(tmp_path):
     assert [path.suffix for path in first] == [".png", ".svg"]
     again = plots.save(gate_plots.score_histograms(file), tmp_path / "scores")
     assert [path.read_bytes() for path in again] == bytes_of
+
+
+def test_what_differs_is_named_and_the_side_and_domain_always():
+    files = [gate_file(), gate_file(seed=78), gate_file(settings={"budget": 0.3})]
+    named = ["seed 77", "seed 78", "seed 77, budget=0.3"]
+    for figure in (gate_plots.frame_shares, gate_plots.token_class_shares):
+        found = [axis.get_title(loc="left") for axis in shown(draw(figure(files)))]
+        assert found == [f"Catalan, CLSR + JS\n{name}" for name in named]
+    for side in SIDES:
+        figure = draw(gate_plots.entropy_lines(files[:1], side))
+        assert figure.get_suptitle() == f"{side.capitalize()}, in domain"
+        assert figure.axes[0].get_title(loc="left") == "Catalan, CLSR + JS"
+    file, _ = with_scores()
+    assert draw(gate_plots.score_histograms(file)).get_suptitle().startswith("Catalan, CLSR + JS: ")
+    beside = draw(gate_plots.score_histograms(file, among=files)).get_suptitle()
+    assert beside == "Catalan, CLSR + JS, seed 77: scores of the gates, in domain"
+    pair = [gate_file(code, seed=78) for code in ("ca", "cs")]
+    assert gate_plots.language_agreement(pair).get_suptitle() == "CLSR + JS, in domain"
+    beside = gate_plots.language_agreement(pair, among=[*pair, *files[:1]]).get_suptitle()
+    assert beside == "CLSR + JS, seed 78, in domain"
+
+
+def test_curves_of_two_runs_are_told_apart():
+    records = [make_record("js", seed=seed, **given) for seed, given in ((1, {}), (2, {}))]
+    records.append(make_record("js", seed=1, budget=0.3))
+    for record in records:
+        record["training"]["log"] = [{"step": 1, "gate_mean": 0.5}]
+    found = [gate_plots.soft_and_hard(record, records).get_suptitle() for record in records]
+    ends = ["seed 1", "seed 2", "seed 1, budget=0.3"]
+    assert found == [f"Catalan, CLSR + JS, {end}" for end in ends]
+    assert gate_plots.soft_and_hard(records[0]).get_suptitle() == "Catalan, CLSR + JS"

@@ -17,7 +17,6 @@ from distilwhisper_lib.gate_statistics import (
     entropy,
     layer_shares,
     mean_shares,
-    share_table,
     summarise,
 )
 from distilwhisper_lib.gates import load_gates, read_gates
@@ -140,17 +139,6 @@ def test_rows_of_earlier_versions_are_refused():
 # Between gate files --------------------------------------------------------------------------
 
 
-def test_shares_as_a_table():
-    file = gate_file()
-    table = share_table([file])
-    assert len(table) == LAYERS * (2 + 1 + 4)
-    (row,) = table[(table.positions == "inside") & (table.layer == 2)].to_dict("records")
-    found = file["domains"]["in_domain"]["classes"]["inside"]
-    assert row["share"] == pytest.approx(100 * found["share"][1])
-    assert [row["low"], row["high"]] == pytest.approx([100 * x for x in found["interval"][1]])
-    assert (row["run"], row["side"], row["seed"]) == (file["run_id"], "decoder", 77)
-
-
 def test_agreement_of_two_languages():
     first, second = gate_file("ca", layers=6), gate_file("cs", layers=6, number=1)
     table = agreement([second, first])
@@ -207,7 +195,24 @@ def test_gate_files_of_the_first_format_are_read(tmp_path):
     path.write_text(json.dumps(old))
     (gates,) = load_gates(tmp_path)
     assert gates == old | {"method": "js", "seed": 77}
-    assert list(share_table([gates])["share"]) == [50.0, 10.0]
+    new = gate_file()
+    path.write_text(json.dumps(new))
+    assert load_gates(str(tmp_path)) == [new]
+    summary = new["domains"]["in_domain"]
+    for change, message in (
+        ({"domains": None}, "field 'domains' is None, expected an object"),
+        ({"domains": {"in_domain": summary | {"encoder": [7.5]}}}, r"encoder\[0\]' is 7.5, expec"),
+        ({"example": {"id": "a"}}, "field 'example.text' is missing, expected text"),
+        ({"language": "klingon"}, "'language' is 'klingon', expected a language of Whisper"),
+        ({"run_id": "x"}, "'run_id' is 'x', expected <method>-<language>-s<seed>-<hash>"),
+    ):
+        path.write_text(json.dumps(new | change))
+        with pytest.raises(UserError, match=f"gate file .*a.json: .*{message}"):
+            read_gates(path)
+    without = {name: value for name, value in new.items() if name != "domains"}
+    path.write_text(json.dumps(without))
+    with pytest.raises(UserError, match="field 'domains' is missing, expected an object"):
+        read_gates(path)
     for content, message in (
         ('{"schema": 3}', "schema 3, expected 2 .or 1"),
         ("[]", "schema None, expected 2"),

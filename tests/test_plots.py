@@ -11,7 +11,7 @@ import pytest
 from figures import draw, texts
 from make_records import make_record
 
-from distilwhisper_lib import plots
+from distilwhisper_lib import data_plots, plots
 from distilwhisper_lib.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("clean_figures")
@@ -120,6 +120,27 @@ def test_gate_shares_show_every_language_part_and_domain():
     assert axes[0][0].get_ylabel() == "audio frames\nthrough the expert (%)"
 
 
+def test_panels_are_told_apart_by_what_differs_and_by_nothing_else():
+    def panels(*files):
+        figure = draw(plots.gate_shares(list(files)))
+        return [title for axis in figure.axes if (title := axis.get_title(loc="left"))]
+
+    one = gate_file() | {"method": "js", "seed": 77, "preset": "demo", "settings": {"epochs": 3}}
+    plain = "Catalan, CLSR + JS"
+    assert panels(one) == [plain]
+    assert panels(one, one | {"language": "cs"}) == [plain, "Czech, CLSR + JS"]
+    assert panels(one, one | {"seed": 78}) == [f"{plain}\nseed 77", f"{plain}\nseed 78"]
+    other = one | {"settings": {"epochs": 3, "budget": 0.3}}
+    assert panels(one, other) == [plain, f"{plain}\nbudget=0.3"]
+    assert panels(one, one | {"preset": "cv3k"}) == [f"{plain}\ndemo", f"{plain}\ncv3k"]
+    assert panels(one, other | {"seed": 78, "settings": {}}) == [
+        f"{plain}\nseed 77, epochs=3", f"{plain}\nseed 78",
+    ]  # fmt: skip
+    shown = texts(draw(plots.token_heatmap(other, among=[one])))
+    assert f"{plain}, budget=0.3: “El cotxe”" in shown
+    assert not any("budget" in text for text in texts(draw(plots.token_heatmap(other))))
+
+
 def test_gate_shares_wrap_many_languages_and_miss_domains():
     files = [gate_file(code, layers=12) for code in ("ca", "cs", "gl", "hu", "pl", "ta")]
     del files[0]["domains"]["out_of_domain"]
@@ -178,7 +199,7 @@ def test_corpus_overview_counts_every_clip():
         "out_of_domain": pd.DataFrame({"seconds": [3600.0]}),
         "empty": pd.DataFrame({"seconds": []}),
     }
-    figure = draw(plots.corpus_overview(tables))
+    figure = draw(data_plots.corpus_overview(tables))
     assert [axis.get_title(loc="left") for axis in figure.axes] == [
         "Train\n720 clips, 0.40 h",
         "Out of domain\n1 clips, 1.00 h",
@@ -191,11 +212,11 @@ def test_corpus_overview_counts_every_clip():
 
 def test_corpus_overview_wraps_and_checks():
     tables = {str(i): pd.DataFrame({"seconds": [1.0, 2.0]}) for i in range(6)}
-    figure = draw(plots.corpus_overview(tables))
+    figure = draw(data_plots.corpus_overview(tables))
     assert sum(axis.get_visible() for axis in figure.axes) == 6
     for wrong in ({}, {"train": pd.DataFrame({"text": ["a"]})}):
         with pytest.raises(UserError, match="expected at least one corpus table"):
-            plots.corpus_overview(wrong)
+            data_plots.corpus_overview(wrong)
 
 
 # -------------------------------------------------------------------------------------- save
@@ -210,3 +231,10 @@ def test_save_writes_both_files_with_the_same_bytes_each_time(tmp_path):
     second = plots.save(plots.gate_shares([gate_file()]), tmp_path / "figures" / "gates.v1")
     assert [path.read_bytes() for path in second] == old
     assert sorted(os.listdir(tmp_path / "figures")) == ["gates.v1.png", "gates.v1.svg"]
+
+
+def test_save_writes_the_numbers_beside_the_figure(tmp_path):
+    numbers = pd.DataFrame({"layer": [1, 2], "share": [0.5, 1.0]})
+    written = plots.save(plots.gate_shares([gate_file()]), tmp_path / "gates.v1", numbers)
+    assert [path.name for path in written] == ["gates.v1.png", "gates.v1.svg", "gates.v1.csv"]
+    assert written[2].read_bytes() == b"layer,share\n1,0.5\n2,1.0\n"

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from make_records import make_record, make_rows, make_run
 
-from distilwhisper_lib import report, results
+from distilwhisper_lib import hypotheses, report, results
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.hypotheses import FIELD, publish
-from distilwhisper_lib.records import write_record
+from distilwhisper_lib.records import load_records, write_record
 from distilwhisper_lib.scoring import score
 from distilwhisper_lib.significance import NO_HYPOTHESES
 
+ROOT = Path(__file__).parents[1]
 NASTY = '<script>alert("1")</script>&<img src=x onerror=alert(2)>'
 
 
@@ -93,7 +97,7 @@ def test_the_page_shows_tables_intervals_errors_and_origins(folder):
         *(
             "results/published.csv holds no value yet",
             "Loops",
-            "came out equal",
+            "No values came out otherwise",
             "abcdef0123456789",
         ),
         "No run listened to languages",
@@ -101,6 +105,31 @@ def test_the_page_shows_tables_intervals_errors_and_origins(folder):
         assert expected in page.text, expected
     assert page.text.count("nan") == 0
     assert {"svg", "table", "details"} <= page.tags
+
+
+def test_a_folder_is_text_or_a_path(folder):
+    shutil.copytree(ROOT / "results" / "demo" / "gates", folder / "gates")
+    records = load_records(folder)
+    assert report.report_html(records, str(folder)) == report.report_html(records, folder)
+
+
+def test_every_file_is_read_and_every_text_aligned_once(folder, monkeypatch):
+    counted = Counter()
+
+    def counting(module, name):
+        call = getattr(module, name)
+
+        def counted_call(*arguments):
+            counted[name] += 1
+            return call(*arguments)
+
+        monkeypatch.setattr(module, name, counted_call)
+
+    counting(hypotheses, "_uncompressed")
+    counting(hypotheses, "utterance_errors")
+    report.report_html(load_records(folder), folder)
+    files = len(list((folder / "hypotheses").iterdir()))
+    assert counted == {"_uncompressed": files, "utterance_errors": 4 * files}  # WER, CER; two rules
 
 
 def test_the_same_files_give_the_same_page(folder):
@@ -123,7 +152,7 @@ def test_records_without_hypotheses_still_make_a_page(tmp_path):
     page = Page(report.write_report(tmp_path).read_text())
     assert f"{NO_HYPOTHESES.capitalize()}: nothing to resample" in page.text
     assert f"2 evaluations have {NO_HYPOTHESES}" in page.text
-    assert "25.0" in page.text and "came out equal" not in page.text
+    assert "25.0" in page.text and "0 of 2 evaluations and 0 transcriptions" in page.text
     assert report.write_report(tmp_path / "nothing") is None
 
 
@@ -148,9 +177,9 @@ def test_report_command_writes_a_page_per_folder_with_records(folder, tmp_path, 
 def test_check_command_scores_again_and_fails_on_a_difference(folder, tmp_path, capsys):
     arguments = ["check", "--demo", "--results", str(tmp_path / "results")]
     assert results.main(arguments) == 0
-    assert capsys.readouterr().out == (
-        "10 of 10 evaluations scored again from published hypotheses, 0 scores differ\n"
-    )
+    said = capsys.readouterr().out
+    assert said.startswith(f"{folder}: 10 of 10 evaluations and 0 transcriptions of untrained lang")
+    assert "No values came out otherwise" in said and said.count("\n") == 1
     record = make_record("kl")
     rows = make_rows()
     record["evaluations"][0] |= {"clips": len(rows)}
@@ -158,7 +187,9 @@ def test_check_command_scores_again_and_fails_on_a_difference(folder, tmp_path, 
     write_record(record, folder)  # with scores of nothing in particular
     assert results.main(arguments) == 1
     captured = capsys.readouterr()
-    assert "11 of 12 evaluations" in captured.out and "4 scores differ" in captured.out
+    assert "11 of 12 evaluations" in captured.out and "values came out otherwise" in captured.out
+    for name in ("wer", "deletions (cer)", "utterances"):
+        assert f"{name} under 'whisper' is recorded as" in captured.err
     assert f"run {record['run_id']}, in_domain ca: wer under 'marks' is recorded" in captured.err
 
 
@@ -168,7 +199,10 @@ def test_check_command_scores_again_and_fails_on_a_difference(folder, tmp_path, 
     [
         (lambda r: r.pop("models"), "field 'models' is missing"),
         (lambda r: r.update(schema=2), "field 'schema' is 2, newer than the 1 that this version"),
-        (lambda r: r["evaluations"][0]["scores"].pop("whisper"), "scores.whisper' is missing"),
+        (
+            lambda r: r["evaluations"][0]["scores"].pop("whisper"),
+            "scores' is scored under 'marks', expected",
+        ),
     ],
 )
 def test_an_odd_record_is_one_sentence(folder, tmp_path, capsys, command, spoil, message):

@@ -49,9 +49,12 @@ def test_seeds_become_mean_and_sample_standard_deviation():
     row = "+ CLSR + JS"
     assert text.loc[row, ("in_domain", "ca")] == "20.0 ± 10.0"
     assert text.loc[row, ("in_domain", "cs")] == "35.0 ± 7.1"
-    # Seeds 1 and 2 ran in both languages: averages 20 and 30.
-    assert text.loc[row, ("in_domain", "average")] == "25.0 ± 7.1"
+    # The mean of the cells beside it; the spread of seeds 1 and 2, which ran in both languages and
+    # average 20 and 30.
+    assert text.loc[row, ("in_domain", "average")] == "27.5 ± 7.1"
     assert table.attrs["seeds"][row]["in_domain", "ca"] == 3
+    assert table.attrs["seeds"][row]["in_domain", "average"] == 2
+    assert "an average's, over the seeds that ran in every language" in readme.notes(records)
 
 
 def test_average_of_languages_without_a_common_seed_has_no_deviation():
@@ -287,6 +290,30 @@ def test_published_values_stand_beside_ours(tmp_path):
     two = [real_record(), real_record(size=100)]
     stacked = published.compared(tables.results_tables(two, "wer", "whisper"), filled)
     assert stacked.loc[("other, 100 training clips", "+ CLSR + JS")].iloc[1] == "2.0"  # any size
+
+
+def test_a_published_value_stands_beside_its_own_corpus_only(tmp_path):
+    """Another run of the same table may have been scored on something else."""
+    filled = values(
+        tmp_path,
+        "js,,common_voice,ca,24.0,t\njs,,common_voice,average,26.0,t\nkl,,fleurs,ca,9.0,t\n"
+        "js,,fleurs,ca,3.0,t\nlora,,common_voice,ca,4.0,t\n",
+    )
+    other = real_record("kl")
+    other["evaluations"][0]["corpus"] = "fleurs"
+    for records in ([real_record(), other], [other, real_record()]):
+        text = published.compared(tables.results_tables(records, "wer", "whisper"), filled)
+        assert list(text.loc["+ CLSR + JS", "in_domain"]["ca"]) == ["25.0", "24.0", "+1.0"]
+        assert text.loc["+ CLSR + JS", "in_domain"]["average"]["published"] == "26.0"
+        assert list(text.loc["+ CLSR + KL", "in_domain"]["ca"]) == ["25.0", "9.0", "+16.0"]
+        # Not run: the column has two corpora, and nobody knows which it would have been.
+        assert text.loc["+ LoRA", "in_domain"]["ca"]["published"] == "not filled"
+    czech = real_record(language="cs")
+    czech["evaluations"][0]["corpus"] = "fleurs"
+    text = published.compared(
+        tables.results_tables([real_record(), czech], "wer", "whisper"), filled
+    )
+    assert text.loc["+ CLSR + JS", "in_domain"]["average"]["published"] == "not filled"
 
 
 def test_only_the_papers_normaliser_compares():
