@@ -18,12 +18,10 @@ import numpy as np
 import pandas as pd
 
 from .bootstrap import (
-    FEW_BLOCKS,
     RESAMPLES,
     generator,
     holm,
     interval,
-    p_value,
     resampled_rates,
     speaker_blocks,
 )
@@ -31,11 +29,11 @@ from .checks import one_of
 from .config import WITH_EXPERTS
 from .errors import UserError
 from .files import write_atomic
-from .languages import find_language
+from .permutation import swap_p_value
 from .records import DOMAINS, NORMALIZERS
-from .records import _check as check_fields
-from .records import _EachOf as EachOf
+from .schema import LANGUAGE, EachOf, check
 from .scoring import METRICS, utterance_errors
+from .significance import few_blocks_note
 from .tables import HEADLINE, rate_of
 
 SCHEMA = 1
@@ -66,7 +64,7 @@ _FILE = {
     "schema": int,
     "run_id": str,
     "method": WITH_EXPERTS,
-    "language": str,
+    "language": LANGUAGE,
     "seed": int,
     "weights_sha256": str,
     "domains": EachOf(_DOMAIN),
@@ -162,8 +160,7 @@ def validate(forced: Any, source: str | Path) -> None:
             f"{source}: has schema {found!r}, expected {SCHEMA}: update the kit, or run "
             "distilwhisper_lib.counterfactuals again"
         )
-    check_fields(forced, _FILE, "", str(source))
-    find_language(forced["language"])
+    check(forced, _FILE, source)
     for name, domain in forced["domains"].items():
         one_of(f"domain in {source}", name, tuple(DOMAINS))
         if LEARNED not in domain["cases"] or not domain["ids"]:
@@ -213,8 +210,8 @@ def differences(
 
     error and, against the learned gates, difference, low, high (95 %) in points, above 0 where
     forcing makes it worse; p, "p (Holm)" for all cases together; clips, blocks, "blocked on",
-    note. Whole speakers are drawn, and all cases on the same draws. The frame's index is the case;
-    ``attrs["metric"]`` the rate. Empty where the file has not that domain.
+    note, as in significance. Whole speakers are drawn, and all cases on the same draws. The frame's
+    index is the case; ``attrs["metric"]`` the rate. Empty where the file has not that domain.
     """
     one_of("domain", domain, tuple(DOMAINS))
     one_of("metric", metric, (HEADLINE, *METRICS))
@@ -226,18 +223,22 @@ def differences(
         errors = [found["cases"][name]["errors"][normalizer][rate] for name in names]
         units = np.array(found["units"][normalizer][rate])
         blocks = speaker_blocks(found["speakers"])
-        random = generator(seed, domain, forced["language"])
-        rates = resampled_rates(np.column_stack(errors), units, blocks, resamples, random)
+        place = domain, forced["language"]
+        rates = resampled_rates(
+            np.column_stack(errors), units, blocks, resamples, generator(seed, *place)
+        )
         learned = names.index(LEARNED)
-        few = f"{blocks.count} blocks only: too narrow" if blocks.count < FEW_BLOCKS else ""
+        few = few_blocks_note(blocks.count, blocks.count, paired=True)
         about = {"clips": int((units > 0).sum()), "blocks": blocks.count, "blocked on": blocks.kind}
         for column, counts in enumerate(errors):
-            drawn = rates[:, column] - rates[:, learned]
-            low, high = interval(drawn)
+            low, high = interval(rates[:, column] - rates[:, learned])
+            changes = np.subtract(counts, errors[learned])
+            parts = np.bincount(blocks.of_utterance, changes, blocks.count)
+            random = generator(seed, "swap", *place)
             apart = (sum(counts) - sum(errors[learned])) / units.sum()
             row = {"error": sum(counts) / units.sum(), "difference": apart, "low": low}
             row = {name: 100 * value for name, value in (row | {"high": high}).items()}
-            p = math.nan if column == learned else p_value(drawn)
+            p = math.nan if column == learned else swap_p_value(parts, resamples, random)
             rows.append(row | {"p": p, "p (Holm)": math.nan} | about | {"note": few})
     table = pd.DataFrame(rows, pd.Index(names, name="gates"), _COLUMNS)
     table["p (Holm)"] = holm(list(table["p"]))

@@ -10,11 +10,9 @@ from matplotlib.figure import Figure
 
 from .errors import UserError
 from .forced_gates import LEARNED, ForcedGates, differences
-from .plots import BLACK, BLUE, GREY, ORANGE, VERMILION
-from .plots import _gate_title as gate_title
-from .plots import _panels as panels
-from .plots import _style as style
+from .plots import BLACK, BLUE, GREY, ORANGE, VERMILION, panels, style
 from .records import DOMAINS
+from .titles import titles
 
 _LOOKS = {
     "open": {"color": ORANGE, "marker": "^"},
@@ -58,7 +56,8 @@ def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
                 fontsize=9,
             )
             axes[1, column].set_xlabel(f"change in {metric} (points); right of 0: worse")
-        figure.suptitle(f"{gate_title(forced)}: gates forced", x=0.01, ha="left")
+        (title,) = titles([forced])
+        figure.suptitle(f"{title} ({forced['run_id']}): gates forced", x=0.01, ha="left")
     return figure
 
 

@@ -278,9 +278,14 @@ def _described(cell: CellErrors | str, name: str) -> dict[str, Any]:
 
 
 def _bookkeeping(cell: CellErrors, paired: bool = False) -> dict[str, Any]:
-    few = ""
-    if cell.fewest < FEW_BLOCKS:
-        few = f"{cell.fewest} blocks only: {'interval ' * paired}too narrow"
-        if paired and (least := least_p_value(cell.blocks)) > 0.001:
-            few += f", p at least {least:.2g}"
+    few = few_blocks_note(cell.fewest, cell.blocks, paired)
     return {"clips": cell.clips, "blocks": cell.blocks, "blocked on": cell.kind, "note": few}
+
+
+def few_blocks_note(fewest: int, blocks: int, paired: bool = False) -> str:
+    """What to know of an interval, and of a paired test's p, over few blocks; else nothing."""
+    if fewest >= FEW_BLOCKS:
+        return ""
+    note = f"{fewest} blocks only: {'interval ' * paired}too narrow"
+    least = least_p_value(blocks)
+    return note + (f", p at least {least:.2g}" if paired and least > 0.001 else "")
