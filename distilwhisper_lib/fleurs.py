@@ -20,9 +20,10 @@ from typing import Any
 
 import pandas as pd
 
-from .audio import SAMPLE_RATE, decoded_seconds
+from .audio import SAMPLE_RATE
 from .clips import COLUMNS, EMPTY, NO_TEXT, SENTENCE, UNREADABLE, Corpus, Dropped
 from .config import locate
+from .decoding import decoded_seconds
 from .errors import UserError, reason
 from .files import alone, write_atomic
 from .inspection import require_readable
