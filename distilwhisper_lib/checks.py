@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UserError
 from .languages import code_in, find_language
+from .leaks import refuse_tokens
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -23,7 +24,11 @@ def one_of(what: str, value: Any, known: tuple[str, ...]) -> str:
 
 
 def parse_overrides(overrides: dict[str, Any] | str | None) -> dict[str, Any]:
-    """A dict or a JSON string, as a command line has it, as a dict; names are not checked."""
+    """A dict or a JSON string, as a command line has it, as a dict; names are not checked.
+
+    None of its values may hold a token: settings are written into records.
+    """
+    refuse_tokens("overrides", overrides)
     if isinstance(overrides, str):
         try:
             overrides = json.loads(overrides or "{}")

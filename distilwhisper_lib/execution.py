@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_atomic
+from .leaks import mask, mask_notebook
 from .notebooks import no_braces, one_line
 from .provenance import usable_cores
 
@@ -56,8 +57,9 @@ def execute_one(task: Task) -> Outcome:
     """Run one notebook in this process, with the kernel of this interpreter, in its own folder.
 
     The executed copy appears under ``task.output`` when it is complete; a failed one stays beside
-    it as ``*.failed.ipynb``. Returns an Outcome whatever the notebook does; only an interrupt is
-    raised on, after the kernel is gone.
+    it as ``*.failed.ipynb``. Both, and the error's line, without tokens and host paths: see
+    leaks.py. Returns an Outcome whatever the notebook does; only an interrupt is raised on, after
+    the kernel is gone.
     """
     import papermill
 
@@ -78,17 +80,23 @@ def execute_one(task: Task) -> Outcome:
             cwd=str(Path(task.notebook).parent),
         )
     except Exception as error:  # whatever a notebook, its kernel or the disk can raise
-        kept = ""
-        if partial.is_file():
-            os.replace(partial, failed)
-            kept = str(failed)
+        kept = _keep(partial, failed)
         return Outcome(task.name, "failed", _since(began), _error_line(error), kept)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    os.replace(partial, output)
+    _keep(partial, output)
     failed.unlink(missing_ok=True)  # that failure is mended
     return Outcome(task.name, "done", _since(began), "", str(output))
+
+
+def _keep(partial: Path, place: Path) -> str:
+    """Give an executed notebook its name, masked; "" where there is none."""
+    if not partial.is_file():
+        return ""
+    mask_notebook(partial)
+    os.replace(partial, place)
+    return str(place)
 
 
 def _failed(output: Path) -> Path:
@@ -115,8 +123,8 @@ def _own_kernel_manager() -> type:
 def _error_line(error: Exception) -> str:
     """ "ename: evalue" of the cell that failed, else the exception itself, on one line."""
     if hasattr(error, "ename"):
-        return one_line(f"{error.ename}: {error.evalue}" if error.evalue else error.ename)
-    return one_line(error)
+        error = f"{error.ename}: {error.evalue}" if error.evalue else error.ename
+    return mask(one_line(error))
 
 
 def _since(began: float) -> float:
@@ -205,16 +213,12 @@ def _crash_line(status: int, log: Path) -> str:
         ended += ", often for want of memory"
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     last = [line.strip() for line in text.splitlines() if line.strip()][-1:]
-    return one_line(": ".join([f"the notebook's process ended ({ended})", *last]))
+    return mask(one_line(": ".join([f"the notebook's process ended ({ended})", *last])))
 
 
 def _keep_partial(task: Task) -> str:
     output = Path(task.output)
-    partial = output.with_name(f".{output.stem}.partial.ipynb")
-    if not partial.is_file():
-        return ""
-    os.replace(partial, _failed(output))
-    return str(_failed(output))
+    return _keep(output.with_name(f".{output.stem}.partial.ipynb"), _failed(output))
 
 
 def _execute_file(asked: str, answered: str) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from .config import METHODS
 from .errors import UserError
 from .files import write_atomic
+from .leaks import mask_values
 
 SCHEMA_VERSION = 1
 DOMAINS = {"in_domain": "in domain", "out_of_domain": "out of domain"}
@@ -217,11 +218,14 @@ def record_text(record: Record) -> str:
 
 
 def write_record(record: Record, folder: str | Path) -> Path:
-    """Check ``record`` and write it to ``<folder>/runs/<run_id>.json``; returns that path."""
+    """Check ``record`` and write it to ``<folder>/runs/<run_id>.json``; returns that path.
+
+    Without tokens and host paths: see leaks.py.
+    """
     name = record.get("run_id") if isinstance(record, dict) else None
     validate_record(record, f"record {name}" if name else "record")
     try:
-        text = record_text(record)
+        text = record_text(mask_values(record, f"{name}.json"))
     except (TypeError, ValueError) as error:  # a tensor or NaN in one of the free-form parts
         raise UserError(
             f"record {name}: cannot be written as JSON ({error}): turn arrays into lists and "

@@ -30,9 +30,9 @@ from .error_analysis import (
 )
 from .errors import UserError
 from .exports import formatted
-from .files import write_atomic
 from .forgetting import forgetting_table
 from .gates import load_gates
+from .leaks import write_public
 from .plots import _style as style
 from .plots import gate_shares
 from .published import compared, read_published_values
@@ -69,7 +69,7 @@ def write_report(folder: str | Path, published: str | Path | None = None) -> Pat
     records = load_records(folder)
     if not records:
         return None
-    return write_atomic(folder / "report.html", report_html(records, folder, published))
+    return write_public(folder / "report.html", report_html(records, folder, published))
 
 
 def report_html(

@@ -20,6 +20,7 @@ from .gate_statistics import layer_shares, summarise
 from .gates import SCHEMA as GATE_SCHEMA
 from .gates import gate_path, inspect_clip
 from .hypotheses import FIELD, hypotheses_path, publish
+from .leaks import mask_values
 from .provenance import provenance
 from .records import SCHEMA_VERSION, read_record, write_record
 from .scoring import score
@@ -66,8 +67,8 @@ def record_run(
         if _findings(earlier) == _findings(record):
             return earlier
     if config.method in WITH_EXPERTS:
-        gates = json.dumps(_gate_file(config, trained, data), ensure_ascii=False)
-        write_atomic(gate_path(config), gates)
+        gates = mask_values(_gate_file(config, trained, data), gate_path(config))
+        write_atomic(gate_path(config), json.dumps(gates, ensure_ascii=False))
     path = write_record(record, config.results_dir)
     write_atomic(finished, path.read_bytes())  # last: it says that all of the run is there
     return record
