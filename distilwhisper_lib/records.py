@@ -53,7 +53,7 @@ _SCORES = {
     "empty_references": int,
 }
 _DATA = _Maybe({"corpus": str, "clips": int, "hours": float, "sha256": str})
-_MODEL = {"name": str, "sha256": _Maybe(str)}
+_MODEL = {"name": str, "sha256": _Maybe(str), "commit": _Optional(str)}  # of the hub's: commit
 # mode: "hidden", "top_k" or "online"; of stored ones also bytes, seconds of the build, and built:
 # whether this run built them or found them.
 _TARGETS = {

@@ -32,6 +32,7 @@ from .objective import counted, gate_means, gate_noise, loss_parts
 from .scoring import score
 from .targets import StoredTargets, StoredTeacher
 from .teacher import Teacher
+from .tensor_files import unpickling
 from .weights import trained_tensors
 
 WEIGHTS = "trained.safetensors"
@@ -148,6 +149,20 @@ class DistilTrainer(Seq2SeqTrainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    # What the Trainer unpickles when it goes on.
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with unpickling(checkpoint or ""):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with unpickling(checkpoint or ""):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with unpickling(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
 
 
 class Clock(TrainerCallback):

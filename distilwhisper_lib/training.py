@@ -24,8 +24,9 @@ from .errors import UserError
 from .features import Collator
 from .files import write_atomic
 from .gates import PROMPT_TOKENS
-from .hub import loading
+from .hub import commit_of, loading
 from .model import DistilWhisperForConditionalGeneration
+from .presets import revision_of
 from .targets import StoredTargets, stored_targets
 from .teacher import Teacher, TeacherSource, check_pair
 from .trainer import ELAPSED, Clock, DistilTrainer, make_trainer
@@ -61,7 +62,9 @@ def train(config: RunConfig, data: RunData) -> Trained:
         config.student_or_teacher, config.revision_of_model, **expert_settings(config)
     )
     _check_decoding(config, base)
-    models: dict[str, Any] = {"student": _about(config.student_or_teacher, base), "teacher": None}
+    sha256 = weights_hash(dict(base.named_parameters()))
+    student = _about(config.student_or_teacher, config.revision_of_model, sha256)
+    models: dict[str, Any] = {"student": student, "teacher": None}
     if config.method not in TRAINED:
         _claim_folder(config, data)
         return Trained(base.to(best_device()).eval(), processor, None, models)
@@ -138,10 +141,8 @@ def find_teacher(config: RunConfig) -> TeacherSource:
 
     place = locate(config.teacher)
     sha256 = checkpoint_hash(place, config.teacher_revision)
-    about = {
-        "name": _published(config.teacher),
-        "sha256": sha256 or weights_hash(dict(load().model.named_parameters())),
-    }
+    sha256 = sha256 or weights_hash(dict(load().model.named_parameters()))
+    about = _about(config.teacher, config.teacher_revision, sha256)
     fields = AutoConfig.from_pretrained(place, revision=config.teacher_revision)
     return TeacherSource(about, fields, load)
 
@@ -178,10 +179,13 @@ def _targets_about(
 
 
 def load_model(
-    name: str, revision: str = "main", **settings: Any
+    name: str, revision: str | None = None, **settings: Any
 ) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
-    """A Whisper in float32 with its processor, from a hub name, a folder or "embedded/..."."""
-    source = locate(name)
+    """A Whisper in float32 with its processor, from a hub name, a folder or "embedded/...".
+
+    ``revision``: by default the commit at which presets.py takes the model, else its main branch.
+    """
+    source, revision = locate(name), revision or revision_of(name)
     model = DistilWhisperForConditionalGeneration.from_pretrained(
         source, revision=revision, dtype=torch.float32, attn_implementation="sdpa", **settings
     )
@@ -220,8 +224,10 @@ def prepare(model: DistilWhisperForConditionalGeneration, config: RunConfig) -> 
     return model
 
 
-def _about(name: str, model: nn.Module) -> dict[str, str]:
-    return {"name": _published(name), "sha256": weights_hash(dict(model.named_parameters()))}
+def _about(name: str, revision: str, sha256: str) -> dict[str, str]:
+    """What a record tells of a model: of the hub's, also the commit that its revision stood for."""
+    commit = commit_of(locate(name), revision)
+    return {"name": _published(name), "sha256": sha256} | ({"commit": commit} if commit else {})
 
 
 def _published(name: str) -> str:
