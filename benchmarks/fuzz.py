@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,7 @@ FOUND = ROOT / "outputs" / "fuzz"
 HANG = 30.0  # seconds for one input
 DECODER = 3.0  # seconds that a codec may take, before its process is ended: see decoding.py
 LONGEST = 3000  # characters of a message
+MEMORY = 12 * 2**30  # addresses; torch alone takes some
 WELL = ("accepted", "refused", "codec ended")
 
 
@@ -192,6 +194,7 @@ def work(name: str, seconds: float, seed: int, folder: Path) -> None:
     from .fuzz_targets import TARGETS
 
     decoding.SECONDS = DECODER
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     target, random = TARGETS[name], Random(f"{seed} {name}")
     files, end = target.files(), time.monotonic() + seconds
     counts: Counter[str] = Counter()

@@ -13,6 +13,7 @@ import json
 import math
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -195,7 +196,7 @@ def restamped(folder: Path, record: dict) -> dict:
         if hashlib.sha256(data).digest()[0] % 2:
             try:
                 content = gzip.decompress(data)
-            except (OSError, EOFError):
+            except (OSError, EOFError, zlib.error):
                 continue
             evaluation["published_sha256"] = hashlib.sha256(content).hexdigest()
     return record

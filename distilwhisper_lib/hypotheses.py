@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import write_atomic
+from .files import parse_json, write_atomic
 from .leaks import mask_values
 from .records import Record
 
@@ -110,7 +110,7 @@ def _uncompressed(path: Path, run_id: str) -> bytes:
 
 def _row(line: bytes, path: Path, number: int) -> Row:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise UserError(f"{path}: line {number} is not JSON ({error})") from None
     for name, kind in COLUMNS.items():

@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .clips import EMPTY, MISSING, UNREADABLE, UNSAFE, Inspection
+from .clips import EMPTY, MISSING, REASONS, UNREADABLE, UNSAFE, Inspection
 from .decoding import decoded_seconds, header_seconds
 from .errors import UserError
-from .files import write_atomic
+from .files import parse_json, write_atomic
 
 # Each thread has a process that decodes; more than the cores do not help.
 _THREADS = min(8, os.cpu_count() or 1)
@@ -84,12 +84,16 @@ class ClipChecks:
 
     def _recall(self) -> dict[str, Inspection]:
         try:
-            stored = json.loads(self.memory.read_text(encoding="utf-8"))
-            return {
+            stored = parse_json(self.memory.read_text(encoding="utf-8"))
+            known = {
                 key: Inspection(math.nan if seconds is None else float(seconds), reason, detail)
                 for key, (seconds, reason, detail) in stored.items()
             }
-        except (OSError, ValueError, TypeError, AttributeError):
+            for result in known.values():
+                if result.reason not in (None, *REASONS) or not isinstance(result.detail, str):
+                    return {}
+            return known
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError):
             return {}
 
     def _remember(self, known: dict[str, Inspection]) -> None:

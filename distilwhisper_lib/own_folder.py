@@ -23,7 +23,7 @@ from .clips import COLUMNS, VOTES, Corpus, Inspection
 from .config import EMBEDDED, locate
 from .decoding import header_seconds
 from .errors import UserError, reason
-from .files import sha256_file
+from .files import parse_json, sha256_file
 from .inspection import MEMORY, RequireWhole
 from .languages import find_language
 from .text import says_nothing
@@ -183,8 +183,8 @@ def _read_jsonl(path: Path, file: Iterable[str]) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also a number of 5,000 digits
+            fields = parse_json(line)
+        except ValueError as error:  # also a number of 5,000 digits
             what = error.msg if isinstance(error, json.JSONDecodeError) else reason(error)
             raise UserError(
                 f"{path}, line {number}: not JSON ({what}); write one object a line."

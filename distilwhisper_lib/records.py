@@ -6,43 +6,24 @@ Everything that is shown or published (tables, figures, the README's block) is m
 from __future__ import annotations
 
 import json
-import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .config import METHODS
-from .errors import UserError
-from .files import write_atomic
+from .errors import UserError, reason
+from .files import parse_json, write_atomic
 from .leaks import mask_values
+from .schema import EachOf as _EachOf
+from .schema import Maybe as _Maybe
+from .schema import Optional as _Optional
+from .schema import check_fields, shown
 
 SCHEMA_VERSION = 1
 DOMAINS = {"in_domain": "in domain", "out_of_domain": "out of domain"}
 NORMALIZERS = ("marks", "whisper")
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Maybe:
-    """The kind, or null."""
-
-    kind: Any
-
-
-@dataclass(frozen=True)
-class _Optional:
-    """The kind, where the field is there: records of earlier versions lack it."""
-
-    kind: Any
-
-
-@dataclass(frozen=True)
-class _EachOf:
-    """An object with free names whose values all have this kind."""
-
-    kind: Any
 
 
 _ERRORS = {"substitutions": int, "deletions": int, "insertions": int, "hits": int}
@@ -101,9 +82,6 @@ _FORGETTING = {
     "published_sha256": str,
     "scores": _Maybe({name: _SCORES for name in NORMALIZERS}),
 }
-# The kinds: a type (float takes whole numbers too), a tuple of allowed values, {name: kind} with
-# these names required (unless _Optional(kind)) and others allowed, [kind], _Maybe(kind),
-# _EachOf(kind).
 SCHEMA: dict[str, Any] = {
     "schema": int,
     "run_id": str,
@@ -125,14 +103,14 @@ SCHEMA: dict[str, Any] = {
     "forgetting": _Optional([_FORGETTING]),
 }
 
-_KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_REMEDY = "run the notebook again, or take the file from version control"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def validate_record(record: Any, source: str | Path = "record") -> None:
     """Raise UserError naming ``source`` and the field when ``record`` is not a run record."""
     if not isinstance(record, dict):
-        raise UserError(f"{source}: holds {_shown(record)}, expected a run record (a JSON object)")
+        raise UserError(f"{source}: holds {shown(record)}, expected a run record (a JSON object)")
     version = record.get("schema")
     if isinstance(version, int) and not isinstance(version, bool) and version != SCHEMA_VERSION:
         age = "newer" if version > SCHEMA_VERSION else "older"
@@ -140,76 +118,12 @@ def validate_record(record: Any, source: str | Path = "record") -> None:
             f"{source}: field 'schema' is {version}, {age} than the {SCHEMA_VERSION} that this "
             f"version reads: {'update the kit' if age == 'newer' else 'run the notebook again'}"
         )
-    _check(record, SCHEMA, "", str(source))
+    check_fields(record, SCHEMA, source, _REMEDY)
     if not _RUN_ID.fullmatch(record["run_id"]):
         raise UserError(
             f"{source}: field 'run_id' is {record['run_id']!r}, expected letters, digits and "
             "'_.-' only, because it names the file: take it from RunConfig.run_id"
         )
-
-
-def _check(value: Any, kind: Any, field: str, source: str) -> None:
-    """Compare ``value`` with ``kind``, going down into objects and lists."""
-    if isinstance(kind, _Maybe):
-        if value is not None:
-            _check(value, kind.kind, field, source)
-    elif isinstance(kind, dict):
-        _expect(isinstance(value, dict), value, "an object", field, source)
-        for name, inner in kind.items():
-            path = f"{field}.{name}" if field else name
-            if name not in value:
-                if isinstance(inner, _Optional):
-                    continue
-                raise UserError(
-                    f"{source}: field {path!r} is missing, expected {_kind_name(inner)}: run the "
-                    "notebook again, or take the file from version control"
-                )
-            inner = inner.kind if isinstance(inner, _Optional) else inner
-            _check(value[name], inner, path, source)
-    elif isinstance(kind, _EachOf):
-        _expect(isinstance(value, dict), value, "an object", field, source)
-        for name, item in value.items():
-            _check(item, kind.kind, f"{field}.{name}", source)
-    elif isinstance(kind, list):
-        _expect(isinstance(value, list), value, "a list", field, source)
-        for index, item in enumerate(value):
-            _check(item, kind[0], f"{field}[{index}]", source)
-    elif isinstance(kind, tuple):
-        known = isinstance(value, str) and value in kind
-        _expect(known, value, _kind_name(kind), field, source)
-    else:
-        _expect(_is_a(value, kind), value, _kind_name(kind), field, source)
-
-
-def _is_a(value: Any, kind: type) -> bool:
-    if isinstance(value, bool) or kind is bool:  # True is an int for Python, not for a record
-        return isinstance(value, bool) and kind is bool
-    if kind is float:  # NaN and infinity are not JSON
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, kind)
-
-
-def _expect(holds: bool, value: Any, expected: str, field: str, source: str) -> None:
-    if not holds:
-        raise UserError(
-            f"{source}: field {field!r} is {_shown(value)}, expected {expected}: run the notebook "
-            "again, or take the file from version control"
-        )
-
-
-def _kind_name(kind: Any) -> str:
-    if isinstance(kind, _Maybe):
-        return f"{_kind_name(kind.kind)} or null"
-    if isinstance(kind, tuple):
-        return f"one of {', '.join(kind)}"
-    if isinstance(kind, list):
-        return "a list"
-    return _KIND_NAMES.get(kind, "an object") if isinstance(kind, type) else "an object"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def record_text(record: Record) -> str:
@@ -238,16 +152,17 @@ def read_record(path: str | Path) -> Record:
     """Read and check one record; UserError names the file and what is wrong with it."""
     path = Path(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such record: run the notebook that writes it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}: line {error.lineno} is not JSON ({error.msg}): run the notebook again, or "
-            "take the file from version control"
+            f"{path}: line {error.lineno} is not JSON ({error.msg}): {_REMEDY}"
         ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({reason(error)}): {_REMEDY}") from None
     validate_record(record, path)
     return record
 
