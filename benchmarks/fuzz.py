@@ -30,12 +30,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .mutations import OUTSIDE, mutate
-
-if TYPE_CHECKING:
-    from .fuzz_targets import Files, Target
+from .target import Escape, Files, Target
 
 ROOT = Path(__file__).resolve().parents[1]
 FOUND = ROOT / "outputs" / "fuzz"
@@ -67,23 +65,24 @@ def changed(random: Random, files: Files) -> Files:
     return files | {name: mutate(random, name, files[name])}
 
 
-def attempt(target: Target, files: Files, place: Path) -> Result:
-    """Write the files into the folder ``place`` and read them there."""
+def attempt(target: Target, files: Files, place: Path, watched: bool = False) -> Result:
+    """Write the files into the folder ``place`` and read them there.
+
+    ``watched``: note what is opened elsewhere, from then on in this process.
+    """
     for name, content in files.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(content)
     begin = time.perf_counter()
-    with _working_in(place), _time_limit(HANG):
+    with _working_in(place, watched), _time_limit(HANG):
         kind, detail = _read(target, place)
-    if _WATCH.escaped:
+    if watched and _WATCH.escaped:
         kind, detail = "escape", f"opened {_WATCH.escaped[0]}"
     return Result(kind, time.perf_counter() - begin, detail)
 
 
 def _read(target: Target, place: Path) -> tuple[str, str]:
     from distilwhisper_lib.errors import UserError
-
-    from .fuzz_targets import Escape
 
     try:
         with warnings.catch_warnings():
@@ -163,7 +162,7 @@ _WATCH = _Watch()
 
 
 @contextlib.contextmanager
-def _working_in(place: Path) -> Iterator[None]:
+def _working_in(place: Path, watched: bool) -> Iterator[None]:
     """In a folder, with a temporary folder in it and a file beside it that nobody may touch."""
     home, temporary = Path.cwd(), tempfile.tempdir
     secret = place.parent / OUTSIDE
@@ -172,7 +171,8 @@ def _working_in(place: Path) -> Iterator[None]:
     (place / "tmp").mkdir(exist_ok=True)
     os.chdir(place)
     tempfile.tempdir = str(place / "tmp")
-    _WATCH.begin(place)
+    if watched:
+        _WATCH.begin(place)
     try:
         yield
     finally:
@@ -199,13 +199,13 @@ def work(name: str, seconds: float, seed: int, folder: Path) -> None:
     files, end = target.files(), time.monotonic() + seconds
     counts: Counter[str] = Counter()
     slowest = 0.0
-    plain = attempt(target, files, _fresh(folder))
+    plain = attempt(target, files, _fresh(folder), watched=True)
     if plain.kind != "accepted":
         raise SystemExit(f"{name}: its own sound files are {plain.kind}: {plain.detail}")
-    while time.monotonic() < end:
+    while not counts or time.monotonic() < end:
         tried = changed(random, files)
         _keep(folder / "last", tried)  # should this process die of it
-        result = attempt(target, tried, _fresh(folder))
+        result = attempt(target, tried, _fresh(folder), watched=True)
         counts[result.kind] += 1
         slowest = max(slowest, result.seconds)
         if result.kind not in WELL:

@@ -14,10 +14,8 @@ import math
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -55,19 +53,11 @@ from distilwhisper_lib.results import shown_tables
 from distilwhisper_lib.tables import results_tables
 from distilwhisper_lib.tensor_files import read_pickle
 
+from .target import Escape, Files, Target
+
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "results" / "demo"
 RUN = "js-ca-s77-e3ebbf23"
-Files = dict[str, bytes]
-
-
-class Target(NamedTuple):
-    files: Callable[[], Files]
-    read: Callable[[Path], object]
-
-
-class Escape(AssertionError):
-    """Something that was read led out of the working folder."""
 
 
 # Speech --------------------------------------------------------------------------------------

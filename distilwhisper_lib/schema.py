@@ -39,7 +39,7 @@ _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def check_fields(value: Any, kind: Any, source: str | Path, remedy: str) -> None:
-    """Raise UserError for another kind, naming ``source`` and the field, and ending in ``remedy``."""
+    """Raise UserError for another kind, naming ``source`` and field, and ending in ``remedy``."""
     _check(value, kind, "", lambda told: UserError(f"{source}: {told}: {remedy}"))
 
 

@@ -82,10 +82,12 @@ class _Files:
         return {
             name: entry
             for name, entry in left.items()
-            if name in ours
-            and (self.folder / name).is_file()
-            and sha256_file(self.folder / name) == entry["sha256"]
+            if name in ours and self._is_whole(name, entry["sha256"])
         }
+
+    def _is_whole(self, name: str, sha256: str) -> bool:
+        path = self.folder / name
+        return path.is_file() and sha256_file(path) == sha256
 
     def _note(self) -> None:
         note = self.made_for | {"files": list(self.entries.values())}

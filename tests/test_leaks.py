@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from make_records import make_record
-from nbclient.exceptions import CellExecutionError  # noqa: F401  (what a failed notebook raises)
 
 from distilwhisper_lib import leaks
 from distilwhisper_lib.batch import expand
