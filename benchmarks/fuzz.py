@@ -32,6 +32,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from distilwhisper_lib.errors import UserError
+
 from .mutations import OUTSIDE, mutate
 from .target import Escape, Files, Target
 
@@ -82,8 +84,6 @@ def attempt(target: Target, files: Files, place: Path, watched: bool = False) ->
 
 
 def _read(target: Target, place: Path) -> tuple[str, str]:
-    from distilwhisper_lib.errors import UserError
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -124,6 +124,12 @@ def validate_record(record: Any, source: str | Path = "record") -> None:
             f"{source}: field 'run_id' is {record['run_id']!r}, expected letters, digits and "
             "'_.-' only, because it names the file: take it from RunConfig.run_id"
         )
+    for place, heard in enumerate(record.get("forgetting", ())):
+        if not _RUN_ID.fullmatch(heard["part"]):
+            raise UserError(
+                f"{source}: field 'forgetting[{place}].part' is {shown(heard['part'])}, expected "
+                f"letters, digits and '_.-' only, because it names a file: {_REMEDY}"
+            )
 
 
 def record_text(record: Record) -> str:
