@@ -18,12 +18,10 @@ import numpy as np
 import pandas as pd
 
 from .bootstrap import (
-    FEW_BLOCKS,
     RESAMPLES,
     generator,
     holm,
     interval,
-    p_value,
     resampled_rates,
     speaker_blocks,
 )
@@ -32,9 +30,9 @@ from .config import WITH_EXPERTS
 from .errors import UserError
 from .files import write_atomic
 from .languages import find_language
+from .permutation import few_blocks, swap_p_value
 from .records import DOMAINS, NORMALIZERS
-from .records import _check as check_fields
-from .records import _EachOf as EachOf
+from .schema import EachOf, check
 from .scoring import METRICS, utterance_errors
 from .tables import HEADLINE, rate_of
 
@@ -162,7 +160,7 @@ def validate(forced: Any, source: str | Path) -> None:
             f"{source}: has schema {found!r}, expected {SCHEMA}: update the kit, or run "
             "distilwhisper_lib.counterfactuals again"
         )
-    check_fields(forced, _FILE, "", str(source))
+    check(forced, _FILE, source)
     find_language(forced["language"])
     for name, domain in forced["domains"].items():
         one_of(f"domain in {source}", name, tuple(DOMAINS))
@@ -212,9 +210,10 @@ def differences(
     """One row a case, those of all layers first, then layer by layer as signals flow.
 
     error and, against the learned gates, difference, low, high (95 %) in points, above 0 where
-    forcing makes it worse; p, "p (Holm)" for all cases together; clips, blocks, "blocked on",
-    note. Whole speakers are drawn, and all cases on the same draws. The frame's index is the case;
-    ``attrs["metric"]`` the rate. Empty where the file has not that domain.
+    forcing makes it worse; p (`permutation.swap_p_value`), "p (Holm)" for all cases together;
+    clips, blocks, "blocked on", note. Whole speakers are drawn, and all cases on the same draws.
+    The frame's index is the case; ``attrs["metric"]`` the rate. Empty where the file has not that
+    domain.
     """
     one_of("domain", domain, tuple(DOMAINS))
     one_of("metric", metric, (HEADLINE, *METRICS))
@@ -229,7 +228,7 @@ def differences(
         random = generator(seed, domain, forced["language"])
         rates = resampled_rates(np.column_stack(errors), units, blocks, resamples, random)
         learned = names.index(LEARNED)
-        few = f"{blocks.count} blocks only: too narrow" if blocks.count < FEW_BLOCKS else ""
+        few = few_blocks(blocks.count, blocks.count)
         about = {"clips": int((units > 0).sum()), "blocks": blocks.count, "blocked on": blocks.kind}
         for column, counts in enumerate(errors):
             drawn = rates[:, column] - rates[:, learned]
@@ -237,7 +236,11 @@ def differences(
             apart = (sum(counts) - sum(errors[learned])) / units.sum()
             row = {"error": sum(counts) / units.sum(), "difference": apart, "low": low}
             row = {name: 100 * value for name, value in (row | {"high": high}).items()}
-            p = math.nan if column == learned else p_value(drawn)
+            p = math.nan
+            if column != learned:
+                by_block = np.bincount(blocks.of_utterance, np.subtract(counts, errors[learned]))
+                random = generator(seed, "swap", domain, forced["language"])
+                p = swap_p_value(by_block, resamples, random)
             rows.append(row | {"p": p, "p (Holm)": math.nan} | about | {"note": few})
     table = pd.DataFrame(rows, pd.Index(names, name="gates"), _COLUMNS)
     table["p (Holm)"] = holm(list(table["p"]))

@@ -10,11 +10,9 @@ from matplotlib.figure import Figure
 
 from .errors import UserError
 from .forced_gates import LEARNED, ForcedGates, differences
-from .plots import BLACK, BLUE, GREY, ORANGE, VERMILION
-from .plots import _gate_title as gate_title
-from .plots import _panels as panels
-from .plots import _style as style
+from .plots import BLACK, BLUE, GREY, ORANGE, VERMILION, panels, style
 from .records import DOMAINS
+from .titles import titles
 
 _LOOKS = {
     "open": {"color": ORANGE, "marker": "^"},
@@ -25,13 +23,16 @@ _LOOKS = {
 _NAMES = {"open": "all open (expert only)", "closed": "all closed (no expert)"}
 
 
-def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
+def forced_changes(
+    forced: ForcedGates, normalizer: str = "marks", among: Sequence[ForcedGates] = ()
+) -> Figure:
     """What forcing the gates changes against the learned ones, in points, with 95 % intervals.
 
     A column per domain. Above the whole model with its gates open and closed, below the expert of
     one layer off at a time, on a scale of their own: one layer moves less than all of them. Right
     of 0 forcing makes it worse, so the layers that reach far to the right carry the gain.
-    UserError where the file has no forced case yet.
+    ``among``: the files of the figures beside it, from which its title tells it apart. UserError
+    where the file has no forced case yet.
     """
     domains = [d for d in DOMAINS if len(forced["domains"].get(d, {}).get("cases", ())) > 1]
     if not domains:
@@ -58,7 +59,8 @@ def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
                 fontsize=9,
             )
             axes[1, column].set_xlabel(f"change in {metric} (points); right of 0: worse")
-        figure.suptitle(f"{gate_title(forced)}: gates forced", x=0.01, ha="left")
+        (name,) = titles([forced], among)
+        figure.suptitle(f"{name}: gates forced", x=0.01, ha="left")
     return figure
 
 

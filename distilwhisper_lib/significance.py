@@ -27,7 +27,7 @@ from .bootstrap import (
 from .checks import one_of
 from .errors import UserError
 from .hypotheses import Hypotheses, Row, same_clips
-from .permutation import least_p_value, swap_p_value
+from .permutation import few_blocks, swap_p_value
 from .records import DOMAINS, NORMALIZERS, Record
 from .tables import (
     AVERAGE,
@@ -278,9 +278,6 @@ def _described(cell: CellErrors | str, name: str) -> dict[str, Any]:
 
 
 def _bookkeeping(cell: CellErrors, paired: bool = False) -> dict[str, Any]:
-    few = ""
-    if cell.fewest < FEW_BLOCKS:
-        few = f"{cell.fewest} blocks only: {'interval ' * paired}too narrow"
-        if paired and (least := least_p_value(cell.blocks)) > 0.001:
-            few += f", p at least {least:.2g}"
+    few = f"{cell.fewest} blocks only: too narrow" if cell.fewest < FEW_BLOCKS else ""
+    few = few_blocks(cell.fewest, cell.blocks) if paired else few
     return {"clips": cell.clips, "blocks": cell.blocks, "blocked on": cell.kind, "note": few}
