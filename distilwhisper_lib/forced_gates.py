@@ -29,11 +29,11 @@ from .checks import one_of
 from .config import WITH_EXPERTS
 from .errors import UserError
 from .files import write_atomic
-from .languages import find_language
-from .permutation import few_blocks, swap_p_value
+from .permutation import swap_p_value
 from .records import DOMAINS, NORMALIZERS
-from .schema import EachOf, check
+from .schema import LANGUAGE, EachOf, check
 from .scoring import METRICS, utterance_errors
+from .significance import few_blocks_note
 from .tables import HEADLINE, rate_of
 
 SCHEMA = 1
@@ -64,7 +64,7 @@ _FILE = {
     "schema": int,
     "run_id": str,
     "method": WITH_EXPERTS,
-    "language": str,
+    "language": LANGUAGE,
     "seed": int,
     "weights_sha256": str,
     "domains": EachOf(_DOMAIN),
@@ -161,7 +161,6 @@ def validate(forced: Any, source: str | Path) -> None:
             "distilwhisper_lib.counterfactuals again"
         )
     check(forced, _FILE, source)
-    find_language(forced["language"])
     for name, domain in forced["domains"].items():
         one_of(f"domain in {source}", name, tuple(DOMAINS))
         if LEARNED not in domain["cases"] or not domain["ids"]:
@@ -210,10 +209,9 @@ def differences(
     """One row a case, those of all layers first, then layer by layer as signals flow.
 
     error and, against the learned gates, difference, low, high (95 %) in points, above 0 where
-    forcing makes it worse; p (`permutation.swap_p_value`), "p (Holm)" for all cases together;
-    clips, blocks, "blocked on", note. Whole speakers are drawn, and all cases on the same draws.
-    The frame's index is the case; ``attrs["metric"]`` the rate. Empty where the file has not that
-    domain.
+    forcing makes it worse; p, "p (Holm)" for all cases together; clips, blocks, "blocked on",
+    note, as in significance. Whole speakers are drawn, and all cases on the same draws. The frame's
+    index is the case; ``attrs["metric"]`` the rate. Empty where the file has not that domain.
     """
     one_of("domain", domain, tuple(DOMAINS))
     one_of("metric", metric, (HEADLINE, *METRICS))
@@ -225,22 +223,22 @@ def differences(
         errors = [found["cases"][name]["errors"][normalizer][rate] for name in names]
         units = np.array(found["units"][normalizer][rate])
         blocks = speaker_blocks(found["speakers"])
-        random = generator(seed, domain, forced["language"])
-        rates = resampled_rates(np.column_stack(errors), units, blocks, resamples, random)
+        place = domain, forced["language"]
+        rates = resampled_rates(
+            np.column_stack(errors), units, blocks, resamples, generator(seed, *place)
+        )
         learned = names.index(LEARNED)
-        few = few_blocks(blocks.count, blocks.count)
+        few = few_blocks_note(blocks.count, blocks.count, paired=True)
         about = {"clips": int((units > 0).sum()), "blocks": blocks.count, "blocked on": blocks.kind}
         for column, counts in enumerate(errors):
-            drawn = rates[:, column] - rates[:, learned]
-            low, high = interval(drawn)
+            low, high = interval(rates[:, column] - rates[:, learned])
+            changes = np.subtract(counts, errors[learned])
+            parts = np.bincount(blocks.of_utterance, changes, blocks.count)
+            random = generator(seed, "swap", *place)
             apart = (sum(counts) - sum(errors[learned])) / units.sum()
             row = {"error": sum(counts) / units.sum(), "difference": apart, "low": low}
             row = {name: 100 * value for name, value in (row | {"high": high}).items()}
-            p = math.nan
-            if column != learned:
-                by_block = np.bincount(blocks.of_utterance, np.subtract(counts, errors[learned]))
-                random = generator(seed, "swap", domain, forced["language"])
-                p = swap_p_value(by_block, resamples, random)
+            p = math.nan if column == learned else swap_p_value(parts, resamples, random)
             rows.append(row | {"p": p, "p (Holm)": math.nan} | about | {"note": few})
     table = pd.DataFrame(rows, pd.Index(names, name="gates"), _COLUMNS)
     table["p (Holm)"] = holm(list(table["p"]))

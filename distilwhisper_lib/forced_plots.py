@@ -23,16 +23,13 @@ _LOOKS = {
 _NAMES = {"open": "all open (expert only)", "closed": "all closed (no expert)"}
 
 
-def forced_changes(
-    forced: ForcedGates, normalizer: str = "marks", among: Sequence[ForcedGates] = ()
-) -> Figure:
+def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
     """What forcing the gates changes against the learned ones, in points, with 95 % intervals.
 
     A column per domain. Above the whole model with its gates open and closed, below the expert of
     one layer off at a time, on a scale of their own: one layer moves less than all of them. Right
     of 0 forcing makes it worse, so the layers that reach far to the right carry the gain.
-    ``among``: the files of the figures beside it, from which its title tells it apart. UserError
-    where the file has no forced case yet.
+    UserError where the file has no forced case yet.
     """
     domains = [d for d in DOMAINS if len(forced["domains"].get(d, {}).get("cases", ())) > 1]
     if not domains:
@@ -59,8 +56,8 @@ def forced_changes(
                 fontsize=9,
             )
             axes[1, column].set_xlabel(f"change in {metric} (points); right of 0: worse")
-        (name,) = titles([forced], among)
-        figure.suptitle(f"{name}: gates forced", x=0.01, ha="left")
+        (title,) = titles([forced])
+        figure.suptitle(f"{title} ({forced['run_id']}): gates forced", x=0.01, ha="left")
     return figure
 
 

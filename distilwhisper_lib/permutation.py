@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from .bootstrap import FEW_BLOCKS
-
 _DRAWN_AT_ONCE = 4_000_000  # signs: bounds the memory to some 70 MB
 
 
@@ -46,18 +44,6 @@ def swap_p_value(differences: np.ndarray, draws: int, random: np.random.Generato
 def _sums(differences: np.ndarray, swapped: np.ndarray) -> np.ndarray:
     """(ways,) sums of the differences (B,), their sign turned where ``swapped`` (ways, B) is 1."""
     return differences.sum() - 2 * (swapped.astype(np.float64) @ differences)
-
-
-def few_blocks(fewest: int, blocks: int) -> str:
-    """What to know of a paired difference that rests on few blocks; nothing where there are enough.
-
-    ``fewest``: the blocks of the smallest test set of an average, ``blocks``: those of all.
-    """
-    if fewest >= FEW_BLOCKS:
-        return ""
-    least = least_p_value(blocks)
-    bound = f", p at least {least:.2g}" if least > 0.001 else ""
-    return f"{fewest} blocks only: interval too narrow{bound}"
 
 
 def least_p_value(blocks: int) -> float:

@@ -13,7 +13,6 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,8 +271,7 @@ def _forced(folder: str | Path) -> str:
         "whole speakers. Too narrow where there are fewer than 20 blocks."
     )
     return about + "".join(
-        _figure(f"{forced['run_id']}: gates forced", partial(forced_changes, among=files), forced)
-        for forced in files
+        _figure(f"{forced['run_id']}: gates forced", forced_changes, forced) for forced in files
     )
 
 

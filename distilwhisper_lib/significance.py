@@ -27,7 +27,7 @@ from .bootstrap import (
 from .checks import one_of
 from .errors import UserError
 from .hypotheses import Hypotheses, Row, same_clips
-from .permutation import few_blocks, swap_p_value
+from .permutation import least_p_value, swap_p_value
 from .records import DOMAINS, NORMALIZERS, Record
 from .tables import (
     AVERAGE,
@@ -278,6 +278,14 @@ def _described(cell: CellErrors | str, name: str) -> dict[str, Any]:
 
 
 def _bookkeeping(cell: CellErrors, paired: bool = False) -> dict[str, Any]:
-    few = f"{cell.fewest} blocks only: too narrow" if cell.fewest < FEW_BLOCKS else ""
-    few = few_blocks(cell.fewest, cell.blocks) if paired else few
+    few = few_blocks_note(cell.fewest, cell.blocks, paired)
     return {"clips": cell.clips, "blocks": cell.blocks, "blocked on": cell.kind, "note": few}
+
+
+def few_blocks_note(fewest: int, blocks: int, paired: bool = False) -> str:
+    """What to know of an interval, and of a paired test's p, over few blocks; else nothing."""
+    if fewest >= FEW_BLOCKS:
+        return ""
+    note = f"{fewest} blocks only: {'interval ' * paired}too narrow"
+    least = least_p_value(blocks)
+    return note + (f", p at least {least:.2g}" if paired and least > 0.001 else "")
