@@ -38,8 +38,9 @@ def run_about(records: Sequence[Record]) -> list[About]:
 
 
 def titles(shown: Sequence[About], among: Sequence[About] = (), separator: str = ", ") -> list[str]:
-    """ "Catalan, CLSR + JS", and after ``separator`` the preset, seed and settings of each of
-    ``shown``, where these differ and only those that do.
+    """ "Catalan, CLSR + JS", and after a ``separator`` the preset, seed and settings of each of
+    ``shown``, where these differ and only those that do; the run id where nothing else tells two
+    runs apart.
 
     ``among``: everything that is shown beside each other, where that is more than ``shown``.
     """
@@ -51,16 +52,22 @@ def titles(shown: Sequence[About], among: Sequence[About] = (), separator: str =
         for name in sorted({name for given in settings for name in given})
         if len(_values(settings, name)) > 1
     ]
-    found = []
-    for about in shown:
+
+    def told(about: About) -> list[str]:
         method = about.get("method") or str(about.get("run_id", "")).split("-")[0]
         label = f", {method_name(method)}" if method in LABELS else ""
-        parts = [f"{about['preset']}"] if "preset" in differ and about.get("preset") else []
+        parts = [language_name(about["language"]) + label]
+        parts += [str(about["preset"])] if "preset" in differ and about.get("preset") else []
         parts += [f"seed {about['seed']}"] if "seed" in differ and "seed" in about else []
         given = _settings(about)
-        parts += [f"{name}={given[name]}" for name in changed if name in given]
-        found.append(separator.join([language_name(about["language"]) + label, *parts[:1]]))
-        found[-1] = ", ".join([found[-1], *parts[1:]])
+        return parts + [f"{name}={given[name]}" for name in changed if name in given]
+
+    found = []
+    for about in shown:
+        parts = told(about)
+        alike = {str(other.get("run_id")) for other in everything if told(other) == parts}
+        parts += [str(about["run_id"])] if len(alike) > 1 else []
+        found.append(separator.join(parts))
     return found
 
 

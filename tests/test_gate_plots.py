@@ -154,7 +154,7 @@ def test_figures_are_written_as_png_and_svg_of_the_same_bytes(tmp_path):
 
 def test_what_differs_is_named_and_the_side_and_domain_always():
     files = [gate_file(), gate_file(seed=78), gate_file(settings={"budget": 0.3})]
-    named = ["seed 77", "seed 78", "seed 77, budget=0.3"]
+    named = ["seed 77", "seed 78", "seed 77\nbudget=0.3"]
     for figure in (gate_plots.frame_shares, gate_plots.token_class_shares):
         found = [axis.get_title(loc="left") for axis in shown(draw(figure(files)))]
         assert found == [f"Catalan, CLSR + JS\n{name}" for name in named]

@@ -134,8 +134,10 @@ def test_panels_are_told_apart_by_what_differs_and_by_nothing_else():
     assert panels(one, other) == [plain, f"{plain}\nbudget=0.3"]
     assert panels(one, one | {"preset": "cv3k"}) == [f"{plain}\ndemo", f"{plain}\ncv3k"]
     assert panels(one, other | {"seed": 78, "settings": {}}) == [
-        f"{plain}\nseed 77, epochs=3", f"{plain}\nseed 78",
+        f"{plain}\nseed 77\nepochs=3", f"{plain}\nseed 78",
     ]  # fmt: skip
+    twin = one | {"run_id": "js-ca-s77-ffff"}
+    assert panels(one, twin) == [f"{plain}\n{gates['run_id']}" for gates in (one, twin)]
     shown = texts(draw(plots.token_heatmap(other, among=[one])))
     assert f"{plain}, budget=0.3: “El cotxe”" in shown
     assert not any("budget" in text for text in texts(draw(plots.token_heatmap(other))))
