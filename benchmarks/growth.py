@@ -76,17 +76,17 @@ def _model(folder: Path, width: int, layers: int) -> None:
 # Stages, each in the folder that prepare() made and earlier stages filled ----------------------
 
 
-def _config(clips: int, method: str = "js") -> Any:
+def _config(clips: int, student: str = "student") -> Any:
     from distilwhisper_lib.config import resolve
 
     settings = {
-        "student": "student", "teacher": "teacher", "in_domain": "common_voice",
+        "student": student, "teacher": "teacher", "in_domain": "common_voice",
         "out_of_domain": "fleurs", "data_dir": "data", "train_size": clips,
         "validation_size": made.VALIDATION, "max_seconds": 3.0, "batch_size": 16,
         "micro_batch": 16, "max_steps": STEPS, "max_new_tokens": 8, "eval_batch_size": 50,
         "gate_dim": 8, "precision": "auto", "workers": WORKERS,
     }  # fmt: skip
-    return resolve(method, "own", "ca", 77, settings)
+    return resolve("js", "own", "ca", 77, settings)
 
 
 def unpack_common_voice(clips: int) -> None:
