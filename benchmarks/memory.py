@@ -27,7 +27,7 @@ from .setting import Setting
 MB = 10**6
 Sides = dict[str, Callable[[], Callable[[], Any]]]  # name -> what builds the call to watch
 # Freed blocks of a megabyte and more go back to the system at once, so that they do not count.
-_RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
 
 
 def peaks(setting: Setting, job: str) -> dict[str, dict[str, float]]:
@@ -37,7 +37,7 @@ def peaks(setting: Setting, job: str) -> dict[str, dict[str, float]]:
         return measured(setting, jobs(setting)[job])
     child = [sys.executable, "-m", "benchmarks.memory", job, str(setting.folder)]
     root = str(Path(__file__).resolve().parents[1])
-    environment = os.environ | _RETURNED | {"PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | RETURNED | {"PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(child, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -89,10 +89,10 @@ def file_digest(audio: str) -> str:
     if not path.is_file():
         raise UserError(f"Audio file {audio} does not exist: check its name and folder.")
     status = path.stat()
-    return _digest(path, status.st_mtime_ns, status.st_size)
+    return _digest(audio, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=2**17)
-def _digest(path: Path, mtime_ns: int, size: int) -> str:
-    with path.open("rb") as file:
+def _digest(path: str, mtime_ns: int, size: int) -> str:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

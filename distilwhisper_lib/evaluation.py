@@ -73,6 +73,7 @@ def transcribe(
         partial.unlink(missing_ok=True)
         return read_hypotheses(path)
     batches = _read_finished_batches(partial)
+    scores = _take_scores(batches)
     if keep_gates:
         check_kept(path, len(batches))
     elif path is not None:
@@ -104,6 +105,7 @@ def transcribe(
             if file is not None:
                 file.write(json.dumps(batches[-1], ensure_ascii=False, sort_keys=True) + "\n")
                 file.flush()
+            scores = _take_scores(batches[-1:], scores)
             missing = missing.iloc[len(batch) :]
             bar.update(len(batch))
     done = {row["id"]: row for batch in batches for row in batch["rows"]}
@@ -111,9 +113,8 @@ def transcribe(
     if path is not None:
         if batches:
             write_atomic(timing_path(path), json.dumps(_how(batches)))
-        if scores := [batch["scores"] for batch in batches if batch.get("scores")]:
-            counts = {"edges": SCORE_EDGES, **add_histograms(scores)}
-            write_atomic(scores_path(path), json.dumps(counts))
+        if scores is not None:
+            write_atomic(scores_path(path), json.dumps({"edges": SCORE_EDGES, **scores}))
         if keep_gates:
             join_parts(path, len(batches))
         lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
@@ -140,7 +141,8 @@ def scores_path(path: Path) -> Path:
 
 def read_hypotheses(path: Path) -> list[dict[str, Any]]:
     """The rows that transcribe() wrote."""
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    with path.open("rb") as file:
+        return [json.loads(line) for line in file]
 
 
 # Precision -----------------------------------------------------------------------------------
@@ -281,6 +283,14 @@ def _transcribe_batch(
         for row, text, counted in zip(batch.to_dict("records"), texts, gates, strict=True)
     ]
     return _Batch(rows, scores)
+
+
+def _take_scores(
+    batches: list[dict[str, Any]], earlier: Histograms | None = None
+) -> Histograms | None:
+    """The sum of the batches' histograms and an earlier one, which they need not keep then."""
+    found = [scores for batch in batches if (scores := batch.pop("scores", None))]
+    return add_histograms([earlier, *found] if earlier else found) if found else earlier
 
 
 def _how(batches: list[dict[str, Any]]) -> dict[str, Any]:

@@ -48,7 +48,9 @@ _INDEX_KINDS = {
     "broken": [{"file": str, "reason": REASONS, "detail": str}],
 }
 _MAX_NAME = 200  # bytes; file systems take 255
+_WELCOME = ("path", "num_samples")  # columns that may be there
 _BATCH = 32  # rows in memory at once; one is half a megabyte
+_BUFFER = 2**20  # bytes that are read ahead
 
 
 def open_fleurs(rest: str, language: str, split: str, data_dir: str) -> Corpus:
@@ -193,29 +195,38 @@ def _stamp(files: list[Path]) -> list[list[Any]]:
 
 def _read_rows(files: list[Path]) -> Iterator[dict[str, Any]]:
     """The rows of parquet files, recordings as the bytes that were put in."""
-    from datasets import Audio, load_dataset  # late: takes seconds
+    import pyarrow  # late: only whoever unpacks needs it
+    from pyarrow.parquet import ParquetFile
 
-    names = ", ".join(path.name for path in files)
-    needed = {"id", "audio", *TEXTS}
-    try:
-        # Streamed: rows pass by, and no second copy grows in the cache of datasets.
-        rows = load_dataset(
-            "parquet", data_files={"rows": [str(path) for path in files]}, split="rows",
-            streaming=True, batch_size=_BATCH,
-        )  # fmt: skip
-        if missing := needed - set(rows.features or ()):
+    needed = ["id", "audio", *TEXTS]
+    for path in files:
+        try:
+            # Not with datasets, nor with pyarrow's read-ahead: both hold a whole file of half a
+            # gigabyte. A buffer lets the column of recordings pass by, too.
+            with ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+                _check_columns(path, file.schema_arrow, needed)
+                there = [name for name in (*needed, *_WELCOME) if name in file.schema_arrow.names]
+                for batch in file.iter_batches(batch_size=_BATCH, columns=there):
+                    for row in batch.to_pylist():
+                        _check_row(row, path.name)
+                        yield row
+        except UserError:
+            raise
+        except (OSError, ValueError, TypeError, pyarrow.ArrowException) as error:
             raise UserError(
-                f"{names} is not of FLEURS: there is no column {', '.join(sorted(missing))} among "
-                f"{', '.join(rows.features or ())}."
-            )
-        # Undecoded, because datasets would want torchcodec for that.
-        for row in rows.cast_column("audio", Audio(decode=False)):
-            _check_row(row, names)
-            yield row
-    except UserError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # datasets, arrow
-        raise UserError(f"{names} cannot be read ({reason(error)}): download it again.") from error
+                f"{path.name} cannot be read ({reason(error)}): download it again."
+            ) from error
+
+
+def _check_columns(path: Path, schema: Any, needed: list[str]) -> None:
+    if missing := sorted(set(needed) - set(schema.names)):
+        raise UserError(
+            f"{path.name} is not of FLEURS: there is no column {', '.join(missing)} among "
+            f"{', '.join(schema.names)}."
+        )
+    parts = {field.name for field in schema.field("audio").flatten()}
+    if "audio.bytes" not in parts:
+        raise UserError(f"{path.name} is not of FLEURS: its column audio holds no bytes.")
 
 
 def _check_row(row: dict[str, Any], names: str) -> None:

@@ -12,6 +12,7 @@ from .config import RunConfig, locate
 from .errors import UserError, reason
 
 PROMPT = 4  # start, language, task, no-timestamps; the end token takes the place of the start
+_AT_ONCE = 500  # texts: a tokenizer remembers several kilobytes of each
 
 
 class LabelLimit:
@@ -34,10 +35,12 @@ class LabelLimit:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """`tokens` of many transcripts at once."""
-        if not texts:
-            return []
-        ids = self.tokenizer(list(texts), add_special_tokens=False).input_ids
-        return [len(tokens) + PROMPT for tokens in ids]
+        counts: list[int] = []
+        for start in range(0, len(texts), _AT_ONCE):
+            some = list(texts[start : start + _AT_ONCE])
+            ids = self.tokenizer(some, add_special_tokens=False).input_ids
+            counts += [len(tokens) + PROMPT for tokens in ids]
+        return counts
 
     def over(self, text: str) -> str | None:
         """What is wrong when a transcript is too long to be learnt, else None."""

@@ -130,9 +130,13 @@ def _shared_speakers(data: RunData) -> list[dict[str, Any]]:
 
 def _same_recordings(data: RunData) -> list[list[dict[str, str]]]:
     """Clips of any part that hold the same segment of byte-identical files, in groups."""
-    groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    first: dict[str, tuple[str, str]] = {}  # part and id; few recordings are met again
+    groups: dict[str, list[tuple[str, str]]] = {}
     for part, table in data.tables().items():
         for clip in table.itertuples():
-            key = (file_digest(clip.audio), f"{clip.start} {clip.end}")
-            groups[key].append({"part": part, "id": clip.id})
-    return [group for group in groups.values() if len(group) > 1]
+            heard = f"{file_digest(clip.audio)} {clip.start} {clip.end}"
+            met = first.setdefault(heard, (part, clip.id))
+            if met != (part, clip.id):
+                groups.setdefault(heard, [met]).append((part, clip.id))
+    order = [groups[heard] for heard in first if heard in groups]
+    return [[{"part": part, "id": id_} for part, id_ in group] for group in order]

@@ -148,14 +148,16 @@ def check_disjoint(splits: Mapping[str, pd.DataFrame]) -> list[Leak]:
     Sentences are compared after the mark-preserving normaliser, so that a change of case or
     punctuation does not hide one. Sorted by kind and value.
     """
-    places: dict[tuple[str, str], set[str]] = {}
-    for split, table in splits.items():
-        for text in table["text"]:
-            places.setdefault(("text", normalize_marks(text)), set()).add(split)
-        for id_ in table["id"]:
-            places.setdefault(("id", id_), set()).add(split)
-    shared = sorted((key, found) for key, found in places.items() if len(found) > 1)
-    return [Leak(kind, value, tuple(sorted(found))) for (kind, value), found in shared]
+    leaks = []
+    for kind, normalize in (("text", normalize_marks), ("id", str)):
+        first: dict[str, str] = {}  # where a value was met first: most are met nowhere else
+        shared: dict[str, set[str]] = {}
+        for split, table in splits.items():
+            for value in map(normalize, table[kind]):
+                if (before := first.setdefault(value, split)) != split:
+                    shared.setdefault(value, {before}).add(split)
+        leaks += [Leak(kind, value, tuple(sorted(found))) for value, found in shared.items()]
+    return sorted(leaks)
 
 
 def write_subset(table: pd.DataFrame, path: str | Path) -> Path:

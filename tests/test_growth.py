@@ -1,0 +1,81 @@
+"""What grows with the number of clips is rows of text, not audio: see benchmarks/growth.py."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+
+import pytest
+
+from benchmarks import clips as made
+from benchmarks import growth
+from benchmarks.memory import MB, anonymous_bytes, watched
+from distilwhisper_lib import fleurs
+from distilwhisper_lib.config import locate
+from distilwhisper_lib.corpora import load_corpus
+from distilwhisper_lib.features import SpeechDataset
+from distilwhisper_lib.fleurs import unpack_fleurs
+
+FEW, MANY = 100, 800
+SLACK = 6 * MB  # of the allocator; the audio of the clips that MANY has more is 45 MB
+
+
+def taken(call) -> int:
+    """Bytes at the peak of a call that were not there before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return watched(call) - anonymous_bytes()
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """Both sizes of every corpus, by the number of clips."""
+    root = tmp_path_factory.mktemp("corpora")
+    for clips in (10, FEW, MANY):
+        folder = root / str(clips)
+        (folder / "data").mkdir(parents=True)
+        made.common_voice_archive(folder / "ca.tar.gz", clips, growth.WORDS)
+        made.fleurs_parquet(folder / "data" / "fleurs" / "ca_es", clips, growth.WORDS)
+    return root
+
+
+def test_data_preparation_holds_rows_and_no_audio(corpora, monkeypatch):
+    """Notebook 01's path: archive, parquet, four tables decoded, hashed and reported."""
+    config, student = growth._config, locate("embedded/student")
+    monkeypatch.setattr(growth, "_config", lambda clips: config(clips, student))
+    peaks = {}
+    for clips in (10, FEW, MANY):  # the first pays for what is imported
+        monkeypatch.chdir(corpora / str(clips))
+        stages = growth.unpack_common_voice, growth.unpack_fleurs, growth.data
+        peaks[clips] = [taken(lambda s=stage, n=clips: s(n)) for stage in stages]
+    for few, many in zip(peaks[FEW], peaks[MANY], strict=True):
+        assert many - few < SLACK + growth.ROW * (MANY - FEW)
+
+
+def test_what_held_audio_would_be_noticed(corpora):
+    held = {}
+    for clips in (FEW, MANY):
+        table = load_corpus("fleurs", "ca", "test", corpora / str(clips) / "data")
+        rows = SpeechDataset(table)
+        held[clips] = taken(lambda rows=rows: [rows[i] for i in range(len(rows))])
+    assert held[MANY] - held[FEW] > SLACK + growth.ROW * (MANY - FEW)
+
+
+def test_a_parquet_file_passes_by_whatever_its_size(corpora, tmp_path):
+    (path,) = (corpora / str(MANY) / "data" / "fleurs" / "ca_es").glob("*.parquet")
+    size = path.stat().st_size
+    unpack_fleurs([path], tmp_path / "warm")
+    assert size > 20 * MB and taken(lambda: unpack_fleurs([path], tmp_path / "cold")) < size / 2
+    assert len(json.loads((tmp_path / "cold" / fleurs._INDEX).read_text())["clips"]) == MANY
+
+
+def test_growth_is_told_a_stage(tmp_path):
+    peaks = {1000: {"peak": 300.0, "seconds": 1.0}, 30_000: {"peak": 590.0, "seconds": 9.0}}
+    row = {"stage": "data", "clips": peaks, **growth.growth(peaks)}
+    assert (row["bytes_per_clip"], row["flat"]) == (10_000, False)
+    peaks[30_000]["peak"] = 310.0
+    assert growth.growth(peaks) == {"bytes_per_clip": 345, "flat": True}
+    assert "| data | 300 | 590 | 10,000 | no | 9 |" in growth.table(
+        [row | {"clips": {"1000": peaks[1000], "30000": {"peak": 590.0, "seconds": 9.0}}}]
+    )
