@@ -60,6 +60,8 @@ def read_audio(
 ) -> np.ndarray:
     """The samples of a file, or of its segment from `start` to `end` in seconds.
 
+    In this process: for files that were checked. `decoding.read_audio` is for those that were not.
+
     `source` is a path, or the bytes of a whole file as a data set or an upload holds them.
 
     Returns float32 of shape (samples,), mono (the mean of the channels) at 16 kHz, in [-1, 1] for
@@ -122,9 +124,9 @@ def _header(source: Source) -> Header:
     """libsndfile's reading of the header, after the caps."""
     size = len(source) if isinstance(source, bytes) else _file_size(source)
     if size == 0:
-        raise UserError(f"{_name(source)} is empty (0 bytes): copy or download it again.")
+        raise UserError(f"{name_of(source)} is empty (0 bytes): copy or download it again.")
     if size > MAX_BYTES:
-        raise UserError(f"{_name(source)} has {size} bytes, more than {MAX_BYTES}: split it.")
+        raise UserError(f"{name_of(source)} has {size} bytes, more than {MAX_BYTES}: split it.")
     try:
         info = soundfile.info(_stream(source))
     except _READ_ERRORS as error:
@@ -146,19 +148,19 @@ def _file_size(path: Path) -> int:
 def _check_caps(source: Source, header: Header) -> None:
     if not MIN_RATE <= header.rate <= MAX_RATE:
         raise UserError(
-            f"{_name(source)} has a sample rate of {header.rate} Hz, "
+            f"{name_of(source)} has a sample rate of {header.rate} Hz, "
             f"expected {MIN_RATE} to {MAX_RATE}: convert it to 16 kHz."
         )
     if not 1 <= header.channels <= MAX_CHANNELS:
         raise UserError(
-            f"{_name(source)} has {header.channels} channels, expected 1 to {MAX_CHANNELS}: "
+            f"{name_of(source)} has {header.channels} channels, expected 1 to {MAX_CHANNELS}: "
             "mix it down to one."
         )
     if header.frames <= 0:
-        raise UserError(f"{_name(source)} holds no samples: leave it out or record it again.")
+        raise UserError(f"{name_of(source)} holds no samples: leave it out or record it again.")
     if header.seconds > MAX_SECONDS:
         raise UserError(
-            f"{_name(source)} is {header.seconds:.0f} s long, more than {MAX_SECONDS}: split it."
+            f"{name_of(source)} is {header.seconds:.0f} s long, more than {MAX_SECONDS}: split it."
         )
 
 
@@ -183,7 +185,9 @@ def _decode_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarra
     try:
         for block in _mono_blocks(source, first, count):
             if not np.isfinite(block).all():
-                raise UserError(f"{_name(source)} holds NaN or infinite samples: export it again.")
+                raise UserError(
+                    f"{name_of(source)} holds NaN or infinite samples: export it again."
+                )
             decoded += len(block)
             yield block
     except _READ_ERRORS as error:
@@ -191,7 +195,7 @@ def _decode_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarra
     # Lossy headers count roughly; a tenth missing is a broken copy.
     if decoded < 0.9 * count:
         raise UserError(
-            f"{_name(source)} is cut short: {decoded} of {count} frames could be decoded; "
+            f"{name_of(source)} is cut short: {decoded} of {count} frames could be decoded; "
             "copy or download it again."
         )
 
@@ -234,7 +238,7 @@ def _segment(
     last = seconds if end is None else end
     if not 0 <= first < last <= seconds + SLACK_SECONDS or first >= seconds:
         raise UserError(
-            f"Segment {first:g} to {last:g} s is not inside {_name(source, 'audio')}, which is "
+            f"Segment {first:g} to {last:g} s is not inside {name_of(source, 'audio')}, which is "
             f"{seconds:.3f} s long: correct start and end."
         )
     return round(first * SAMPLE_RATE), min(round(last * SAMPLE_RATE), length)
@@ -313,14 +317,15 @@ def _bound(seconds: float | None) -> float | None:
 
 def _unreadable(source: Source, error: Exception) -> UserError:
     return UserError(
-        f"{_name(source)} cannot be read ({str(error).rsplit(': ', 1)[-1].rstrip('.')}): "
+        f"{name_of(source)} cannot be read ({str(error).rsplit(': ', 1)[-1].rstrip('.')}): "
         "convert it to WAV, FLAC, MP3 or Ogg."
     )
 
 
-def _name(source: Source, noun: str = "Audio") -> str:
+def name_of(source: Readable, noun: str = "Audio") -> str:
     """How messages call a file, or bytes that have no name."""
-    given = f"of {len(source)} bytes in memory" if isinstance(source, bytes) else source
+    named = isinstance(source, str | Path)
+    given = source if named else f"of {len(source)} bytes in memory"
     return f"{noun} file {given}"
 
 

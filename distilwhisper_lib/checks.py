@@ -8,8 +8,11 @@ import re
 import typing
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import UserError
+from .errors import UserError, reason
+from .files import parse_json
 from .languages import code_in, find_language
+from .leaks import refuse_tokens
+from .schema import shown
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -23,19 +26,24 @@ def one_of(what: str, value: Any, known: tuple[str, ...]) -> str:
 
 
 def parse_overrides(overrides: dict[str, Any] | str | None) -> dict[str, Any]:
-    """A dict or a JSON string, as a command line has it, as a dict; names are not checked."""
+    """A dict or a JSON string, as a command line has it, as a dict; names are not checked.
+
+    None of its values may hold a token: settings are written into records.
+    """
+    refuse_tokens("overrides", overrides)
     if isinstance(overrides, str):
         try:
-            overrides = json.loads(overrides or "{}")
-        except json.JSONDecodeError as error:
+            overrides = parse_json(overrides or "{}")
+        except ValueError as error:
+            told = error.msg if isinstance(error, json.JSONDecodeError) else reason(error)
             raise UserError(
-                f"overrides {overrides!r} is not JSON ({error.msg}): write it like "
+                f"overrides {shown(overrides)} is not JSON ({told}): write it like "
                 '{"max_steps": 2}'
             ) from None
     if overrides is None:
         return {}
     if not isinstance(overrides, dict):
-        raise UserError(f"overrides {overrides!r}: expected a dict such as {{'max_steps': 2}}")
+        raise UserError(f"overrides {shown(overrides)}: expected a dict such as {{'max_steps': 2}}")
     return overrides
 
 
@@ -57,12 +65,12 @@ def coerce(name: str, value: Any, wanted: Any) -> Any:
         if kind in (int, float) and isinstance(value, (int, float, str)):
             try:
                 number = float(value)
-            except ValueError:
+            except (ValueError, OverflowError):  # 400 digits
                 number = None
             if number is not None and (kind is float or number.is_integer()):
                 return kind(number)
     raise UserError(
-        f"setting {name}={value!r} has the wrong type {type(value).__name__}: "
+        f"setting {name}={shown(value)} has the wrong type {type(value).__name__}: "
         f"expected {' or '.join('None' if o is type(None) else o.__name__ for o in options)}"
     )
 

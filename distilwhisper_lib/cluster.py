@@ -65,7 +65,7 @@ class Cluster:
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         self.root, self.say, self.batch = root, say, uuid.uuid4().hex
         self._lock, self._turn = threading.RLock(), threading.Lock()
-        self._next_start = 0.0
+        self._next_start, self._deserted = 0.0, False
         self._stopped = threading.Event()
         self._known: tuple[float, dict[str, Any]] = (float("-inf"), {})
         self._busy: set[str] = set()
@@ -113,7 +113,11 @@ class Cluster:
 
     def slots(self) -> int:
         """How many tasks may run at once at the moment: one a worker."""
-        return len(self._workers())
+        count = len(self._workers())
+        if not count and not self._deserted:
+            self.say("no worker at the moment: waiting for one")
+        self._deserted = not count
+        return count
 
     def _workers(self) -> dict[str, Any]:
         """What the scheduler says of the workers that fit this batch, by address."""
@@ -160,7 +164,10 @@ class Cluster:
         mine = about_worker(None)
         for address in new:
             self._names[address] = str(workers[address]["name"])
-            wrong = difference(answers.get(address), mine)
+            answer = answers.get(address)
+            if refuse and (answer is None or isinstance(answer, OSError)):
+                continue  # it comes or goes at this moment: asked again with the next look
+            wrong = difference(answer, mine)
             if wrong is None:
                 self._trusted.add(address)
                 continue
@@ -173,7 +180,7 @@ class Cluster:
     def _about(self) -> str:
         workers = self._workers()
         gpus = sum(_gpus(about) for about in workers.values())
-        told = f"cluster {self.address}: {len(workers)} workers, {gpus:g} GPUs"
+        told = f"cluster {self.address}: workers {len(workers)}, GPUs {gpus:g}"
         if importlib.util.find_spec("bokeh") is None:
             return f"{told} (its dashboard needs bokeh)"
         return f"{told}, dashboard {self._client.dashboard_link}"

@@ -30,6 +30,7 @@ from .presets import (
     SEED,
     THIS_RUN,
     Preset,
+    revision_of,
 )  # fmt: skip
 
 METHODS = ("teacher", "zero_shot", "full", "lora", "clsr", "kl", "js")
@@ -62,10 +63,13 @@ PACKAGE = Path(__file__).parent
 EMBEDDED = "embedded/"
 
 
-def _setting(default: Any, source: str = KIT, hashed: bool | Literal["preset"] = True) -> Any:
+def _setting(
+    default: Any, source: str = KIT, hashed: bool | Literal["preset", "model"] = True
+) -> Any:
     """A field and its source; ``hashed=False`` keeps paths and hardware out of the run id.
 
-    "preset": part of the run id where it differs from the preset's value, not from the default.
+    "preset": part of the run id where it differs from the preset's value, not from the default;
+    "model": where it differs from the commit at which the model is usually taken.
     """
     return field(default=default, metadata={"source": source, "hashed": hashed})
 
@@ -84,9 +88,9 @@ class RunConfig:
 
     # Models: a hub name, a local folder, or "embedded/..." (inside this package).
     student: str = _setting("openai/whisper-small", PAPER)
-    student_revision: str = _setting("main")
+    student_revision: str = _setting("main", hashed="model")  # see presets.REVISIONS
     teacher: str = _setting("openai/whisper-large-v2", PAPER)
-    teacher_revision: str = _setting("main")
+    teacher_revision: str = _setting("main", hashed="model")
 
     # Where notebook 00 finds ready-made experts: a folder or a hub name.
     experts: str = _setting("naver/multilingual-distilwhisper-28k", hashed=False)
@@ -168,6 +172,8 @@ class RunConfig:
         """The value of a setting that leaves no trace in the run id."""
         if f.metadata.get("hashed") == "preset":
             return PRESETS[self.preset].common.get(f.name, f.default)
+        if f.metadata.get("hashed") == "model":
+            return revision_of(getattr(self, f.name.removesuffix("_revision")))
         return f.default
 
     @property
@@ -206,7 +212,14 @@ class RunConfig:
         """The settings in which this run differs from its preset, method and hardware profile."""
         profile = {} if self.hardware == "none" else {"hardware": self.hardware}
         usual = resolve(self.method, self.preset, self.language, self.seed, profile)
-        return profile | {k: v for k, v in self.to_dict().items() if v != getattr(usual, k)}
+        changed = {k: v for k, v in self.to_dict().items() if v != getattr(usual, k)}
+        for role in (
+            "student",
+            "teacher",
+        ):  # the commit that comes with a model goes without saying
+            if changed.get(f"{role}_revision") == revision_of(getattr(self, role)):
+                changed.pop(f"{role}_revision")
+        return profile | changed
 
     def sources(self) -> dict[str, str]:
         """Where each value comes from, in the order in which resolve() puts them together."""
@@ -302,6 +315,9 @@ def resolve(
     settings |= _of_hardware(settings | overrides) | overrides
     if settings.get("conventions") == "authors" and method in DISTILLED:
         settings = AUTHORS_DISTILLATION | settings
+    for role in ("student", "teacher"):
+        model = settings.get(role, getattr(RunConfig, role))
+        settings.setdefault(f"{role}_revision", revision_of(str(model)))
     known = typing.get_type_hints(RunConfig)
     allowed = [name for name in known if name not in identity]
     for name in settings:

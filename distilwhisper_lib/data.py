@@ -16,6 +16,7 @@ from .corpora import corpus_hash, open_corpus
 from .errors import UserError
 from .files import write_atomic
 from .labels import label_limit
+from .leaks import mask_values
 from .subsets import Leak, check_disjoint, read_subset, take_usable, write_subset
 
 _DATA_SETTINGS = {
@@ -163,8 +164,9 @@ def write_data_report(
     if changed:
         name += f"-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
     about = {"preset": config.preset, "language": config.language}
-    text = json.dumps(about | (report or data.report()), indent=1, ensure_ascii=False)
-    paths = [write_atomic(config.results_dir / "data" / f"{name}.json", text + "\n")]
+    path = config.results_dir / "data" / f"{name}.json"
+    told = mask_values(about | (report or data.report()), path)
+    paths = [write_atomic(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")]
     for part, table in data.tables().items():
         paths.append(write_subset(table, config.results_dir / "subsets" / f"{name}-{part}.txt"))
     return [str(path) for path in paths]

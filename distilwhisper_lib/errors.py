@@ -5,7 +5,26 @@ from __future__ import annotations
 
 class UserError(ValueError):
     """A wrong value, file or setting: the message is one sentence that names the bad value,
-    what was expected and how to mend it. It is raised before anything is written or trained."""
+    what was expected and how to mend it. It is raised before anything is written or trained.
+
+    What it repeats of a file may be of any length and hold anything, also codes that a terminal
+    obeys: the message is one line of at most `LONGEST` printable characters.
+    """
+
+    def __init__(self, sentence: object = "") -> None:
+        super().__init__(_printable(str(sentence)))
+
+
+LONGEST = 2000
+
+
+def _printable(text: str) -> str:
+    if text.startswith("Caught ") and "UserError: " in text:  # torch's, of a worker that reads data
+        text = text.rsplit("UserError: ", 1)[1].strip()
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    half = LONGEST // 2 - 3
+    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 class DiskError(UserError, OSError):

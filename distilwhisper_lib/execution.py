@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from .leaks import mask, mask_notebook
 from .notebooks import no_braces, one_line
 
 START_TIMEOUT = 180  # seconds; importing torch on a busy machine is slow
@@ -103,8 +104,9 @@ def execute_one(task: Task, note: Callable[[str], None] = lambda event: None) ->
     """Do a task in this process: a notebook with the kernel of this interpreter, in its folder.
 
     The executed copy appears under ``task.output`` when it is complete; a failed one stays beside
-    it as ``*.failed.ipynb``. ``note`` hears "started" and "retried". Returns an Outcome whatever
-    the notebook does; only an interrupt is raised on, after the kernel is gone.
+    it as ``*.failed.ipynb``. Both, and the error's line, without tokens and host paths: see
+    leaks.py. ``note`` hears "started" and "retried". Returns an Outcome whatever the notebook
+    does; only an interrupt is raised on, after the kernel is gone.
     """
     began = time.monotonic()
     try:
@@ -151,7 +153,7 @@ def _run_notebook(task: Task, note: Callable[[str], None], began: float) -> Outc
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        os.replace(partial, output)
+        _keep(partial, output)
         failed.unlink(missing_ok=True)  # that failure is mended
         return Outcome(task.name, "done", _since(began), "", str(output))
 
@@ -195,10 +197,16 @@ def partial_copy(task: Task) -> Path:
 
 def keep_partial(task: Task) -> str:
     """Keep what there is of an executed notebook as its failed copy; "" when there is nothing."""
-    if not partial_copy(task).is_file():
+    return _keep(partial_copy(task), failed_copy(task))
+
+
+def _keep(partial: Path, place: Path) -> str:
+    """Give an executed notebook its name, masked; "" where there is none."""
+    if not partial.is_file():
         return ""
-    os.replace(partial_copy(task), failed_copy(task))
-    return str(failed_copy(task))
+    mask_notebook(partial)
+    os.replace(partial, place)
+    return str(place)
 
 
 def _own_kernel_manager() -> type:
@@ -221,8 +229,8 @@ def _own_kernel_manager() -> type:
 def _error_line(error: Exception) -> str:
     """ "ename: evalue" of the cell that failed, else the exception itself, on one line."""
     if hasattr(error, "ename"):
-        return one_line(f"{error.ename}: {error.evalue}" if error.evalue else error.ename)
-    return one_line(error)
+        error = f"{error.ename}: {error.evalue}" if error.evalue else error.ename
+    return mask(one_line(error))
 
 
 def _since(began: float) -> float:

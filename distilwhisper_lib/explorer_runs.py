@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from .audio import SAMPLE_RATE, read_audio
+from .audio import SAMPLE_RATE
 from .clips import COLUMNS
 from .clsr import GATE_MODES
 from .config import TRAINED, WITH_EXPERTS, RunConfig
 from .corpora import open_corpus
+from .decoding import read_audio
 from .device import best_device
 from .errors import UserError
 from .features import SAMPLES_PER_POSITION as POSITION

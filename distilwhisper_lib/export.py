@@ -33,20 +33,28 @@ from transformers import (
 
 from .data import load_data
 from .device import best_device
-from .errors import UserError
+from .errors import UserError, reason
 from .evaluation import transcribe
 from .experts import write_expert
-from .files import sha256_file, write_atomic
+from .files import parse_json, sha256_file, write_atomic
 from .finished import FinishedRun, load_run
 from .languages import whisper_language
 from .model import DistilWhisperForConditionalGeneration
 from .model_card import model_card
+from .schema import EachOf, Maybe, check
 from .scoring import score
 from .tensor_files import read_safetensors
 
 FORMS = ("whisper", "trained")
 MANIFEST = "export.json"
 MANIFEST_SCHEMA = 1
+_MANIFEST_KINDS = {
+    "run_id": str,
+    "what": str,
+    "demo": bool,
+    "comparison": Maybe(dict),
+    "files": EachOf(str),
+}
 
 # Plain Whisper -------------------------------------------------------------------------------
 
@@ -211,12 +219,16 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} is no export (no {MANIFEST}): make one with export_run()")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest.get("schema") != MANIFEST_SCHEMA:
+    try:
+        manifest = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({reason(error)}): export the run again") from None
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != MANIFEST_SCHEMA:
         raise UserError(
-            f"{path} has schema {manifest.get('schema')!r}, expected {MANIFEST_SCHEMA}: export the "
-            "run again"
+            f"{path} has schema {schema!r}, expected {MANIFEST_SCHEMA}: export the run again"
         )
+    check(manifest, _MANIFEST_KINDS, path, "export the run again")
     return manifest
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .files import write_atomic
+from .leaks import write_public
 from .records import DOMAINS, NORMALIZERS, Record
 from .tables import AVERAGE, METRICS, NOT_RUN, Tables, results_tables
 
@@ -147,7 +147,7 @@ def to_csv(text: pd.DataFrame, path: str | Path) -> Path:
     body.index.names = ["training", "system"][-body.index.nlevels :]
     buffer = io.StringIO()
     body.to_csv(buffer, lineterminator="\n")
-    return write_atomic(path, buffer.getvalue())
+    return write_public(path, buffer.getvalue())
 
 
 def write_table(text: pd.DataFrame, path: str | Path) -> list[Path]:
@@ -155,8 +155,8 @@ def write_table(text: pd.DataFrame, path: str | Path) -> list[Path]:
     path = Path(path)
     return [
         to_csv(text, path.with_name(f"{path.name}.csv")),
-        write_atomic(path.with_name(f"{path.name}.md"), to_markdown(text)),
-        write_atomic(path.with_name(f"{path.name}.tex"), to_latex(text)),
+        write_public(path.with_name(f"{path.name}.md"), to_markdown(text)),
+        write_public(path.with_name(f"{path.name}.tex"), to_latex(text)),
     ]
 
 

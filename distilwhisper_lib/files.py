@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -72,3 +74,20 @@ def flush_to_disk(path: str | Path) -> None:
     """Wait until a file that others wrote is on the disk."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds; ValueError for all that is none.
+
+    That includes what json raises other errors for, or accepts and nothing can be done with: lists
+    in lists without an end, and half of a character (a lone surrogate), which no file can hold.
+    """
+    try:
+        value = json.loads(text)
+        if (b"\\ud" if isinstance(text, bytes) else "\\ud") in text.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character") from None
+    return value

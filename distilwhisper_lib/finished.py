@@ -77,7 +77,7 @@ def _base(
     config: RunConfig, base: str | None, record: Record
 ) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
     """The model that the run started from, and no other."""
-    revision = config.student_revision if base is None else "main"
+    revision = config.student_revision if base is None else None
     try:
         model, processor = load_model(base or config.student, revision, **model_settings(config))
     except UserError as error:

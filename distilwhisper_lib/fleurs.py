@@ -20,14 +20,16 @@ from typing import Any
 
 import pandas as pd
 
-from .audio import SAMPLE_RATE, decoded_seconds
-from .clips import COLUMNS, EMPTY, NO_TEXT, SENTENCE, UNREADABLE, Corpus, Dropped
+from .audio import SAMPLE_RATE
+from .clips import COLUMNS, EMPTY, NO_TEXT, REASONS, SENTENCE, UNREADABLE, Corpus, Dropped
 from .config import locate
+from .decoding import decoded_seconds
 from .disk import told
 from .errors import UserError, reason
-from .files import alone, write_atomic
+from .files import alone, parse_json, write_atomic
 from .inspection import require_readable
 from .languages import code_in, find_language
+from .schema import check
 from .text import says_nothing
 
 REPOSITORY = "google/fleurs"
@@ -38,9 +40,13 @@ TEXTS = ("transcription", "raw_transcription")
 SPLITS = ("train", "validation", "test")
 _HUB_FOLDER = "parquet-data"
 _INDEX = "clips.json"
-# What an entry of the index has: of a recording, and of one that was left out.
-_KEYS = {"file", SENTENCE, *TEXTS, "bytes", "seconds"}
-_BROKEN_KEYS = {"file", "reason", "detail"}
+# What the index has: of each recording, and of each that was left out.
+_INDEX_KINDS = {
+    "clips": [
+        {"file": str, SENTENCE: str, **dict.fromkeys(TEXTS, str), "bytes": int, "seconds": float}
+    ],
+    "broken": [{"file": str, "reason": REASONS, "detail": str}],
+}
 _MAX_NAME = 200  # bytes; file systems take 255
 _BATCH = 32  # rows in memory at once; one is half a megabyte
 
@@ -117,13 +123,20 @@ def is_unpacked(folder: Path, files: list[Path]) -> bool:
     `files` may be empty: what came from the hub at a revision does not change.
     """
     try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        whole = all(_KEYS <= clip.keys() for clip in index["clips"])
-        whole = whole and all(_BROKEN_KEYS <= clip.keys() for clip in index["broken"])
-        sizes = [(folder / c["file"]).stat().st_size == c["bytes"] for c in index["clips"]]
-        return whole and all(sizes) and (not files or index["files"] == _stamp(files))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        index = parse_json((folder / _INDEX).read_text(encoding="utf-8"))
+        check(index, _INDEX_KINDS, folder / _INDEX, "remove it")
+        return all(_is_in(folder, clip) for clip in index["clips"]) and (
+            not files or index["files"] == _stamp(files)
+        )
+    except (OSError, ValueError):  # a UserError is one
         return False
+
+
+def _is_in(folder: Path, clip: dict[str, Any]) -> bool:
+    """Whether a recording lies in the folder itself, is no link, and has its size."""
+    path, name = folder / clip["file"], PurePosixPath(clip["file"])
+    plain = name.name == clip["file"] and not {"\\", "\0"}.intersection(clip["file"])
+    return plain and not path.is_symlink() and path.stat().st_size == clip["bytes"]
 
 
 def unpack_fleurs(files: list[Path], folder: Path) -> None:
@@ -196,11 +209,30 @@ def _read_rows(files: list[Path]) -> Iterator[dict[str, Any]]:
                 f"{', '.join(rows.features or ())}."
             )
         # Undecoded, because datasets would want torchcodec for that.
-        yield from rows.cast_column("audio", Audio(decode=False))
+        for row in rows.cast_column("audio", Audio(decode=False)):
+            _check_row(row, names)
+            yield row
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # datasets, arrow
         raise UserError(f"{names} cannot be read ({reason(error)}): download it again.") from error
+
+
+def _check_row(row: dict[str, Any], names: str) -> None:
+    """Raise UserError for a row whose values are not of FLEURS's kinds."""
+    audio = row["audio"] or {}
+    kinds = {"id": int, "num_samples": int, "path": str, **dict.fromkeys(TEXTS, str)}
+    wrong = [n for n, kind in kinds.items() if not isinstance(row.get(n), kind | None)]
+    wrong += [
+        f"audio.{name}"
+        for name, kind in {"bytes": bytes, "path": str}.items()
+        if not isinstance(audio.get(name), kind | None)
+    ]
+    if wrong:
+        raise UserError(
+            f"{names} is not of FLEURS: column {wrong[0]} holds another kind of value: download it "
+            "again."
+        )
 
 
 def _file_name(row: dict[str, Any], number: int, taken: set[str]) -> str:
@@ -241,7 +273,7 @@ def _unpack_row(row: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
 def _table(
     folder: Path, field: str, language: str, split: str
 ) -> tuple[pd.DataFrame, list[Dropped]]:
-    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    index = parse_json((folder / _INDEX).read_text(encoding="utf-8"))
     dropped = [Dropped(Path(c["file"]).stem, c["reason"], c["detail"]) for c in index["broken"]]
     records = []
     for clip in index["clips"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from .clsr import CLSR, Gates
 from .config import RunConfig
 from .errors import UserError
 from .features import audio_positions, extract_features
+from .files import parse_json
 from .model import DistilWhisperForConditionalGeneration
 from .schema import LANGUAGE, EachOf, Maybe, Optional, Where, at_least, between, check
 from .token_classes import token_texts
@@ -208,7 +208,7 @@ def read_gates(path: Path) -> dict[str, Any]:
     Raises UserError when it is missing, unreadable, of a newer format or not what it should be.
     """
     try:
-        gates = json.loads(path.read_text(encoding="utf-8"))
+        gates = parse_json(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"no gate file {path}: run one of the notebooks 04 to 06 first") from None
     except ValueError as error:
@@ -219,11 +219,42 @@ def read_gates(path: Path) -> dict[str, Any]:
             f"gate file {path} has schema {schema!r}, expected {SCHEMA} (or 1, of earlier "
             "versions): update the kit or run its notebook again"
         )
-    check(gates, _FILE, f"gate file {path}")
+    check(gates, _FILE, f"gate file {path}", "run its notebook again")
+    _check_lengths(gates, path)
     if schema == 1:  # what it is of was only in its name: <method>-<language>-s<seed>-<hash>
-        method, *_, seed, _ = gates["run_id"].split("-")
-        gates = {"method": method, "seed": int(seed.removeprefix("s"))} | gates
+        parts = re.fullmatch(r"(\w+)-.*-s(\d{1,10})-\w+", gates["run_id"])
+        if parts is None:
+            raise UserError(f"gate file {path} has no run id but {gates['run_id']!r}: rename it")
+        gates = {"method": parts[1], "seed": int(parts[2])} | gates
     return gates
+
+
+def _check_lengths(gates: dict[str, Any], path: Path) -> None:
+    """Raise UserError unless all that is by layer is of one length, and all that is by position."""
+    layers: dict[str, int] = {}
+    for domain in filter(None, gates["domains"].values()):
+        for side in ("encoder", "decoder"):
+            layers.setdefault(side, len(domain[side]))
+            tables = [(domain[side], domain.get(f"{side}_interval"))]
+            if side in domain.get("entropy", {}):
+                entropy = domain["entropy"][side]
+                tables.append((entropy["all"], entropy.get("interval")))
+            for shares, interval in tables:
+                even = interval is None or {len(pair) for pair in interval} <= {2}
+                if not len(shares) == layers[side] == len(interval or shares) or not even:
+                    raise _uneven(path, f"the {side}'s layers")
+        for found in domain.get("classes", {}).values():
+            interval = found.get("interval") or [(0, 0)] * len(found["share"])
+            if len(found["share"]) != len(interval) or {len(p) for p in interval} - {2}:
+                raise _uneven(path, "the layers of a class")
+    if example := gates.get("example"):
+        widths = {len(row) for row in example["token_gates"]}
+        if widths != {len(example["tokens"])} or len(set(map(len, example["frame_gates"]))) != 1:
+            raise _uneven(path, "the positions of the example")
+
+
+def _uneven(path: Path, what: str) -> UserError:
+    return UserError(f"gate file {path} is not even in {what}: run its notebook again")
 
 
 def load_gates(results: str | Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,16 @@ def find_file(source: str | Path, names: Sequence[str], remedy: str, **hub: Any)
     if isinstance(source, Path) or not could_be_repository(source):
         raise UserError(f"there is no file or folder {str(source)!r} with {names[0]}: {remedy}")
     return _download(source, names, remedy, hub)
+
+
+def commit_of(name: str, revision: str) -> str | None:
+    """The commit at which a hub model was taken that has been loaded; None for a folder."""
+    try:
+        path = find_file(name, ["config.json"], "", revision=revision, local_files_only=True)
+    except UserError:
+        return None
+    found = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", str(path))
+    return found and found[1]
 
 
 @contextlib.contextmanager

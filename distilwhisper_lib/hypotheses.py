@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import write_atomic
+from .files import parse_json, write_atomic
+from .leaks import mask_values
 from .records import Record
 from .scoring import UtteranceErrors, utterance_errors
 
@@ -45,12 +46,15 @@ def hypotheses_path(folder: str | Path, run_id: str, part: str) -> Path:
 def publish(rows: Iterable[Mapping[str, Any]], folder: str | Path, run_id: str, part: str) -> str:
     """Write the rows of transcribe() for all to read; returns the SHA-256 of the lines.
 
-    Speakers become a digest of their name: blocks for statistics, and nobody's name.
+    Speakers become a digest of their name: blocks for statistics, and nobody's name. Without tokens
+    and host paths: see leaks.py.
     """
-    lines = [json.dumps(_public(row), ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
+    path = hypotheses_path(folder, run_id, part)
+    public = mask_values([_public(row) for row in rows], path)
+    lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in public]
     content = "".join(lines).encode("utf-8")
     # No time stamp and no file name inside, so that the same rows give the same file.
-    write_atomic(hypotheses_path(folder, run_id, part), gzip.compress(content, mtime=0))
+    write_atomic(path, gzip.compress(content, mtime=0))
     return hashlib.sha256(content).hexdigest()
 
 
@@ -151,7 +155,7 @@ def _uncompressed(path: Path, run_id: str) -> bytes:
 
 def _row(line: bytes, path: Path, number: int) -> Row:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise UserError(f"{path}: line {number} is not JSON ({error})") from None
     for name, kind in COLUMNS.items():

@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .audio import audio_seconds, decoded_seconds
-from .clips import EMPTY, MISSING, UNREADABLE, UNSAFE, Inspection
+from .clips import EMPTY, MISSING, REASONS, UNREADABLE, UNSAFE, Inspection
+from .decoding import decoded_seconds, header_seconds
 from .errors import UserError
-from .files import write_atomic
+from .files import parse_json, write_atomic
 
-# libsndfile decodes outside Python's lock, so threads help; more than the cores do not.
+# Each thread has a process that decodes; more than the cores do not help.
 _THREADS = min(8, os.cpu_count() or 1)
 FAR_SECONDS = 60.0  # twice Whisper's window
 MEMORY = ".clip_checks.json"  # in a corpus: what decoding said of each clip
@@ -30,7 +30,7 @@ _MANY = 500  # clips from which on one would like to see progress
 
 def require_readable(clips: Sequence[Path]) -> list[Inspection]:
     """The length of each file from its header; `UserError` for the first that cannot be read."""
-    seconds = {clip: audio_seconds(clip) for clip in dict.fromkeys(clips)}
+    seconds = {clip: header_seconds(clip) for clip in dict.fromkeys(clips)}
     return [Inspection(seconds[clip]) for clip in clips]
 
 
@@ -84,12 +84,16 @@ class ClipChecks:
 
     def _recall(self) -> dict[str, Inspection]:
         try:
-            stored = json.loads(self.memory.read_text(encoding="utf-8"))
-            return {
+            stored = parse_json(self.memory.read_text(encoding="utf-8"))
+            known = {
                 key: Inspection(math.nan if seconds is None else float(seconds), reason, detail)
                 for key, (seconds, reason, detail) in stored.items()
             }
-        except (OSError, ValueError, TypeError, AttributeError):
+            for result in known.values():
+                if result.reason not in (None, *REASONS) or not isinstance(result.detail, str):
+                    return {}
+            return known
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError):
             return {}
 
     def _remember(self, known: dict[str, Inspection]) -> None:

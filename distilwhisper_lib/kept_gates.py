@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, reason
 from .files import write_atomic
 from .token_classes import TOKEN_CLASSES
 
 FORMAT = 1
+MAX_BYTES = 2**32  # unpacked: a hundred times the largest test set of the paper
 _PER_CLIP = ("ids", "audio", "tokens_of", "encoder_of", "decoder_of")
 _FLAT = ("tokens", "classes", "encoder", "decoder")
 
@@ -100,6 +101,7 @@ def read_kept(path: Path) -> dict[str, KeptGates]:
     if not path.exists():
         raise UserError(f"no kept gates {path}: run the notebook with the setting keep_gates")
     arrays = _load(path)
+    _check_sizes(arrays, path)
     layers = arrays["layers"].tolist()
     clips, place = {}, dict.fromkeys(_FLAT, 0)
 
@@ -123,6 +125,28 @@ def read_kept(path: Path) -> dict[str, KeptGates]:
     return clips
 
 
+def _check_sizes(arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Raise UserError unless the flat columns hold just what the clips' counts say."""
+    counts = [arrays[name] for name in _PER_CLIP[1:]]
+    whole = [arrays["layers"], *counts, *(arrays[name] for name in _FLAT)]
+    sound = (
+        all(array.ndim == 1 and array.dtype.kind in "iu" for array in whole)
+        and all(np.all((array >= 0) & (array < 2**31)) for array in (arrays["layers"], *counts))
+        and len(arrays["layers"]) == 2
+        and arrays["ids"].dtype.kind == "U"
+        and {array.shape for array in counts} == {arrays["ids"].shape}
+        and all(arrays[name].dtype == np.uint8 for name in _FLAT[1:])
+        and np.all(arrays["classes"] < len(TOKEN_CLASSES))
+    )
+    if sound:
+        layers = arrays["layers"].astype(np.int64)
+        _, said, frames, positions = (count.astype(np.int64) for count in counts)
+        sizes = (said, positions, -(-frames * layers[0] // 8), -(-positions * layers[1] // 8))
+        sound = all(size.sum() == len(arrays[n]) for n, size in zip(_FLAT, sizes, strict=True))
+    if not sound:
+        raise UserError(f"kept gates {path} are damaged: their columns do not fit: decode again")
+
+
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
@@ -132,11 +156,23 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
+            _check_room(file.zip, path)
             arrays = {name: file[name] for name in file.files}
-        if int(arrays["format"]) != FORMAT:
+        if arrays["format"].shape or int(arrays["format"]) != FORMAT:
             raise UserError(f"kept gates {path} are of a newer format: update the kit")
         if missing := {"layers", *_PER_CLIP, *_FLAT} - set(arrays):
             raise ValueError(f"without {', '.join(sorted(missing))}")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"kept gates {path} cannot be read ({error}): decode them again") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever zip and numpy make of a damaged file
+        raise UserError(
+            f"kept gates {path} cannot be read ({reason(error)}): decode them again"
+        ) from None
     return arrays
+
+
+def _check_room(archive: zipfile.ZipFile, path: Path) -> None:
+    """A few kilobytes can unpack to more than memory holds."""
+    size = sum(entry.file_size for entry in archive.infolist())
+    if size > MAX_BYTES:
+        raise UserError(f"kept gates {path} unpack to {size} bytes, more than {MAX_BYTES}")

@@ -31,6 +31,7 @@ from .errors import UserError
 from .hub import hub_options, loading
 from .languages import whisper_language
 from .layers import RoutedDecoderLayer, RoutedEncoderLayer
+from .tensor_files import require_safe_torch
 
 
 class DistilWhisperConfig(WhisperConfig):
@@ -115,6 +116,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         From a folder or a hub name. Fields of DistilWhisperConfig can be given by name, as with
         any transformers model. Raises UserError when there is no such model, or it cannot be read.
         """
+        require_safe_torch()  # it may be a .bin
         hub = hub_options(kwargs)
         given = "config" in kwargs
         with loading(name):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .leaks import refuse_tokens
 
 
 def find_root(start: str | Path | None = None) -> Path:
@@ -119,8 +120,10 @@ def _literal(source: str, name: str, notebook: Path) -> Any:
 def checked_parameters(notebook: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` with the types that the notebook declares; UserError for a name or type it lacks.
 
-    Text becomes a number, a bool or (as JSON) a dict or list where the default is one, because
-    command lines and YAML know text only.
+    papermill writes names and values into the notebook as code: only names that are declared, and
+    only values that are plain literals, and none that holds a token (see leaks.py). Text becomes a
+    number, a bool or (as JSON) a dict or list where the default is one, because command lines and
+    YAML know text only.
     """
     declared = declared_parameters(notebook)
     for name in given:
@@ -129,10 +132,26 @@ def checked_parameters(notebook: str | Path, given: Mapping[str, Any]) -> dict[s
                 f"{Path(notebook).name}: unknown parameter {name!r}: expected one of "
                 f"{', '.join(declared)}"
             )
+    for name, value in given.items():
+        refuse_tokens(f"{Path(notebook).name}: parameter {name!r}", value)
+        if not _is_literal(value):
+            raise UserError(
+                f"{Path(notebook).name}: parameter {name!r} is no plain literal: expected text, "
+                "numbers, true or false, and lists or dicts of these"
+            )
     return {
         name: _as_declared(name, value, declared[name], Path(notebook).name)
         for name, value in given.items()
     }
+
+
+def _is_literal(value: Any) -> bool:
+    """Whether a value is what JSON has; not of a subclass, which may write itself as any code."""
+    if type(value) is dict:
+        return all(type(key) is str and _is_literal(item) for key, item in value.items())
+    if type(value) in (list, tuple):
+        return all(map(_is_literal, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _as_declared(name: str, value: Any, default: Any, notebook: str) -> Any:

@@ -14,6 +14,20 @@ THIS_RUN = "this run"  # whoever started it
 
 SEED = 77  # CODE
 
+# The hub's main branch can change under a study, so these models are taken at a commit: the one at
+# which many public repositories pin them (the hub itself could not be asked from where this was
+# written). student_revision and teacher_revision name another; records tell which commit it was.
+REVISIONS = {
+    "openai/whisper-small": "973afd24965f72e36ca33b3055d56a652f456b4d",
+    "openai/whisper-large-v2": "ae4642769ce2ad8fc292556ccea8e901f1530655",
+}
+
+
+def revision_of(model: str) -> str:
+    """The commit at which a model is taken unless another is asked for; "main" of the others."""
+    return REVISIONS.get(model, "main")
+
+
 # What a method changes for every preset (RECIPE).
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"label_smoothing": 0.0, "precision": "fp16"},

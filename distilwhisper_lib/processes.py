@@ -20,6 +20,7 @@ from pathlib import Path
 from . import ledger
 from .execution import Outcome, Task, execute_one, keep_partial
 from .files import write_atomic
+from .leaks import mask
 from .notebooks import one_line
 from .provenance import usable_cores
 
@@ -131,7 +132,7 @@ def _crash_line(status: int, log: Path) -> str:
         ended += ", often for want of memory"
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     last = [line.strip() for line in text.splitlines() if line.strip()][-1:]
-    return one_line(": ".join([f"the notebook's process ended ({ended})", *last]))
+    return mask(one_line(": ".join([f"the notebook's process ended ({ended})", *last])))
 
 
 # The inside of one such process ---------------------------------------------------------------

@@ -20,6 +20,7 @@ from .errors import UserError, reason
 from .export import MANIFEST, read_manifest
 from .files import sha256_file
 from .hub import could_be_repository
+from .leaks import has_token, mask
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def push_to_hub(
     An existing repository gets a new commit. ``dry_run`` checks everything and touches no network.
     ``api``: a HfApi of your own. Raises UserError before anything is sent: when a file has changed
     since the export, when the card names no licence, and for weights of the demo, which are of no
-    use to anybody, unless ``allow_demo`` says that they are wanted there.
+    use to anybody, unless ``allow_demo`` says that they are wanted there; and for a card with a
+    token or a host path in it.
     """
     folder, manifest = Path(folder), read_manifest(folder)
     _check_repository(repository)
@@ -103,13 +105,32 @@ def _check_files(folder: Path, manifest: dict[str, Any]) -> dict[str, int]:
     """The files that the export wrote, which are those that go, with their sizes."""
     for name, digest in manifest["files"].items():
         path = folder / name
+        if path.parent != folder or path.is_symlink():
+            raise UserError(
+                f"{folder / MANIFEST} lists {name!r}, which is no file of its own folder: export "
+                "the run again"
+            )
         # A card may be edited by hand: it is there to be read and completed.
         if not path.is_file() or (name != "README.md" and sha256_file(path) != digest):
             raise UserError(
                 f"{path} is missing or not as it was exported: export the run again, and only "
                 "edit README.md"
             )
-    return {name: (folder / name).stat().st_size for name in [*manifest["files"], MANIFEST]}
+    names = [*manifest["files"], MANIFEST]
+    for name in names:
+        if name.endswith((".md", "config.json")) or name == MANIFEST:
+            _check_private(folder / name)
+    return {name: (folder / name).stat().st_size for name in names}
+
+
+def _check_private(path: Path) -> None:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if mask(text) != text:
+        what = "a token" if has_token(text) else "the name of a folder of this machine"
+        raise UserError(
+            f"{path} holds {what}, which does not belong on the hub: take it out of the card, or "
+            "export the run again"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .audio import SAMPLE_RATE, read_audio, samples_of
+from .audio import SAMPLE_RATE, samples_of
 from .config import locate
+from .decoding import read_audio
 from .errors import UserError
 from .own_folder import RECORDINGS
 

@@ -12,9 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from .config import METHODS, RunConfig
-from .errors import UserError
-from .files import write_atomic
-from .schema import LANGUAGE, EachOf, Maybe, Named, Optional, Where, at_least, between, check, shown
+from .errors import UserError, reason
+from .files import parse_json, write_atomic
+from .leaks import mask_values
+from .schema import (
+    LANGUAGE,
+    MEND,
+    EachOf,
+    Maybe,
+    Named,
+    Optional,
+    Where,
+    at_least,
+    between,
+    check,
+    shown,
+)  # fmt: skip
 
 SCHEMA_VERSION = 1
 DOMAINS = {"in_domain": "in domain", "out_of_domain": "out of domain"}
@@ -43,7 +56,7 @@ _SCORES = Named(
     "scores are made anew), or update the kit",
 )
 _DATA = Maybe({"corpus": str, "clips": _COUNT, "hours": _MEASURE, "sha256": str})
-_MODEL = {"name": str, "sha256": Maybe(str)}
+_MODEL = {"name": str, "sha256": Maybe(str), "commit": Optional(str)}  # of the hub's: commit
 # mode: "hidden", "top_k" or "online"; of stored ones also bytes, seconds of the build, and built:
 # whether this run built them or found them.
 _TARGETS = {
@@ -131,9 +144,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 def validate_record(record: Any, source: str | Path = "record") -> None:
     """Raise UserError naming ``source`` and the field when ``record`` is not a run record."""
     if not isinstance(record, dict):
-        raise UserError(
-            f"{source}: holds {shown(repr(record))}, expected a run record (a JSON object)"
-        )
+        raise UserError(f"{source}: holds {shown(record)}, expected a run record (a JSON object)")
     version = record.get("schema")
     if isinstance(version, int) and not isinstance(version, bool) and version != SCHEMA_VERSION:
         age = "newer" if version > SCHEMA_VERSION else "older"
@@ -147,6 +158,12 @@ def validate_record(record: Any, source: str | Path = "record") -> None:
             f"{source}: field 'run_id' is {record['run_id']!r}, expected letters, digits and "
             "'_.-' only, because it names the file: take it from RunConfig.run_id"
         )
+    for place, heard in enumerate(record.get("forgetting", ())):
+        if not _RUN_ID.fullmatch(heard["part"]):
+            raise UserError(
+                f"{source}: field 'forgetting[{place}].part' is {shown(heard['part'])}, expected "
+                f"letters, digits and '_.-' only, because it names a file: {MEND}"
+            )
 
 
 def record_text(record: Record) -> str:
@@ -155,11 +172,14 @@ def record_text(record: Record) -> str:
 
 
 def write_record(record: Record, folder: str | Path) -> Path:
-    """Check ``record`` and write it to ``<folder>/runs/<run_id>.json``; returns that path."""
+    """Check ``record`` and write it to ``<folder>/runs/<run_id>.json``; returns that path.
+
+    Without tokens and host paths: see leaks.py.
+    """
     name = record.get("run_id") if isinstance(record, dict) else None
     validate_record(record, f"record {name}" if name else "record")
     try:
-        text = record_text(record)
+        text = record_text(mask_values(record, f"{name}.json"))
     except (TypeError, ValueError) as error:  # a tensor or NaN in one of the free-form parts
         raise UserError(
             f"record {name}: cannot be written as JSON ({error}): turn arrays into lists and "
@@ -172,16 +192,15 @@ def read_record(path: str | Path) -> Record:
     """Read and check one record; UserError names the file and what is wrong with it."""
     path = Path(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such record: run the notebook that writes it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: line {error.lineno} is not JSON ({error.msg}): run the notebook again, or "
-            "take the file from version control"
-        ) from None
+        raise UserError(f"{path}: line {error.lineno} is not JSON ({error.msg}): {MEND}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({reason(error)}): {MEND}") from None
     validate_record(record, path)
     return record
 

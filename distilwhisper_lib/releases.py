@@ -17,6 +17,7 @@ from typing import IO
 from .common_voice import CLIPS, FOLDER, SITE, TABLES
 from .errors import UserError, reason
 from .files import alone
+from .inspection import MEMORY
 
 # Above every release so far (English, 25.0: 90 GB in 2.5 million clips), below a bomb.
 MAX_BYTES = 2**38
@@ -214,6 +215,8 @@ def _move(archive: Path, temporary: Path, folder: Path) -> Path:
             "train.tsv, expected one: take Mozilla's archive of a single language."
         )
     target = folder / found[0].relative_to(temporary)
+    # Whoever made the archive cannot say that its recordings have been checked.
+    (found[0] / MEMORY).unlink(missing_ok=True)
     if target.exists():
         raise UserError(f"{target} exists: move it away before unpacking {archive}.")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -31,12 +31,12 @@ from .error_analysis import (
 )
 from .errors import UserError
 from .exports import formatted
-from .files import write_atomic
 from .forced_gates import load_forced
 from .forced_plots import forced_changes
 from .forgetting import forgetting_table
 from .gates import load_gates
 from .hypotheses import Hypotheses
+from .leaks import write_public
 from .plots import gate_shares, style
 from .published import compared, read_published_values
 from .readme import notes
@@ -74,7 +74,7 @@ def write_report(folder: str | Path, published: str | Path | None = None) -> Pat
     records = load_records(folder)
     if not records:
         return None
-    return write_atomic(folder / "report.html", report_html(records, folder, published))
+    return write_public(folder / "report.html", report_html(records, folder, published))
 
 
 def report_html(

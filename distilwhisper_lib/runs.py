@@ -20,6 +20,7 @@ from .gate_statistics import layer_shares, summarise
 from .gates import SCHEMA as GATE_SCHEMA
 from .gates import gate_path, inspect_clip
 from .hypotheses import FIELD, hypotheses_path, publish
+from .leaks import mask_values
 from .provenance import provenance
 from .records import SCHEMA_VERSION, read_record, write_record
 from .run_folder import check_claim, in_run_folder
@@ -69,8 +70,8 @@ def record_run(
         if _findings(earlier) == _findings(record):
             record = earlier
     if config.method in WITH_EXPERTS and not (record is earlier and gate_path(config).exists()):
-        gates = json.dumps(_gate_file(config, trained, data), ensure_ascii=False)
-        write_atomic(gate_path(config), gates)
+        gates = mask_values(_gate_file(config, trained, data), gate_path(config))
+        write_atomic(gate_path(config), json.dumps(gates, ensure_ascii=False))
     path = write_record(record, config.results_dir)
     check_claim(config)
     if record is not earlier:

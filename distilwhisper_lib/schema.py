@@ -80,73 +80,87 @@ LANGUAGE = Where(str, _is_language, "a language of Whisper by its code, such as 
 _KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-def check(value: Any, kind: Any, source: str | Path, field: str = "") -> None:
+Fault = Callable[[str], UserError]  # of what is wrong
+
+
+def check(value: Any, kind: Any, source: str | Path, mend: str = MEND) -> None:
     """Raise UserError, naming ``source`` and the field, where ``value`` is not of this kind."""
+    _check(value, kind, "", lambda told, remedy=mend: UserError(f"{source}: {told}: {remedy}"))
+
+
+def _check(value: Any, kind: Any, field: str, fault: Fault) -> None:
     if isinstance(kind, Maybe):
         if value is not None:
-            check(value, kind.kind, source, field)
+            _check(value, kind.kind, field, fault)
     elif isinstance(kind, Where):
-        check(value, kind.kind, source, field)
-        _expect(kind.holds(value), value, kind.expected, source, field)
+        _check(value, kind.kind, field, fault)
+        _expect(kind.holds(value), value, kind.expected, field, fault)
     elif isinstance(kind, Named):
-        _check_names(value, kind, source, field)
+        _check_names(value, kind, field, fault)
         for name in kind.names:
-            check(value[name], kind.kind, source, f"{field}.{name}")
+            _check(value[name], kind.kind, f"{field}.{name}", fault)
     elif isinstance(kind, dict):
-        _check_object(value, kind, source, field)
+        _check_object(value, kind, field, fault)
     elif isinstance(kind, EachOf):
-        _expect(isinstance(value, dict), value, "an object", source, field)
+        _expect(isinstance(value, dict), value, "an object", field, fault)
         for name, item in value.items():
-            check(item, kind.kind, source, f"{field}.{name}")
+            _check(item, kind.kind, f"{field}.{name}", fault)
     elif isinstance(kind, list):
-        _expect(isinstance(value, list), value, "a list", source, field)
+        _expect(isinstance(value, list), value, "a list", field, fault)
         for index, item in enumerate(value):
-            check(item, kind[0], source, f"{field}[{index}]")
+            _check(item, kind[0], f"{field}[{index}]", fault)
     elif isinstance(kind, tuple):
         known = isinstance(value, str) and value in kind
-        _expect(known, value, _kind_name(kind), source, field)
+        _expect(known, value, _kind_name(kind), field, fault)
     else:
-        _expect(_is_a(value, kind), value, _kind_name(kind), source, field)
+        _expect(_is_a(value, kind), value, _kind_name(kind), field, fault)
 
 
-def _check_object(value: Any, kind: dict[str, Any], source: str | Path, field: str) -> None:
-    _expect(isinstance(value, dict), value, "an object", source, field)
+def _check_object(value: Any, kind: dict[str, Any], field: str, fault: Fault) -> None:
+    _expect(isinstance(value, dict), value, "an object", field, fault)
     for name, inner in kind.items():
         path = f"{field}.{name}" if field else name
         optional = isinstance(inner, Optional)
         inner = inner.kind if optional else inner
         if name in value:
-            check(value[name], inner, source, path)
+            _check(value[name], inner, path, fault)
         elif not optional:
-            raise UserError(
-                f"{source}: field {path!r} is missing, expected {_kind_name(inner)}: {MEND}"
-            )
+            raise fault(f"field {path!r} is missing, expected {_kind_name(inner)}")
 
 
-def _check_names(value: Any, kind: Named, source: str | Path, field: str) -> None:
-    _expect(isinstance(value, dict), value, "an object", source, field)
+def _check_names(value: Any, kind: Named, field: str, fault: Callable[..., UserError]) -> None:
+    _expect(isinstance(value, dict), value, "an object", field, fault)
     if any(name not in value for name in kind.names):
-        found = " and ".join(repr(shown(name)) for name in value) or "nothing"
+        found = " and ".join(map(shown, value)) or "nothing"
         expected = " and ".join(map(repr, kind.names))
-        raise UserError(
-            f"{source}: field {field!r} is {kind.what} {found}, expected {expected}, which this "
-            f"version knows: {kind.mend}"
+        raise fault(
+            f"field {field!r} is {kind.what} {found}, expected {expected}, which this version "
+            "knows",
+            kind.mend,
         )
 
 
 def _is_a(value: Any, kind: type) -> bool:
     if isinstance(value, bool) or kind is bool:  # True is an int for Python, not for a file
         return isinstance(value, bool) and kind is bool
-    if kind is float:  # NaN and infinity are not JSON
-        return isinstance(value, (int, float)) and math.isfinite(value)
+    if kind is float:
+        return isinstance(value, (int, float)) and _is_finite(value)
+    if kind is int:
+        return isinstance(value, int) and abs(value) < 2**63
     return isinstance(value, kind)
 
 
-def _expect(holds: bool, value: Any, expected: str, source: str | Path, field: str) -> None:
+def _is_finite(value: float) -> bool:
+    """NaN and infinity are not JSON, nor is a whole number that no float can hold a number here."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _expect(holds: bool, value: Any, expected: str, field: str, fault: Fault) -> None:
     if not holds:
-        raise UserError(
-            f"{source}: field {field!r} is {shown(repr(value))}, expected {expected}: {MEND}"
-        )
+        raise fault(f"field {field!r} is {shown(value)}, expected {expected}")
 
 
 def _kind_name(kind: Any) -> str:
@@ -161,6 +175,7 @@ def _kind_name(kind: Any) -> str:
     return _KIND_NAMES.get(kind, "an object") if isinstance(kind, type) else "an object"
 
 
-def shown(text: str) -> str:
-    """The beginning of a text that may be long."""
+def shown(value: Any) -> str:
+    """A value in a message: short, whatever it is."""
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

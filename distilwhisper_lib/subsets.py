@@ -27,6 +27,7 @@ _HEADER = "# sha256 "
 MAX_BROKEN_SHARE = 0.2
 MAX_BROKEN = 20
 _CHUNK = 4096  # clips opened at a time
+_MAX_DIGITS = 15  # of a row number
 
 
 class Leak(NamedTuple):
@@ -171,7 +172,7 @@ def read_subset(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"Subset file {path} does not exist: check its name or write it again.")
-    header, _, body = path.read_text(encoding="utf-8").partition("\n")
+    header, _, body = _text(path).partition("\n")
     if header != f"{_HEADER}{_sha256(body)}":
         raise UserError(
             f"Subset file {path} does not match the SHA-256 on its first line: "
@@ -189,8 +190,8 @@ def read_row_numbers(path: str | Path) -> list[int]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"Row-number file {path} does not exist: check its name.")
-    words = re.sub(r"[\[\](),;\s]+", " ", path.read_text(encoding="utf-8")).split()
-    if wrong := [word for word in words if not word.isdecimal()]:
+    words = re.sub(r"[\[\](),;\s]+", " ", _text(path)).split()
+    if wrong := [word for word in words if not word.isdecimal() or len(word) > _MAX_DIGITS]:
         raise UserError(f"Row-number file {path} holds {wrong[0]!r}: expected whole numbers only.")
     if not words:
         raise UserError(f"Row-number file {path} holds no number: check that it is the right one.")
@@ -228,13 +229,25 @@ def convert_row_numbers(
     order that the numbers count from 0 (the header line does not count); `corpus` the table of
     the same split as it is now. Errors as by_row_number(), and when the column is missing.
     """
-    lines = Path(old_table).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    if not Path(old_table).is_file():
+        raise UserError(f"Old table {old_table} does not exist: check its name.")
+    lines = _text(Path(old_table)).removeprefix("\ufeff").rstrip("\n").split("\n")
     header = lines[0].rstrip("\r").split("\t")
     if "path" not in header:
         raise UserError(f"{old_table} has no column 'path': give the old table as a TSV file.")
     column = header.index("path")
-    old_order = [Path(line.split("\t")[column]).name for line in lines[1:]]
+    rows = [line.split("\t") for line in lines[1:]]
+    if short := [number for number, row in enumerate(rows, start=2) if len(row) <= column]:
+        raise UserError(f"{old_table}, line {short[0]}: no field in column 'path'; correct it.")
+    old_order = [Path(row[column]).name for row in rows]
     return write_subset(by_row_number(corpus, read_row_numbers(numbers), old_order), path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8.") from None
 
 
 def _checked_ids(table: pd.DataFrame) -> list[str]:

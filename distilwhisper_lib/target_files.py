@@ -21,7 +21,7 @@ from .config import RunConfig
 from .device import DTYPES, best_device, precision_here
 from .errors import UserError
 from .features import Collator, SpeechDataset
-from .files import sha256_file, write_atomic
+from .files import parse_json, sha256_file, write_atomic
 from .loss_block import States, top_k
 from .losses import IGNORE
 from .teacher import Teacher, TeacherSource
@@ -72,17 +72,22 @@ class _Files:
         left: dict[str, dict[str, Any]] = {}
         for name in (INDEX, PROGRESS):
             try:
-                note = json.loads((self.folder / name).read_text(encoding="utf-8"))
+                note = parse_json((self.folder / name).read_text(encoding="utf-8"))
                 if self.made_for.items() <= note.items():
                     entries = [e | {"seconds": float(e["seconds"])} for e in note["files"]]
                     left |= {e["file"]: e for e in entries if {"sha256", "bytes"} <= e.keys()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
                 continue
+        ours = {HEAD, *(place.shard for place in self.places)}
         return {
             name: entry
             for name, entry in left.items()
-            if (self.folder / name).is_file() and sha256_file(self.folder / name) == entry["sha256"]
+            if name in ours and self._is_whole(name, entry["sha256"])
         }
+
+    def _is_whole(self, name: str, sha256: str) -> bool:
+        path = self.folder / name
+        return path.is_file() and sha256_file(path) == sha256
 
     def _note(self) -> None:
         note = self.made_for | {"files": list(self.entries.values())}

@@ -31,7 +31,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -41,7 +41,7 @@ from .device import precision_here
 from .disk import told
 from .errors import UserError, reason
 from .features import Collator
-from .files import alone, sha256_file
+from .files import alone, parse_json, sha256_file
 from .loss_block import States, TopK
 from .losses import IGNORE
 from .target_files import FORMAT, HEAD, INDEX, TOP_K, Place, build, plan
@@ -61,14 +61,23 @@ class StoredTargets:
     def read(self, clip: str) -> dict[str, Tensor]:
         """One clip's targets by name, (N, ...) of its N labelled positions."""
         _, shard, start, stop = self.places[clip]
-        with safe_open(self.folder / shard, framework="pt") as file:  # mapped, not read
-            return {name: file.get_slice(name)[start:stop] for name in file.keys()}
+        try:
+            with safe_open(self.folder / shard, framework="pt") as file:  # mapped, not read
+                found = {name: file.get_slice(name)[start:stop] for name in file.keys()}
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise _unsound(self.folder, f"cannot be read from {shard} ({reason(error)})") from None
+        if not found or {len(tensor) for tensor in found.values()} != {stop - start}:
+            raise _unsound(self.folder, f"are cut off: {shard} lacks positions of clip {clip!r}")
+        return found
 
     def teacher(self) -> StoredTeacher:
         """What a trainer asks instead of a Teacher."""
         if self.about["mode"] == "top_k":
             return StoredTeacher(None)
-        return StoredTeacher(load_file(self.folder / HEAD)["head"].float())
+        try:
+            return StoredTeacher(load_file(self.folder / HEAD)["head"].float())
+        except (SafetensorError, OSError, KeyError) as error:
+            raise _unsound(self.folder, f"cannot be read from {HEAD} ({reason(error)})") from None
 
 
 class StoredTeacher:
@@ -189,11 +198,11 @@ def _verified(
 ) -> StoredTargets:
     """Compare a folder with what it must be, byte by byte; UserError at the first difference."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = parse_json((folder / INDEX).read_text(encoding="utf-8"))
         version, files, clips = index["format"], index["files"], index["clips"]
         theirs, seconds = dict(index["identity"]), float(index["seconds"])
         sizes = {file["file"]: (file["bytes"], file["sha256"]) for file in files}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _unsound(folder, f"have an unreadable {INDEX} ({reason(error)})") from None
     if version != FORMAT:
         raise _unsound(folder, f"have format {version!r}, expected {FORMAT}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
+import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,6 +20,8 @@ from .files import write_atomic
 # whisper-large's experts in float32 take 3.4 GB, whisper-large itself 6.2 GB.
 MAX_BYTES = 8 * 1024**3
 MAX_PICKLE_BYTES = 16 * 1024**2  # the part of a torch file that lists names and shapes
+# Before, a crafted file could run code in spite of weights_only (CVE-2026-24747).
+SAFE_TORCH = (2, 10)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -46,6 +51,7 @@ def read_pickle(path: Path, limit: int = MAX_BYTES) -> dict[str, Tensor]:
     No object is ever rebuilt from it but tensors (``weights_only``), its size is checked before
     anything is read, and its tensors stay mapped from disk until they are copied.
     """
+    require_safe_torch()
     _check_container(path, limit)
     try:
         loaded = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
@@ -65,6 +71,34 @@ def read_pickle(path: Path, limit: int = MAX_BYTES) -> dict[str, Tensor]:
         )
     _check_plain(path, loaded)
     return {name: value.detach() for name, value in loaded.items()}
+
+
+def require_safe_torch() -> None:
+    """Raise UserError where torch is too old to read a stranger's pickle."""
+    version = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
+    if version < SAFE_TORCH:
+        least = ".".join(map(str, SAFE_TORCH))
+        raise UserError(
+            f"torch {torch.__version__} can be made to run code by a file of weights "
+            f"(CVE-2026-24747), expected {least} or later: pip install 'torch>={least}', or load "
+            "safetensors only"
+        )
+
+
+@contextlib.contextmanager
+def unpickling(folder: str | Path) -> Iterator[None]:
+    """Around the Trainer's reading of its own pickles (optimiser, schedule, random state).
+
+    transformers reads them with ``weights_only``; what it says then advises to switch that off.
+    """
+    require_safe_torch()
+    try:
+        yield
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"checkpoint {folder} holds something other than tensors and numbers, or is damaged: "
+            "it was not unpickled; remove that folder to train on from an earlier one"
+        ) from None
 
 
 def write_pickle(tensors: dict[str, Tensor], path: Path) -> Path:

@@ -47,6 +47,7 @@ from .scoring import score
 from .shares import MicroBatches, Share, micro_batches_each, seed_of
 from .targets import StoredTargets, StoredTeacher
 from .teacher import Teacher
+from .tensor_files import unpickling
 from .weights import trained_tensors
 
 WEIGHTS = "trained.safetensors"
@@ -258,6 +259,20 @@ class DistilTrainer(Seq2SeqTrainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    # What the Trainer unpickles when it goes on.
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with unpickling(checkpoint or ""):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with unpickling(checkpoint or ""):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with unpickling(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
 
 
 class Clock(TrainerCallback):

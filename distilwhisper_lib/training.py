@@ -26,8 +26,9 @@ from .errors import UserError
 from .features import Collator
 from .files import flush_to_disk, write_atomic
 from .gates import PROMPT_TOKENS
-from .hub import loading
+from .hub import commit_of, loading
 from .model import DistilWhisperForConditionalGeneration
+from .presets import revision_of
 from .run_folder import claim, in_run_folder
 from .shares import micro_batches_each
 from .targets import StoredTargets, stored_targets
@@ -68,7 +69,9 @@ def train(config: RunConfig, data: RunData) -> Trained:
     set_seed(config.seed)  # before any weight is drawn
     base, processor = load_student(config)
     _check_decoding(config, base)
-    models: dict[str, Any] = {"student": _about(config.student_or_teacher, base), "teacher": None}
+    sha256 = weights_hash(dict(base.named_parameters()))
+    student = _about(config.student_or_teacher, config.revision_of_model, sha256)
+    models: dict[str, Any] = {"student": student, "teacher": None}
     if config.method not in TRAINED:
         claim(config, data)
         return Trained(base.to(best_device()).eval(), processor, None, models)
@@ -128,10 +131,8 @@ def find_teacher(config: RunConfig) -> TeacherSource:
 
     place = locate(config.teacher)
     sha256 = checkpoint_hash(place, config.teacher_revision)
-    about = {
-        "name": _published(config.teacher),
-        "sha256": sha256 or weights_hash(dict(load().model.named_parameters())),
-    }
+    sha256 = sha256 or weights_hash(dict(load().model.named_parameters()))
+    about = _about(config.teacher, config.teacher_revision, sha256)
     fields = AutoConfig.from_pretrained(place, revision=config.teacher_revision)
     return TeacherSource(about, shorten_config(fields, config.window_seconds), load)
 
@@ -176,13 +177,14 @@ def _targets_about(
 
 
 def load_model(
-    name: str, revision: str = "main", window_seconds: int | None = None, **settings: Any
+    name: str, revision: str | None = None, window_seconds: int | None = None, **settings: Any
 ) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
     """A Whisper in float32 with its processor, from a hub name, a folder or "embedded/...".
 
+    ``revision``: by default the commit at which presets.py takes the model, else its main branch.
     ``window_seconds``: see window.py. Other settings go to the model's configuration.
     """
-    source = locate(name)
+    source, revision = locate(name), revision or revision_of(name)
     model = DistilWhisperForConditionalGeneration.from_pretrained(
         source, revision=revision, dtype=torch.float32, attn_implementation="sdpa", **settings
     )
@@ -235,8 +237,10 @@ def prepare(model: DistilWhisperForConditionalGeneration, config: RunConfig) -> 
     return model
 
 
-def _about(name: str, model: nn.Module) -> dict[str, str]:
-    return {"name": _published(name), "sha256": weights_hash(dict(model.named_parameters()))}
+def _about(name: str, revision: str, sha256: str) -> dict[str, str]:
+    """What a record tells of a model: of the hub's, also the commit that its revision stood for."""
+    commit = commit_of(locate(name), revision)
+    return {"name": _published(name), "sha256": sha256} | ({"commit": commit} if commit else {})
 
 
 def _published(name: str) -> str:

@@ -80,7 +80,7 @@ class Transcriber:
         cls,
         name: str | Path,
         experts: str | Path | None = None,
-        revision: str = "main",
+        revision: str | None = None,
         device: str | None = None,
     ) -> Transcriber:
         """A Whisper from the hub or a folder, "embedded/...", or the folder of a finished run.

@@ -59,6 +59,8 @@ def _places(path: Path, source: str | Path, revision: str) -> dict[str, Path]:
         with safe_open(path, framework="pt") as file:
             return dict.fromkeys(file.keys(), path)
     listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    if outside := [name for name in listed.values() if Path(name).name != name]:
+        raise ValueError(f"{path} lists {outside[0]!r}, which is no file beside it")
     files = {n: find_file(source, [n], "", revision=revision) for n in set(listed.values())}
     return {name: files[file] for name, file in listed.items()}
 

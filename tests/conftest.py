@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from hypothesis import settings
 from transformers import GenerationConfig, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
@@ -22,6 +23,9 @@ from distilwhisper_lib.corpora import read_folder
 from distilwhisper_lib.model import DistilWhisperConfig, DistilWhisperForConditionalGeneration
 
 logging.disable_progress_bar()
+# The same inputs in every run; `python -m benchmarks.fuzz` is where others are tried, and more.
+settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True, database=None)
+settings.load_profile("suite")
 torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"

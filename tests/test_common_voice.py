@@ -350,6 +350,8 @@ def test_a_clip_far_beyond_the_window_is_not_decoded(tmp_path, place, monkeypatc
     release(place, three_tables(2))
     write_clip(place, "common_voice_ca_train000.mp3", encoded(61.0, 0, "WAV"))
     decoded, decode = [], audio._decode_blocks
+    # Here rather than in a child, where it cannot be seen.
+    monkeypatch.setattr(inspection, "decoded_seconds", audio.decoded_seconds)
     monkeypatch.setattr(
         audio,
         "_decode_blocks",

@@ -1,0 +1,376 @@
+"""What is fuzzed: for each reader of files from outside, sound files and the call that reads them.
+
+A target is one line of `TARGETS`: the files, by name, and what reads them from the folder that they
+were written into, which is the working folder of the call.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import math
+import tarfile
+import tempfile
+import zlib
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+
+from distilwhisper_lib import (
+    authors,
+    config,
+    corpora,
+    decoding,
+    experts,
+    kept_gates,
+    subsets,
+    target_files,
+    targets,
+)
+from distilwhisper_lib.costs import cost_table
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.explorer_html import notes_html, tokens_html, transcripts_html
+from distilwhisper_lib.explorer_runs import Listener, clips_of, find_runs
+from distilwhisper_lib.exports import write_tables
+from distilwhisper_lib.fleurs import REVISION, TEXTS
+from distilwhisper_lib.gates import load_gates
+from distilwhisper_lib.hypotheses import read_published
+from distilwhisper_lib.inspection import MEMORY
+from distilwhisper_lib.notebooks import checked_parameters
+from distilwhisper_lib.plots import gate_shares
+from distilwhisper_lib.published import COLUMNS, compared, read_published_values
+from distilwhisper_lib.readme import readme_block
+from distilwhisper_lib.records import load_records
+from distilwhisper_lib.releases import unpack_common_voice
+from distilwhisper_lib.report import report_html
+from distilwhisper_lib.results import shown_tables
+from distilwhisper_lib.tables import results_tables
+from distilwhisper_lib.tensor_files import read_pickle
+
+from .target import Escape, Files, Target
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "results" / "demo"
+RUN = "js-ca-s77-e3ebbf23"
+
+
+# Speech --------------------------------------------------------------------------------------
+
+
+@cache
+def recording(form: str) -> bytes:
+    """Half a second of a tone as a file of a format."""
+    tone = 0.3 * np.sin(np.arange(12_000) / 9)
+    buffer = io.BytesIO()
+    name, coding = {"opus": ("OGG", "OPUS"), "vorbis": ("OGG", "VORBIS")}.get(form, (form, None))
+    soundfile.write(buffer, tone, 24_000, format=name, subtype=coding)
+    return buffer.getvalue()
+
+
+def read_recording(path: Path) -> None:
+    """As an upload, and as a clip of a corpus."""
+    decoding.read_audio(path.read_bytes())
+    decoding.decoded_seconds(path, 60.0)
+
+
+def common_voice() -> Files:
+    head = "client_id\tpath\tsentence\tup_votes\tdown_votes\tlocale"
+    rows = [f"s{i}\tcommon_voice_ca_{i}.mp3\tbon dia {i}\t{i}\t0\tca" for i in range(4)]
+    folder = "common_voice/ca"
+    lengths = "clip\tduration[ms]\n" + "".join(f"common_voice_ca_{i}.mp3\t500\n" for i in range(4))
+    clips = {f"{folder}/clips/common_voice_ca_{i}.mp3": recording("mp3") for i in range(2)}
+    tables = {f"{folder}/test.tsv": "\n".join([head, *rows]).encode() + b"\n"}
+    return tables | {f"{folder}/clip_durations.tsv": lengths.encode()} | clips
+
+
+def own_folder(form: str) -> Files:
+    rows = [
+        {"file_name": f"{i}.wav", "text": f"bon dia {i}", "language": "ca", "split": "test",
+         "start": 0.1 * i, "end": 0.4, "speaker": "s", "up_votes": i, "seconds": 0.4 - 0.1 * i}
+        for i in range(3)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    text = table.to_csv(index=False) if form == "csv" else lines
+    memory = json.dumps({"0.wav/1/1": [0.5, None, ""]}).encode()
+    files = {f"speech/metadata.{form}": text.encode(), f"speech/{MEMORY}": memory}
+    return files | {f"speech/{i}.wav": recording("wav") for i in range(3)}
+
+
+def fleurs_parquet() -> Files:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [
+        {"id": i, "num_samples": 8000, "path": f"{i}.wav", "gender": 0,
+         "audio": {"bytes": recording("wav"), "path": f"{i}.wav"},
+         **dict.fromkeys(TEXTS, "bon dia")}
+        for i in range(2)
+    ]  # fmt: skip
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    return {"fleurs/ca_es/test-00000.parquet": buffer.getvalue()}
+
+
+def fleurs_index() -> Files:
+    """What unpacking leaves, of a revision of the hub."""
+    data, folder = recording("wav"), f"fleurs/ca_es/audio/{REVISION}/test"
+    clips = [
+        {"file": f"{i}.wav", "sentence_id": str(i), "bytes": len(data), "seconds": 0.5,
+         **dict.fromkeys(TEXTS, "bon dia")}
+        for i in range(2)
+    ]  # fmt: skip
+    broken = [{"file": "9.wav", "reason": "empty file", "detail": "9.wav"}]
+    index = {"files": [], "clips": clips, "broken": broken}
+    clips = {f"{folder}/{i}.wav": data for i in range(2)}
+    return {f"{folder}/clips.json": json.dumps(index).encode(), **clips}
+
+
+def read_corpus(name: str, folder: Path) -> None:
+    """As a run does: table, choice, recordings; all of them within the folder."""
+    corpus = corpora.open_corpus(name, "ca", "test", folder)
+    table, _ = subsets.take_usable(corpus, None, 30.0)
+    for audio in table["audio"]:
+        if not Path(audio).resolve().is_relative_to(folder.resolve()):
+            raise Escape(f"the table names {audio}")
+    corpora.corpus_hash(table)
+
+
+def release() -> Files:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in common_voice().items():
+            inside = name.replace("common_voice", "cv-corpus-13.0-2023-03-09")
+            member = tarfile.TarInfo(inside)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return {"ca.tar.gz": buffer.getvalue()}
+
+
+# Results -------------------------------------------------------------------------------------
+
+
+@cache
+def committed(*patterns: str) -> Files:
+    """Files of the demo's results, where the notebooks would find them."""
+    found = (path for pattern in patterns for path in sorted(DEMO.glob(pattern)))
+    return {f"results/demo/{p.relative_to(DEMO)}": p.read_bytes() for p in found}
+
+
+def read_records(folder: Path) -> None:
+    """Every table made of records, as the notebook and the command line do."""
+    records = load_records(folder / "results/demo")
+    shown_tables(records)
+    readme_block(records)
+    write_tables(records, folder / "tables")
+    cost_table(records)
+
+
+def read_hypotheses(folder: Path) -> None:
+    for record in load_records(folder / "results/demo"):
+        for evaluation in record["evaluations"]:
+            read_published(folder / "results/demo", restamped(folder, record), evaluation)
+
+
+def restamped(folder: Path, record: dict) -> dict:
+    """The record of a forger, who has adapted it to the hypotheses; every second time."""
+    for evaluation in record["evaluations"]:
+        name = f"{record['run_id']}-{evaluation['domain']}.jsonl.gz"
+        data = (folder / "results/demo/hypotheses" / name).read_bytes()
+        if hashlib.sha256(data).digest()[0] % 2:
+            try:
+                content = gzip.decompress(data)
+            except (OSError, EOFError, zlib.error):
+                continue
+            evaluation["published_sha256"] = hashlib.sha256(content).hexdigest()
+    return record
+
+
+def read_gates(folder: Path) -> None:
+    """The figure, and the explorer of a run whose model is not here."""
+    load_gates(folder / "results/demo")
+    gate_shares(load_gates(folder / "results/demo"))
+    here, listener = config.resolve("js", "demo", "ca"), Listener()
+    for run in find_runs(here)[0]:
+        for clip in clips_of(run, "in_domain", 1):
+            scene = listener.scene(run, clip)
+            for shown in (tokens_html(scene), transcripts_html(scene), notes_html(scene.notes)):
+                if "<script" in shown:
+                    raise Escape("a script reached the page")
+
+
+def published() -> Files:
+    row = "js,800,folder/speech,ca,12.3,Table 1\n"
+    return {"published.csv": (",".join(COLUMNS) + "\n" + row).encode()}
+
+
+def read_published_csv(folder: Path) -> None:
+    values = read_published_values(folder / "published.csv")
+    compared(results_tables(load_records(DEMO), "wer", "whisper"), values)
+
+
+def read_report(folder: Path) -> None:
+    shown = report_html(load_records(folder / "results/demo"), folder / "results/demo")
+    if "<script" in shown:
+        raise Escape("a script reached the page")
+
+
+# Tensors -------------------------------------------------------------------------------------
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"fc1.weight": (8, 4), "fc1.bias": (8,), "fc2.weight": (4, 8), "fc2.bias": (4,),
+              "gate.inner.weight": (2, 4), "gate.inner.bias": (2,),
+              "gate.outer.weight": (1, 2)}  # fmt: skip
+    return {f"encoder.0.{n}": torch.randn(s, generator=draw) for n, s in shapes.items()}
+
+
+def expert_files(layout: str) -> Files:
+    from safetensors.torch import save
+
+    about = {"format": "pt", "version": experts.FORMAT_VERSION, "language": "ca", "base": "x"}
+    if layout == "kit":
+        return {"expert.catalan.safetensors": save(tensors(), about)}
+    theirs = experts.to_model_names(tensors(), "ca")
+    buffer = io.BytesIO()
+    torch.save({authors.their_name(name): t for name, t in theirs.items()}, buffer)
+    return {"expert.catalan.bin": buffer.getvalue()}
+
+
+def read_expert(folder: Path) -> None:
+    path = experts.find_expert("ca", folder)
+    experts.read_expert(experts.up_to_date(path, convert=False), "ca")
+    if path.suffix == ".bin":
+        read_pickle(path)
+        experts.convert_expert(path, "ca")
+
+
+IDENTITY = {"mode": "hidden", "teacher": "x"}
+PLACES = target_files.plan({"a": 3, "b": 2}, 2 * 8)
+
+
+@cache
+def cache_files() -> Files:
+    with tempfile.TemporaryDirectory() as folder:
+        files = target_files._Files(Path(folder), IDENTITY, PLACES)
+        files.add(target_files.HEAD, {"head": torch.ones(5, 8).half()})
+        files.add(PLACES[0].shard, {"states": torch.ones(5, 8).half()})
+        files.finish()
+        return {f"cache/{p.name}": p.read_bytes() for p in Path(folder).iterdir()}
+
+
+def read_cache(folder: Path) -> None:
+    """Every second time as a forger left it, with digests that fit."""
+    where = folder / "cache"
+    shard = where / PLACES[0].shard
+    if hashlib.sha256(shard.read_bytes()).digest()[0] % 2:
+        try:
+            index = json.loads((where / target_files.INDEX).read_bytes())
+            for entry in index["files"]:
+                data = (where / entry["file"]).read_bytes()
+                entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            (where / target_files.INDEX).write_text(json.dumps(index))
+        except (ValueError, KeyError, TypeError, OSError, RecursionError):
+            pass
+    found = targets._found(where, IDENTITY, PLACES, rebuild=False)
+    if found is None:
+        target_files._Files(where, IDENTITY, PLACES)  # what going on from there begins with
+        return
+    found.teacher()
+    for clip in found.places:
+        found.read(clip)
+
+
+@cache
+def gates_kept() -> Files:
+    heard = {side: torch.ones(2, 2, 5, dtype=torch.bool) for side in ("encoder", "decoder")}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kept.npz"
+        classes = [[kept_gates.TOKEN_CLASSES[0]] * 4] * 2
+        kept_gates.write_part(path, ["a", "b"], heard, torch.tensor([4, 5]), [[7], [8, 9]], classes)
+        return {"x.gates.npz": path.read_bytes()}
+
+
+# Text ----------------------------------------------------------------------------------------
+
+
+def subset_files() -> Files:
+    body = "a\nb\n"
+    stamp = hashlib.sha256(body.encode()).hexdigest()
+    old = "client_id\tpath\n" + "".join(f"s\tclips/{name}.mp3\n" for name in "abc")
+    return {"subset.txt": f"# sha256 {stamp}\n{body}".encode(), "rows.txt": b"[0, 2]\n1",
+            "old.tsv": old.encode()}  # fmt: skip
+
+
+def read_subsets(folder: Path) -> None:
+    columns = dict.fromkeys(corpora.COLUMNS, math.nan)
+    table = pd.DataFrame([columns | {"id": name, "text": name} for name in "abc"])
+    faults = []
+    for read in (
+        lambda: subsets.by_id(table, subsets.read_subset(folder / "subset.txt")),
+        lambda: subsets.convert_row_numbers(
+            folder / "rows.txt", folder / "old.tsv", table, folder / "new.txt"
+        ),
+    ):
+        try:
+            read()
+        except UserError as error:
+            faults.append(error)
+    if faults:
+        raise faults[0]
+
+
+def overrides() -> Files:
+    given = {"max_steps": 2, "student": "x/y", "in_domain": "folder/speech", "forgetting": "fr",
+             "learning_rate": "1e-4", "train_size": None, "hardware": "cpu"}  # fmt: skip
+    return {"overrides.json": json.dumps(given).encode()}
+
+
+def read_overrides(folder: Path) -> None:
+    text = (folder / "overrides.json").read_text(encoding="utf-8", errors="replace")
+    found = config.resolve("js", "own", "ca", overrides=text)
+    assert found.run_id and found._repr_html_() and found.overrides() is not None
+
+
+def notebook() -> Files:
+    return {"n.ipynb": (ROOT / "notebooks" / "04_clsr_only.ipynb").read_bytes()}
+
+
+def read_notebook(folder: Path) -> None:
+    checked_parameters(folder / "n.ipynb", {"seed": "7", "overrides": "{}"})
+
+
+TARGETS: dict[str, Target] = {
+    **{
+        f"audio {form}": Target(
+            lambda form=form: {f"a.{form}": recording(form)},
+            lambda folder, form=form: read_recording(folder / f"a.{form}"),
+        )
+        for form in ("wav", "flac", "mp3", "vorbis", "opus", "aiff", "w64", "caf", "au")
+    },
+    "common voice": Target(common_voice, lambda folder: read_corpus("common_voice", folder)),
+    "folder csv": Target(lambda: own_folder("csv"), lambda f: read_corpus("folder/speech", f)),
+    "folder jsonl": Target(lambda: own_folder("jsonl"), lambda f: read_corpus("folder/speech", f)),
+    "fleurs parquet": Target(fleurs_parquet, lambda folder: read_corpus("fleurs", folder)),
+    "fleurs index": Target(fleurs_index, lambda folder: read_corpus("fleurs", folder)),
+    "archive": Target(release, lambda f: unpack_common_voice(f / "ca.tar.gz", f / "data")),
+    "records": Target(lambda: committed("runs/js-ca-*", "runs/lora-cs-*"), read_records),
+    "report": Target(lambda: committed(f"*/{RUN}*"), read_report),
+    "hypotheses": Target(lambda: committed(f"*/{RUN}*"), read_hypotheses),
+    "gate files": Target(lambda: committed(f"*/{RUN}.json"), read_gates),
+    "published.csv": Target(published, read_published_csv),
+    "expert safetensors": Target(lambda: expert_files("kit"), read_expert),
+    "expert bin": Target(lambda: expert_files("authors"), read_expert),
+    "target cache": Target(cache_files, read_cache),
+    "kept gates": Target(gates_kept, lambda f: kept_gates.read_kept(f / "x.gates.npz")),
+    "subset files": Target(subset_files, read_subsets),
+    "overrides": Target(overrides, read_overrides),
+    "notebooks": Target(notebook, read_notebook),
+}
