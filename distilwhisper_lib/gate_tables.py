@@ -121,3 +121,11 @@ def routes_table(gates: GateFile) -> pd.DataFrame:
                 place_of = {"side": side, "layer": layer, "place": place, "expert": expert}
                 rows.append(_about(gates) | place_of | what)
     return pd.DataFrame(rows)
+
+
+# The table behind each figure that gate_plots draws of several gate files.
+BEHIND = {
+    "frame_shares": share_table,
+    "token_class_shares": share_table,
+    "entropy_lines": entropy_table,
+}
