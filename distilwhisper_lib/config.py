@@ -187,7 +187,7 @@ class RunConfig:
         hashed = {
             f.name: getattr(self, f.name)
             for f in _fields()
-            if self._decides(f) and getattr(self, f.name) != self._usual(f)
+            if f.name in decisive(self.method) and getattr(self, f.name) != self._usual(f)
         }
         if self.data_dir != PRESETS[self.preset].common.get("data_dir", "data"):
             hashed["data_dir"] = self.data_dir  # other recordings are another run
@@ -195,13 +195,6 @@ class RunConfig:
             hashed[name] = _file_hash(name, hashed[name])
         digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.method.replace('_', '-')}-{self.language}-s{self.seed}-{digest}"
-
-    def _decides(self, f: dataclasses.Field) -> bool:
-        """Whether a field is part of the run id."""
-        if self.method in TRAINED:
-            return f.metadata.get("hashed", True) and f.name != "preset"
-        model = "teacher" if self.method == "teacher" else "student"
-        return f.name in OF_TESTS | {model, f"{model}_revision"}
 
     @property
     def revision_of_model(self) -> str:
@@ -327,6 +320,14 @@ def resolve(
             )
     values = {name: coerce(name, value, known[name]) for name, value in settings.items()}
     return checked(RunConfig(**identity, **values))
+
+
+def decisive(method: str) -> set[str]:
+    """The fields that the run id of such a run covers."""
+    if method in TRAINED:
+        return {f.name for f in _fields() if f.metadata.get("hashed", True)} - {"preset"}
+    model = "teacher" if method == "teacher" else "student"
+    return OF_TESTS | {model, f"{model}_revision"}
 
 
 def _of_hardware(settings: dict[str, Any]) -> dict[str, Any]:

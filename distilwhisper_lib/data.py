@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from .clips import Dropped
-from .config import RunConfig
+from .config import TRAINED, RunConfig
 from .corpora import corpus_hash, open_corpus
 from .errors import UserError
 from .files import write_atomic
@@ -23,7 +23,8 @@ _DATA_SETTINGS = {
     "in_domain", "out_of_domain", "data_dir", "train_size", "train_subset", "validation_size",
     "validation_subset", "test_size", "max_seconds",
 }  # fmt: skip
-PARTS = ("train", "validation", "in_domain", "out_of_domain")
+TESTS = ("in_domain", "out_of_domain")
+PARTS = ("train", "validation", *TESTS)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class RunData:
     asked: dict[str, int | None]  # part -> the clips that the configuration wants, None for all
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """The record's "data": corpus and where it is from, clips, hours and hash of each part."""
+        """Corpus and where it is from, clips, hours and hash of each part."""
         return {
             part: {
                 "corpus": self.corpora[part],
@@ -85,6 +86,12 @@ class RunData:
             for part, table in self.tables().items()
         }
         return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def data_of(config: RunConfig, data: RunData) -> dict[str, dict[str, Any] | None]:
+    """The record's "data": what a run reads, None for what one that trains nothing does not."""
+    read = PARTS if config.method in TRAINED else TESTS
+    return {part: about if part in read else None for part, about in data.describe().items()}
 
 
 def asked_for(asked: int | None, clips: int) -> str:

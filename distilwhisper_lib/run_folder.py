@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from . import ranks
 from .config import RunConfig
-from .data import RunData
+from .data import RunData, data_of
 from .disk import told
 from .errors import UserError
 from .files import alone, write_atomic
@@ -46,7 +46,7 @@ def in_run_folder(doing: str) -> Callable[[Call], Call]:
 
 def claim(config: RunConfig, data: RunData) -> None:
     """Note what the run works on; UserError when its folder holds work on other data."""
-    digests = {part: about["sha256"] for part, about in data.describe().items()}
+    digests = {part: a["sha256"] for part, a in data_of(config, data).items() if a is not None}
     note = config.output_dir / CLAIM
     if note.exists() and json.loads(note.read_text()) != digests:
         raise UserError(

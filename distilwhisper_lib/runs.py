@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .config import NOTEBOOK_OF, WITH_EXPERTS, RunConfig
-from .data import RunData
+from .config import NOTEBOOK_OF, WITH_EXPERTS, RunConfig, decisive
+from .data import TESTS, RunData, data_of
 from .evaluation import read_hypotheses, scores_path, timing_path, transcribe
 from .files import sha256_file, write_atomic
 from .forgetting import hear_untrained
@@ -27,7 +26,6 @@ from .run_folder import check_claim, in_run_folder
 from .scoring import score
 from .training import Trained
 
-DOMAINS = ("in_domain", "out_of_domain")
 RECORD = "record.json"
 
 
@@ -38,7 +36,7 @@ def evaluate(config: RunConfig, trained: Trained, data: RunData) -> list[dict[st
     Hypotheses go to ``<output_dir>/<domain>-test.jsonl``. What is finished is not decoded again,
     and keeps the timing, precision and batch size that decoded it.
     """
-    return [_evaluate_domain(config, trained, data, domain) for domain in DOMAINS]
+    return [_evaluate_domain(config, trained, data, domain) for domain in TESTS]
 
 
 @in_run_folder("writing its record")
@@ -59,7 +57,7 @@ def record_run(
         "config": config.published(),
         "provenance": provenance(command=command(config, _processes(trained))),
         "models": trained.models,
-        "data": data.describe(),
+        "data": data_of(config, data),
         "training": trained.summary,
         "evaluations": evaluations,
         "forgetting": hear_untrained(config, trained),
@@ -172,7 +170,7 @@ def _gate_means(rows: list[dict[str, Any]]) -> dict[str, list[float]] | None:
 
 
 def _gate_file(config: RunConfig, trained: Trained, data: RunData) -> dict[str, Any]:
-    paths = {domain: config.output_dir / f"{domain}-test.jsonl" for domain in DOMAINS}
+    paths = {domain: config.output_dir / f"{domain}-test.jsonl" for domain in TESTS}
     return {
         "schema": GATE_SCHEMA,
         "run_id": config.run_id,
@@ -203,9 +201,8 @@ def _scores_of(path: Path) -> dict[str, Any] | None:
 
 def _decisive_overrides(config: RunConfig) -> dict[str, Any]:
     """What was changed of the preset, but for paths and hardware."""
-    decisive = {f.name for f in dataclasses.fields(config) if f.metadata.get("hashed", True)}
-    published = config.published()
-    return {name: published[name] for name in config.overrides() if name in decisive}
+    published, hashed = config.published(), decisive(config.method)
+    return {name: published[name] for name in config.overrides() if name in hashed}
 
 
 def _publish(config: RunConfig, domain: str) -> str:

@@ -7,7 +7,6 @@ values beside them.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections import defaultdict
@@ -17,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from .checks import one_of
-from .config import RunConfig, resolve
+from .config import TRAINED, decisive, resolve
 from .errors import UserError
 from .languages import find_language
 from .presets import PRESETS
@@ -112,10 +111,16 @@ def results_table(
         "seeds": {
             row: {headings[c]: s[2] for c, s in line.items()} for row, line in summary.items()
         },
-        "train_size": next((record["config"].get("train_size") for record in records), None),
+        "train_size": _train_size(records),
         "corpora": _corpora(records, rows, columns, headings),
     }
     return table
+
+
+def _train_size(records: Sequence[Record]) -> int | None:
+    """The one training size of a table's records; what trains nothing has none of its own."""
+    trained = [r for r in records if r["config"]["method"] in TRAINED] or records
+    return next((record["config"].get("train_size") for record in trained), None)
 
 
 def short_of_data(records: Sequence[Record]) -> list[str]:
@@ -160,12 +165,40 @@ def averaged(languages: Sequence[str], metric: str) -> list[str]:
 
 
 def blocks(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records by preset and training size, small sizes first, under the title of each block."""
+    """The records by preset and training size, small sizes first, under the title of each block.
+
+    A model that trains nothing is in every block that was trained from it, or by it, and tested on
+    the same clips.
+    """
     groups: dict[tuple[str, int | None], list[Record]] = defaultdict(list)
     for record in records:
-        groups[record["preset"], record["config"].get("train_size")].append(record)
+        if record["config"]["method"] in TRAINED:
+            groups[_block(record)].append(record)
+    trained = {key: list(group) for key, group in groups.items()}
+    for record in records:
+        if record["config"]["method"] not in TRAINED:  # it stands beside all that it measures
+            beside = [k for k, group in trained.items() if any(_alike(record, r) for r in group)]
+            for key in beside or [_block(record)]:
+                groups[key].append(record)
     order = sorted(groups, key=lambda key: (key[1] or math.inf, key[0]))
     return {_title(*key, groups[key]): groups[key] for key in order}
+
+
+def _block(record: Record) -> tuple[str, int | None]:
+    return record["preset"], record["config"].get("train_size")
+
+
+def _alike(untrained: Record, trained: Record) -> bool:
+    """Whether a model that trains nothing is the student or teacher of a run, on its test sets."""
+    model = "teacher" if untrained["config"]["method"] == "teacher" else "student"
+    same = all(
+        untrained["config"].get(name) == trained["config"].get(name)
+        for name in ("language", model, f"{model}_revision")
+    )
+    tests = [
+        [(r["data"][part] or {}).get("sha256") for part in DOMAINS] for r in (untrained, trained)
+    ]
+    return same and tests[0] == tests[1]
 
 
 def _title(preset: str, size: int | None, records: Sequence[Record]) -> str:
@@ -327,12 +360,11 @@ def _usual_settings(records: Sequence[Record]) -> dict[tuple[str, str], dict[str
     }
 
 
-# What does not make a different system: whose run it is, its training size, which has a table of
-# its own, and (unhashed) where and on what it ran.
-_NOT_SETTINGS = {"preset", "method", "language", "seed", "train_size"} | {
-    field.name for field in dataclasses.fields(RunConfig) if not field.metadata.get("hashed", True)
-}
+# What does not make a different system: whose run it is, and its training size, which has a table
+# of its own.
+_NOT_SETTINGS = {"method", "language", "seed", "train_size"}
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in _NOT_SETTINGS}
+    counted = decisive(config["method"]) - _NOT_SETTINGS
+    return {name: value for name, value in config.items() if name in counted}

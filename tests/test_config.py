@@ -253,3 +253,20 @@ def test_a_record_tells_no_path_of_this_machine():
     config = resolve("js", overrides={"data_dir": "/data/mine", "student": "/models/base"})
     assert (config.published()["data_dir"], config.published()["student"]) == ("mine", "base")
     assert config.published()["teacher"] == "embedded/teacher"
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "teacher"])
+def test_a_run_that_trains_nothing_serves_every_training(method):
+    ids = {resolve(method, preset, "ca").run_id for preset in ("cv3k", "cv10k", "cv28k")}
+    trains = {"epochs": 3, "learning_rate": 1e-5, "train_size": 7, "budget": 0.3, "hardware": "t4"}
+    ids.add(resolve(method, "cv10k", "ca", overrides=trains).run_id)
+    assert len(ids) == 1
+    tests = [
+        {"test_size": 7},
+        {"max_new_tokens": 9},
+        {"max_seconds": 9.0},
+        {"in_domain": "folder/a"},
+    ]
+    model = "teacher" if method == "teacher" else "student"
+    for changed in [*tests, {model: "another"}, {f"{model}_revision": "1" * 40}]:
+        assert resolve(method, "cv10k", "ca", overrides=changed).run_id not in ids

@@ -201,7 +201,8 @@ def test_each_training_size_has_a_table_of_its_own_small_ones_first():
     assert list(small.index) == list(large.index) == list(tables.LABELS.values())
     assert small.loc["+ CLSR + JS", ("in_domain", "average")] == pytest.approx(30)
     assert large.loc["+ CLSR + JS", ("in_domain", "average")] == pytest.approx(10)
-    assert small.loc["Teacher zero-shot"].isna().all()
+    assert small.loc["Teacher zero-shot", ("in_domain", "ca")] == pytest.approx(5)  # of any size
+    assert small.loc["Student zero-shot"].isna().all()
 
 
 def test_training_sizes_stand_one_below_the_other_in_every_format(tmp_path):
@@ -217,7 +218,7 @@ def test_training_sizes_stand_one_below_the_other_in_every_format(tmp_path):
     assert r"\multicolumn{7}{l}{\emph{demo, 100 training clips}} \\" in latex
     first = exports.to_csv(text, tmp_path / "t.csv").read_text().splitlines()[:2]
     assert first[0].startswith("training,system,in_domain ca,in_domain cs,in_domain average,")
-    assert first[1].startswith('"demo, 100 training clips",Teacher zero-shot,not run,')
+    assert first[1].startswith('"demo, 100 training clips",Teacher zero-shot,5.0,not run,')
 
 
 def test_latex_is_a_booktabs_tabular():
@@ -364,3 +365,20 @@ def test_a_run_that_lacked_training_clips_is_named_below_the_tables():
     assert said in report._error_rates(records).replace("&#x27;", "'")
     assert "fewer clips" not in readme.readme_block([full, zero_shot])
     assert "fewer clips" not in report._error_rates([full, zero_shot])
+
+
+def test_what_trains_nothing_stands_beside_everything_trained_from_it():
+    small = [make_record("js", train_size=n) for n in (3000, 10000)]
+    plain, teacher = make_record("zero_shot", train_size=3000), make_record("teacher")
+    found = tables.blocks([*small, plain, teacher])
+    assert [len(group) for group in found.values()] == [3, 3]
+    for table in tables.results_tables([*small, plain, teacher]).values():
+        assert not table.loc["Student zero-shot"].isna().any()
+        assert not table.loc["Teacher zero-shot"].isna().any()
+    sizes = [t.attrs["train_size"] for t in tables.results_tables([plain, *small]).values()]
+    assert sizes == [3000, 10000]
+    other = make_record("zero_shot", student="another")  # of nothing that was trained here
+    assert [len(group) for group in tables.blocks([*small, other]).values()] == [1, 1, 1]
+    for changed in (plain, teacher):
+        changed["data"]["in_domain"]["sha256"] = "5" * 64  # other clips
+    assert [len(group) for group in tables.blocks([*small, plain, teacher]).values()][:2] != [3, 3]
