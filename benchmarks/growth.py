@@ -27,6 +27,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from distilwhisper_lib.files import write_atomic
+
 from . import clips as made
 from .memory import MB, RETURNED
 
@@ -177,6 +179,16 @@ STAGES: dict[str, Callable[[int], None]] = {
     "train": train,
     "test": test,
 }
+# What a stage makes: a stage that runs again, in a folder that was kept, makes it anew.
+MAKES = {
+    "unpack Common Voice": "data/common_voice",
+    "unpack FLEURS": "data/fleurs/*/audio",
+    "data": "data/common_voice/*/ca/.clip_checks.json",
+    "own folder": "data/own/.clip_checks.json",
+    "teacher targets": "outputs/teacher_targets",
+    "train": "outputs/js-*",
+    "test": "test.*",
+}
 
 
 # Measuring ----------------------------------------------------------------------------------
@@ -266,9 +278,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         STAGES[given.stage](given.clips[0])
         return 0
     rows = run(given.clips, given.only or list(STAGES), given.keep)
-    text = json.dumps({"rows": rows, **_about()}, indent=1, ensure_ascii=False)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(text + "\n", encoding="utf-8")
+    ran = {row["stage"] for row in rows}
+    before = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else []
+    rows = [row for row in before if row["stage"] not in ran] + rows
+    rows.sort(key=lambda row: list(STAGES).index(row["stage"]))
+    write_atomic(given.out, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     print(f"\n{table(rows)}\n\nWritten to {given.out.name}")
     return int(not all(row["flat"] for row in rows))
 
@@ -282,12 +296,15 @@ def run(numbers: Sequence[int], chosen: Sequence[str], keep: Path | None) -> lis
             if not (folder / "teacher").exists():
                 prepare(folder, clips)
             for stage in chosen:
+                for left in folder.glob(MAKES.get(stage, "nothing")):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
                 found[stage][clips] = measured(stage, folder, clips)
                 print(f"{clips:,} clips, {stage}: {found[stage][clips]}", flush=True)
         finally:
             if keep is None:
                 shutil.rmtree(folder, ignore_errors=True)
-    return [{"stage": name, "clips": peaks, **growth(peaks)} for name, peaks in found.items()]
+    about = _about()
+    return [{"stage": n, "clips": peaks, **growth(peaks), **about} for n, peaks in found.items()]
 
 
 def _about() -> dict[str, Any]:

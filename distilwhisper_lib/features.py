@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
@@ -111,6 +113,23 @@ class Collator:
 
     def _token(self, token: str) -> int:
         return self.tokenizer.convert_tokens_to_ids(token)
+
+
+@contextmanager
+def shared_with_workers(workers: int) -> Iterator[None]:
+    """Where processes that read audio are started: they share what is held now, and go on to.
+
+    Looking for garbage writes to every object, and what is written is no longer shared: a copy of
+    all that this process holds. So what is there by now is left out of it.
+    """
+    if workers:
+        gc.collect()
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if workers:
+            gc.unfreeze()
 
 
 def extract_features(extractor: Any, audio: Sequence[Any]) -> Tensor:

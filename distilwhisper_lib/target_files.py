@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .config import RunConfig
 from .device import DTYPES, best_device, precision_here
 from .errors import UserError
-from .features import Collator, SpeechDataset
+from .features import Collator, SpeechDataset, shared_with_workers
 from .files import parse_json, sha256_file, write_atomic
 from .loss_block import States, top_k
 from .losses import IGNORE
@@ -138,7 +138,7 @@ def build(
             files.add(HEAD, {"head": _compact(teacher.head.cpu())})
         done = len(places) - sum(map(len, missing.values()))
         bar = tqdm(total=len(places), initial=done, desc="teacher targets", unit="clip")
-        with bar:
+        with bar, shared_with_workers(config.workers):
             answers = _answers(teacher, missing.values(), table, collator, config, bar)
             for name, rows in missing.items():
                 clips = [next(answers) for _ in rows]

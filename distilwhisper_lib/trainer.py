@@ -36,7 +36,7 @@ from .device import best_device, precision_here
 from .disk import told
 from .errors import UserError
 from .evaluation import transcribe
-from .features import Collator, SpeechDataset
+from .features import Collator, SpeechDataset, shared_with_workers
 from .files import write_atomic
 from .gate_statistics import mean_shares
 from .loss_block import States, TopK
@@ -174,6 +174,10 @@ class DistilTrainer(Seq2SeqTrainer):
         student = States(out.last_hidden_state, self.model.get_output_embeddings().weight)
         with self.accelerator.autocast():
             return loss_parts(run, student, inputs["labels"], mean, target), said
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with shared_with_workers(self.run.workers):
+            return super().train(*args, **kwargs)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
