@@ -66,7 +66,8 @@ class Trainee:
         trainer = self.trainer
         torch.manual_seed(next(self.steps) if seed is None else seed)
         clips = [trainer.train_dataset[i % len(trainer.train_dataset)] for i in range(self.rows)]
-        trainer.training_step(self.model, trainer.data_collator(clips))
+        batch = trainer.data_collator(clips) | {"place": 0}  # the first of its step
+        trainer.training_step(self.model, batch)
         trainer.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         if learn:
             self.optimizer.step()

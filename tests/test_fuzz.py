@@ -176,7 +176,7 @@ def test_a_subset_reads_back_as_it_was_written(ids):
         assert subsets.read_subset(path) == ids
 
 
-@given(st.lists(st.tuples(TEXT, TEXT, st.floats(0, 1e6)), max_size=4))
+@given(st.lists(st.tuples(TEXT, TEXT, st.floats(0, 1e6)), min_size=1, max_size=4))
 def test_published_hypotheses_read_back_as_they_were_written(said):
     rows = [
         {"id": str(number), "reference": one, "hypothesis": other, "language": "ca", "speaker": "",

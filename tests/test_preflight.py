@@ -48,7 +48,7 @@ def configure(tmp_path, monkeypatch):
     def make(in_domain, out_of_domain, **settings):
         settings |= {"in_domain": in_domain, "out_of_domain": out_of_domain, "data_dir": "data"}
         settings = {"max_seconds": 30} | settings
-        return resolve("zero_shot", "demo", "ca", 1, settings)
+        return resolve("clsr", "demo", "ca", 1, settings)
 
     return make
 

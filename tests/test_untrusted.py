@@ -108,7 +108,7 @@ def test_a_checkpoint_that_tries_to_run_code_is_refused(name, study_of, tmp_path
     """The Trainer unpickles these itself when it goes on."""
     config = study_of(clips=2, epochs=2)("clsr", max_steps=2)
     data, folder = load_data(config), tmp_path / "checkpoint-1"
-    base, processor = kit.load_model("student", **kit.expert_settings(config))
+    base, processor = kit.load_student(config)
 
     def trainer():
         model = kit.prepare(base, config) if "ca" not in base.languages else base
