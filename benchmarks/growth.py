@@ -34,8 +34,10 @@ from .memory import MB, RETURNED
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "growth.json"
-ROW = 8192  # bytes a clip that a stage may hold: a row as Python objects, a few times over
 AUDIO = int(4 * made.RATE * made.SECONDS)  # bytes of a clip as float32
+# Bytes a clip that a stage may hold: rows as Python objects, those of gates with counts of 24
+# layers. A quarter of what a clip of one second sounds like; Common Voice's have five.
+ROW = AUDIO // 4
 WORDS = 10  # of a sentence: as Common Voice's
 STEPS = 4  # of training: what a long one has more of is time
 WORKERS = 2

@@ -151,6 +151,9 @@ def _step(whisper: Dimensions, method: str, labelled: int, checkpointing: bool) 
     # KL and JS differ from CLSR in their loss alone.
     method = "clsr" if method in WITH_EXPERTS else method
     model = _prepared(whisper, method).train()
+    for module in model.modules():
+        if hasattr(module, "layerdrop"):  # 0 in every Whisper, and drawn for all the same
+            module.training = False
     quiet = warnings.catch_warnings(action="ignore", category=FutureWarning)  # transformers' own
     with quiet, FakeTensorMode(), FlopCounterMode(display=False) as counter:
         if checkpointing:

@@ -71,11 +71,11 @@ def test_a_parquet_file_passes_by_whatever_its_size(corpora, tmp_path):
 
 
 def test_growth_is_told_a_stage(tmp_path):
-    peaks = {1000: {"peak": 300.0, "seconds": 1.0}, 30_000: {"peak": 590.0, "seconds": 9.0}}
+    peaks = {1000: {"peak": 300.0, "seconds": 1.0}, 30_000: {"peak": 880.0, "seconds": 9.0}}
     row = {"stage": "data", "clips": peaks, **growth.growth(peaks)}
-    assert (row["bytes_per_clip"], row["flat"]) == (10_000, False)
+    assert (row["bytes_per_clip"], row["flat"]) == (20_000, False)
     peaks[30_000]["peak"] = 310.0
     assert growth.growth(peaks) == {"bytes_per_clip": 345, "flat": True}
-    assert "| data | 300 | 590 | 10,000 | no | 9 |" in growth.table(
-        [row | {"clips": {"1000": peaks[1000], "30000": {"peak": 590.0, "seconds": 9.0}}}]
+    assert "| data | 300 | 880 | 20,000 | no | 9 |" in growth.table(
+        [row | {"clips": {"1000": peaks[1000], "30000": {"peak": 880.0, "seconds": 9.0}}}]
     )
