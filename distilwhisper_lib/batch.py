@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "plan":
             from .plan import plan  # here, because a run needs no pandas
 
-            print(plan(tasks))
+            print(plan(tasks, given.device))
             return 0
         summary = _run(given, tasks)
     except UserError as error:
@@ -185,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
             "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
         )
         command.add_argument("--root", metavar="FOLDER", help="the checkout")
+    plan.add_argument("--device", metavar="NAME", help="t4, a100, ...; default this machine")
     run_.add_argument("--force", action="store_true", help="run finished runs again")
     run_.add_argument("--jobs", type=int, metavar="N", help="notebooks side by side; default 1")
     where = run_.add_mutually_exclusive_group()

@@ -1,32 +1,22 @@
-"""What a batch would do and what it would cost, before anything starts.
-
-Costs are those of records that stand already, in results/ and results/demo/: runs of the same
-preset and method with the same settings, whatever their language and seed.
-"""
+"""What a batch would do and what it would cost, before anything starts; costs are capacity.py's."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
+import contextlib
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .config import RunConfig
-from .errors import UserError
+from .capacity import estimate, estimate_targets, known_device
 from .execution import Task, claim
+from .facts import DEVICES, Device
 from .progress import aligned
-from .records import Record, load_records
 from .tasks import METHODS, configs_of
-
-_RESULTS = ("results", "results/demo")
-_NEVER_ALIKE = {"language", "seed"}
 
 
 class Cost(NamedTuple):
-    """Hours on the device that the figure is of, and bytes that stay; NaN where nobody knows."""
+    """Hours on the device, and bytes that stay; NaN where nobody knows."""
 
     hours: float
     bytes: float
@@ -36,17 +26,20 @@ class Cost(NamedTuple):
 UNKNOWN = Cost(math.nan, math.nan, "")
 
 
-def plan(tasks: Sequence[Task]) -> str:
+def plan(tasks: Sequence[Task], device: str | None = None) -> str:
     """A table of the tasks in order: state, needs, hours, disk; then what is left to do in all.
 
     state: "done"; "begun", which goes on from a checkpoint; "running" in another process; "to do".
+    ``device``: a name of facts.DEVICES, by default this machine's. Raises UserError for another.
     """
-    records = [r for f in _RESULTS for r in load_records(Path(tasks[0].root) / f)]
-    rows = [["", "task", "needs", "hours", "GB", "measured on"]]
+    where = device_here() if device is None else known_device(device)
+    with contextlib.chdir(tasks[0].root):  # where records and corpora are looked for
+        costs = [_cost(task, where) for task in tasks]
+    rows = [["", "task", "needs", "hours", "GB", "by"]]
     left: list[Cost] = []
     gpu_hours = 0.0
-    for task in tasks:
-        state, cost = _state(task), _cost(task, records)
+    for task, cost in zip(tasks, costs, strict=True):
+        state = _state(task)
         rows.append(
             [state, task.name, ", ".join(task.needs) or ("all above" if task.after else ""),
              _number(cost.hours, 3), _number(cost.bytes / 1e9, 3), cost.source]
@@ -78,79 +71,25 @@ def _state(task: Task) -> str:
     return "begun" if any(any(f.glob("checkpoint-*")) for f in begun) else "to do"
 
 
-def _cost(task: Task, records: Sequence[Record]) -> Cost:
-    """What a task's runs took where they ran before; tables and the like take seconds."""
-    if not task.notebook:
-        return _of_targets(task, records)
-    if not METHODS.get(Path(task.notebook).stem):
+def _cost(task: Task, device: Device | None) -> Cost:
+    """What a task's runs take, by capacity.py; tables and the like take seconds."""
+    if task.notebook and not METHODS.get(Path(task.notebook).stem):
         return UNKNOWN
-    return _sum([_of_run(config, records) for config in configs_of(task)])
-
-
-def _of_run(config: RunConfig, records: Sequence[Record]) -> Cost:
-    alike = _alike(config, records)
-    if not alike:
-        return _estimated(config)
-    seconds, sizes = [], []
-    for record in alike:
-        training = record["training"] or {}
-        evaluated = [e["seconds"] or 0.0 for e in record["evaluations"]]
-        seconds.append(training.get("seconds", 0.0) + sum(evaluated))
-        sizes.append(training.get("artifact_bytes") or 0)
-    return Cost(statistics.fmean(seconds) / 3600, statistics.fmean(sizes), _devices(alike))
-
-
-def _of_targets(task: Task, records: Sequence[Record]) -> Cost:
-    (config,) = configs_of(task)
-    alike = [
-        record
-        for record in _alike(config, records)
-        if "seconds" in ((record["training"] or {}).get("teacher_targets") or {})
-    ]
-    if not alike:
+    if device is None:
         return UNKNOWN
-    stored = [record["training"]["teacher_targets"] for record in alike]
-    return Cost(
-        statistics.fmean(t["seconds"] for t in stored) / 3600,
-        statistics.fmean(t["bytes"] for t in stored),
-        _devices(alike),
-    )
+    guess = estimate if task.notebook else estimate_targets
+    found = [guess(config, device) for config in configs_of(task)]
+    hours = [math.nan if one.hours is None else one.hours for one in found]
+    sources = dict.fromkeys(part for one in found for part in one.source.split("; "))
+    return Cost(sum(hours), sum(one.disk_bytes for one in found), "; ".join(sources))
 
 
-def _alike(config: RunConfig, records: Sequence[Record]) -> list[Record]:
-    """Records of runs that differ in nothing but language, seed and where they ran."""
-    hashed = [f.name for f in dataclasses.fields(config) if f.metadata.get("hashed", True)]
-    names = [name for name in hashed if name not in _NEVER_ALIKE]
-    mine = config.published()
-    return [r for r in records if all(r["config"].get(n, mine[n]) == mine[n] for n in names)]
+def device_here() -> Device | None:
+    """The kind of this machine's GPU, or of its CPU; None for a GPU that facts.py has not."""
+    import torch  # late: most of a plan needs none
 
-
-def _estimated(config: RunConfig) -> Cost:
-    """What the capacity plan says of a run that nobody has made yet, where there is one."""
-    try:
-        capacity: Any = importlib.import_module(f"{__package__}.capacity")
-    except ModuleNotFoundError:
-        return UNKNOWN
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    try:
-        found = capacity.estimate(config, device)
-    except UserError:  # a device of which it knows nothing
-        return UNKNOWN
-    hours = math.nan if found.hours is None else found.hours
-    return Cost(hours, found.disk_bytes, found.source)
-
-
-def _sum(costs: Sequence[Cost]) -> Cost:
-    sources = dict.fromkeys(cost.source for cost in costs if cost.source)
-    return Cost(sum(c.hours for c in costs), sum(c.bytes for c in costs), ", ".join(sources))
-
-
-def _devices(records: Sequence[Record]) -> str:
-    made = [record["provenance"]["hardware"] for record in records]
-    named = (m["cpu"] if m["device"] == "cpu" else m["device"] for m in made)
-    return ", ".join(sorted(set(named)))
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return next((d for d in DEVICES.values() if d.is_that_of({"device": name})), None)
 
 
 def _number(value: float, digits: int) -> str:
