@@ -39,7 +39,9 @@ from distilwhisper_lib.explorer_html import notes_html, tokens_html, transcripts
 from distilwhisper_lib.explorer_runs import Listener, clips_of, find_runs
 from distilwhisper_lib.exports import write_tables
 from distilwhisper_lib.fleurs import REVISION, TEXTS
+from distilwhisper_lib.forced_gates import differences, load_forced
 from distilwhisper_lib.gates import load_gates
+from distilwhisper_lib.grid import read_grid
 from distilwhisper_lib.hypotheses import read_published
 from distilwhisper_lib.inspection import MEMORY
 from distilwhisper_lib.notebooks import checked_parameters
@@ -51,6 +53,7 @@ from distilwhisper_lib.releases import unpack_common_voice
 from distilwhisper_lib.report import report_html
 from distilwhisper_lib.results import shown_tables
 from distilwhisper_lib.tables import results_tables
+from distilwhisper_lib.tasks import expand
 from distilwhisper_lib.tensor_files import read_pickle
 
 from .target import Escape, Files, Target
@@ -327,6 +330,23 @@ def read_subsets(folder: Path) -> None:
         raise faults[0]
 
 
+def grid_file() -> Files:
+    text = """\
+languages: [ca, cs]
+seeds: [77, 78]
+studies:
+  - {presets: [demo], methods: [clsr, js], overrides: {budget: 0.3}}
+  - {presets: [cv10k], languages: [th], tables: false}
+"""
+    return {"grid.yaml": text.encode()}
+
+
+def read_forced_gates(folder: Path) -> None:
+    for forced in load_forced(folder / "results/demo"):
+        for domain in forced["domains"]:
+            differences(forced, domain, resamples=100)
+
+
 def overrides() -> Files:
     given = {"max_steps": 2, "student": "x/y", "in_domain": "folder/speech", "forgetting": "fr",
              "learning_rate": "1e-4", "train_size": None, "hardware": "cpu"}  # fmt: skip
@@ -372,5 +392,7 @@ TARGETS: dict[str, Target] = {
     "kept gates": Target(gates_kept, lambda f: kept_gates.read_kept(f / "x.gates.npz")),
     "subset files": Target(subset_files, read_subsets),
     "overrides": Target(overrides, read_overrides),
+    "grid files": Target(grid_file, lambda f: expand(read_grid(f / "grid.yaml"), ROOT)),
+    "forced gates": Target(lambda: committed("gates/forced/js-ca-*"), read_forced_gates),
     "notebooks": Target(notebook, read_notebook),
 }
