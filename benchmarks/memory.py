@@ -109,9 +109,10 @@ def watched(call: Callable[[], Any]) -> int:
 
 
 def anonymous_bytes() -> int:
-    """What this process itself holds in memory (Linux)."""
+    """What this process itself holds (Linux), also where the system has put it aside meanwhile."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)[1]) * 1024
+    held = re.findall(r"^(?:RssAnon|VmSwap):\s+(\d+) kB$", status, re.MULTILINE)
+    return sum(map(int, held)) * 1024
 
 
 def rows(

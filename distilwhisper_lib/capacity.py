@@ -152,7 +152,7 @@ def building(config: RunConfig, device: str | Device) -> Cost:
     built = [
         (targets["seconds"] / record["data"]["train"]["clips"], record)
         for record in _records(config, device)
-        if (targets := _targets_in(record, config)) and targets.get("built")
+        if (targets := _targets_in(record, config))  # whoever built them: a task of its own, mostly
     ]
     if built:
         return _recorded(built, "teacher targets").times(clips)

@@ -180,7 +180,8 @@ def test_the_runs_leave_records_gates_tables_and_figures(batch, checkout):
     }  # fmt: skip
     figures = {p.stem.split("-")[0] for p in (demo / "figures").glob("*.png")}
     assert figures == {
-        "corpus", "preflight", "training", "error_rates", "intervals", "gate", "tokens",
+        "corpus", "preflight", "training", "error_rates", "error_kinds",
+        "error_by_length", "intervals", "gate", "tokens",
         "explorer",
     }  # fmt: skip
     for run in (checkout / "outputs").glob("*-ca-s77-*"):
