@@ -91,7 +91,7 @@ def _peak(setting: Setting, call: Callable[[], Any]) -> int:
 
 
 def watched(call: Callable[[], Any]) -> int:
-    """The most anonymous bytes that this process held while the call ran."""
+    """The most anonymous bytes that this process held in the call, what it returns included."""
     highest, done = [anonymous_bytes()], threading.Event()
 
     def watch() -> None:
@@ -101,11 +101,13 @@ def watched(call: Callable[[], Any]) -> int:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        call()
+        result = call()
+        held = anonymous_bytes()  # a busy machine may not have let the thread look at the end
+        del result
     finally:
         done.set()
         thread.join()
-    return highest[0]
+    return max(held, highest[0])
 
 
 def anonymous_bytes() -> int:

@@ -26,7 +26,8 @@ def taken(call) -> int:
     """Bytes at the peak of a call that were not there before."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    return watched(call) - anonymous_bytes()
+    before = anonymous_bytes()
+    return watched(call) - before
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_what_held_audio_would_be_noticed(corpora):
     for clips in (FEW, MANY):
         table = load_corpus("fleurs", "ca", "test", corpora / str(clips) / "data")
         rows = SpeechDataset(table)
-        # In one piece, which no memory that earlier tests gave back can take in.
+        # In one piece and returned: new to the process, and there when it is looked at.
         held[clips] = taken(lambda rows=rows: np.stack([r["audio"] for r in rows]))
     assert held[MANY] - held[FEW] > SLACK + growth.ROW * (MANY - FEW)
 
