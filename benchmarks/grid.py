@@ -1,16 +1,19 @@
 """A grid of demo runs on a Dask cluster that loses a worker, against the same runs one by one.
 
-    python -m benchmarks.grid [--small] [--slurm] [--methods ...] [--languages ...] [--out FILE]
+    python -m benchmarks.grid [--small] [--slurm] [--methods ...] [--languages ...]
+        [--folder DIR] [--out FILE]
 
 Both happen in copies of this checkout. Half-way through the second, a worker that trains is
 killed (SIGKILL). Afterwards every record must be equal to its serial counterpart in everything
 but times and memory; the command ends with status 1 where one is not. ``--slurm`` submits the
-second as a job of benchmarks/slurm.sh; ``--small`` is two runs of two steps.
+second as a job of benchmarks/slurm.sh; ``--small`` is two runs of two steps. ``--folder`` keeps the
+copies there, and compares with the serial runs that an earlier call left.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +24,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ import psutil
 from distilwhisper_lib import ledger
 from distilwhisper_lib.config import METHODS, TRAINED
 from distilwhisper_lib.execution import Task
+from distilwhisper_lib.files import sha256_file
 from distilwhisper_lib.grid import read_grid
 from distilwhisper_lib.provenance import provenance
 from distilwhisper_lib.tasks import configs_of, expand
@@ -50,12 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     languages = given.languages or (["ca"] if given.small else ["ca", "cs"])
     grid: dict[str, Any] = {"methods": methods, "languages": languages, "seeds": given.seeds}
     grid |= {"overrides": SMALL} if given.small else {}
-    with tempfile.TemporaryDirectory(prefix="distilwhisper-grid-") as folder:
-        serial, cluster = (_copy(Path(folder) / name, grid) for name in ("serial", "cluster"))
+    with _workplace(given.folder) as folder:
+        serial, cluster = folder / "serial", _copy(folder / "cluster", grid)
         plan = _batch(cluster, "plan", "grid.yaml")[0]
         print(plan, flush=True)
-        told, serial_seconds = _batch(serial, "run", "grid.yaml")
-        print(told, flush=True)
+        serial_seconds = _run_serially(serial, grid)
         stop, killed = threading.Event(), {}
         killer = threading.Thread(target=_kill_one, args=(cluster, given.small, stop, killed))
         killer.start()
@@ -91,8 +95,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(found["differ"]) or not found["records"] or not killed)
 
 
+@contextmanager
+def _workplace(kept: Path | None) -> Iterator[Path]:
+    if kept:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept.resolve()
+    else:
+        with tempfile.TemporaryDirectory(prefix="distilwhisper-grid-") as folder:
+            yield Path(folder)
+
+
+def _run_serially(root: Path, grid: dict[str, Any]) -> float:
+    """The seconds that it takes, or took an earlier call with the same grid and code."""
+    earlier = root.with_name("serial.json")
+    about = {"grid": grid, "code": _code_sha256()}
+    if earlier.is_file():
+        found = json.loads(earlier.read_text(encoding="utf-8"))
+        if {name: found.get(name) for name in about} != about:
+            raise SystemExit(f"{earlier} is of another grid or code: remove it to run that anew")
+        return found["seconds"]
+    told, seconds = _batch(_copy(root, grid), "run", "grid.yaml")
+    print(told, flush=True)
+    earlier.write_text(json.dumps(about | {"seconds": seconds}), encoding="utf-8")
+    return seconds
+
+
+def _code_sha256() -> str:
+    """Of everything that decides a record."""
+    digest = hashlib.sha256()
+    for path in sorted(p for part in PARTS[:2] for p in (ROOT / part).rglob("*") if p.is_file()):
+        if "__pycache__" not in path.parts:
+            digest.update(f"{path.relative_to(ROOT)} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def _copy(root: Path, grid: dict[str, Any]) -> Path:
     """A checkout of its own, without results, so that nothing is found finished."""
+    shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
     for name in PARTS:
         source = ROOT / name
@@ -213,6 +252,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--languages", nargs="+", metavar="CODE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[77], metavar="SEED")
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help="keep the copies, and reuse them"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE")
     return parser
 
