@@ -61,6 +61,7 @@ SUBSETS = {"train_subset", "validation_subset"}
 
 PACKAGE = Path(__file__).parent
 EMBEDDED = "embedded/"
+_LANGUAGE = "{language}"
 
 
 def _setting(
@@ -86,7 +87,8 @@ class RunConfig:
     # Which of the two conventions of losses and labels: see losses.py.
     conventions: Literal["corrected", "authors"] = _setting("corrected")
 
-    # Models: a hub name, a local folder, or "embedded/..." (inside this package).
+    # Models: a hub name, a local folder, or "embedded/..." (inside this package). "{language}" in
+    # one stands for the run's, where each language has a model of its own.
     student: str = _setting("openai/whisper-small", PAPER)
     student_revision: str = _setting("main", hashed="model")  # see presets.REVISIONS
     teacher: str = _setting("openai/whisper-large-v2", PAPER)
@@ -309,8 +311,10 @@ def resolve(
     if settings.get("conventions") == "authors" and method in DISTILLED:
         settings = AUTHORS_DISTILLATION | settings
     for role in ("student", "teacher"):
-        model = settings.get(role, getattr(RunConfig, role))
-        settings.setdefault(f"{role}_revision", revision_of(str(model)))
+        model = str(settings.get(role, getattr(RunConfig, role)))
+        if _LANGUAGE in model:
+            settings[role] = model = model.replace(_LANGUAGE, identity["language"])
+        settings.setdefault(f"{role}_revision", revision_of(model))
     known = typing.get_type_hints(RunConfig)
     allowed = [name for name in known if name not in identity]
     for name in settings:

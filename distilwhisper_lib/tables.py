@@ -336,28 +336,36 @@ def row_labels(records: Sequence[Record]) -> list[str]:
 
 
 def changed_settings(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The settings in which each record differs from its preset's, by name."""
-    usual, changed = _usual_settings(records), []
+    """The settings in which each record differs from its preset's, by name.
+
+    Of a preset of elsewhere, from those that most of its runs of the method have.
+    """
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        base = usual[record["preset"], record["config"]["method"]]
+        found[_preset_and_method(record)].append(_settings(record["config"]))
+    changed = []
+    for record in records:
         settings = _settings(record["config"])
-        shared = sorted(settings.keys() & base.keys())
-        changed.append({name: settings[name] for name in shared if settings[name] != base[name]})
+        alike = found[_preset_and_method(record)]
+        usual = _usual_settings(record) or max(alike, key=alike.count)
+        shared = sorted(settings.keys() & usual.keys())
+        changed.append({name: settings[name] for name in shared if settings[name] != usual[name]})
     return changed
 
 
-def _usual_settings(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, Any]]:
-    """What a run without overrides has; for a preset of elsewhere, what most of its runs have."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for record in records:
-        settings = _settings(record["config"])
-        groups[record["preset"], record["config"]["method"]].append(settings)
-    return {
-        (preset, method): _settings(resolve(method, preset).to_dict())
-        if preset in PRESETS
-        else max(found, key=found.count)
-        for (preset, method), found in groups.items()
-    }
+def _preset_and_method(record: Record) -> tuple[str, str]:
+    return record["preset"], record["config"]["method"]
+
+
+def _usual_settings(record: Record) -> dict[str, Any] | None:
+    """What the run had without overrides; None for a preset of elsewhere."""
+    preset, method = _preset_and_method(record)
+    if preset not in PRESETS:
+        return None
+    language, covered = record["config"]["language"], PRESETS[preset].languages
+    if covered and language not in covered:
+        language = covered[0]
+    return _settings(resolve(method, preset, language).to_dict())
 
 
 # What does not make a different system: whose run it is, and its training size, which has a table
