@@ -193,7 +193,9 @@ def _notebooks(root: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if "distilwhisper_lib.processes" in process.cmdline() and process.cwd() == str(root):
+            # Its folder is the checkout, or the notebooks' within it.
+            here = Path(process.cwd()).is_relative_to(root.resolve())
+            if here and "distilwhisper_lib.processes" in process.cmdline():
                 found.append(process)
         except psutil.Error:
             continue
