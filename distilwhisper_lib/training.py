@@ -154,7 +154,7 @@ def teacher_of(
 
 def build_targets(config: RunConfig, data: RunData) -> None:
     """Work out the teacher targets that a run will read; those that are there are checked."""
-    base, processor = load_model(config.student, config.student_revision)
+    base, processor = load_student(config)
     source = find_teacher(config)
     check_pair(source.config, base.config)
     teacher_of(config, data, processor, source, base.config)
