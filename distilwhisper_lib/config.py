@@ -56,6 +56,12 @@ OF_TESTS = {
     "window_seconds", "max_new_tokens",
 }  # fmt: skip
 
+# What decides which clips a run reads, beside preset and language.
+OF_DATA = {
+    "in_domain", "out_of_domain", "data_dir", "train_size", "train_subset", "validation_size",
+    "validation_subset", "test_size", "max_seconds",
+}  # fmt: skip
+
 # Settings that name a file of clip ids.
 SUBSETS = {"train_subset", "validation_subset"}
 
@@ -206,10 +212,7 @@ class RunConfig:
         profile = {} if self.hardware == "none" else {"hardware": self.hardware}
         usual = resolve(self.method, self.preset, self.language, self.seed, profile)
         changed = {k: v for k, v in self.to_dict().items() if v != getattr(usual, k)}
-        for role in (
-            "student",
-            "teacher",
-        ):  # the commit that comes with a model goes without saying
+        for role in ("student", "teacher"):  # the commit that comes with a model needs no word
             if changed.get(f"{role}_revision") == revision_of(getattr(self, role)):
                 changed.pop(f"{role}_revision")
         return profile | changed
@@ -242,6 +245,19 @@ class RunConfig:
     def results_dir(self) -> Path:
         """Where its record and gate file are published."""
         return Path("results/demo") if self.demo else Path("results")
+
+    @property
+    def data_report(self) -> Path:
+        """Where notebook 01 publishes what the runs of this preset and language read.
+
+        Where overrides change that, the name ends in a hash of them, so that one study does not
+        overwrite another's.
+        """
+        name = f"{self.preset}-{self.language}"
+        if changed := {k: v for k, v in self.overrides().items() if k in OF_DATA}:
+            text = json.dumps(changed, sort_keys=True)
+            name += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return self.results_dir / "data" / f"{name}.json"
 
     @property
     def targets(self) -> str | None:

@@ -32,7 +32,8 @@ class Task:
     root: str  # the checkout
     notebook: str
     parameters: dict[str, Any]
-    records: tuple[str, ...] = ()  # finished when all of these files exist
+    records: tuple[str, ...] = ()  # of its runs; finished when all of these files exist
+    files: tuple[str, ...] = ()  # and these, if it has records
     needs: tuple[str, ...] = ()  # names of tasks that must have gone well before
     after: tuple[str, ...] = ()  # names of tasks that must have ended before, well or not
     gpu: bool = True  # uses one, where there is one
@@ -54,11 +55,11 @@ class Task:
 
     @property
     def is_finished(self) -> bool:
-        return bool(self.records) and all(Path(record).is_file() for record in self.records)
+        return bool(self.records) and all(map(os.path.isfile, (*self.records, *self.files)))
 
     @classmethod
     def from_json(cls, text: str) -> Task:
-        lists = ("records", "needs", "after")
+        lists = ("records", "files", "needs", "after")
         return cls(**{k: tuple(v) if k in lists else v for k, v in json.loads(text).items()})
 
     def to_json(self) -> str:

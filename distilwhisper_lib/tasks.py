@@ -3,6 +3,11 @@
 Every edge is one of two kinds. A task ``needs`` what must have gone well: a method its language's
 data notebook, and the teacher targets that it shares with other runs. It comes ``after`` what
 must only have ended: the tables show the cells that failed, too.
+
+Data know no seed, and neither does what is heard without training: there is one data notebook for
+each language, preset and set of overrides, with the first seed. Several of them may be the same
+runs, which know no training size either; they go one after the other, and the first one's runs
+are read back.
 """
 
 from __future__ import annotations
@@ -56,31 +61,40 @@ def expand(studies: Sequence[Study], root: Path) -> list[Task]:
     """The tasks of a batch, in order; everything wrong is a UserError and nothing has started.
 
     Quick start, tables and gates (00, 07, 08) become one task for each results folder, with the
-    first language and seed; any other notebook one per language and seed.
+    first language and seed; 01 one per language; any other notebook one per language and seed.
     """
     found: dict[str, Task] = {}
-    once: set[tuple[str, Path]] = set()
+    seen: set[tuple] = set()
     for study in studies:
         for task in _tasks_of(study, root):
-            stem = Path(task.notebook).stem
-            if stem in ONCE:
-                place = stem, configs_of(task)[0].results_dir
-                if place in once:
-                    continue
-                once.add(place)
+            if (only := _only(task)) in seen:
+                continue
+            seen.add(only)
             other = found.setdefault(task.name, task)
             if other.notebook != task.notebook:
                 raise UserError(
                     f"{other.notebook} and {task.notebook} would both write {task.output.name}: "
                     "rename one of the notebooks"
                 )
-    tasks = list(found.values())
-    _check_runs(tasks)
+    tasks = _in_turn(found.values())
     tasks = [_with_data(task, tasks) for task in tasks]
     tasks = _with_targets(tasks, root)
     early = tuple(task.name for task in tasks if rank(task) < RANKS[TABLES])
     tasks = [replace(t, after=early) if rank(t) == RANKS[TABLES] else t for t in tasks]
     return sorted(tasks, key=rank)  # stable: the order given, one rank after another
+
+
+def _only(task: Task) -> tuple:
+    """What a batch has one task of."""
+    stem = Path(task.notebook).stem
+    if stem in ONCE:
+        return stem, configs_of(task)[0].results_dir
+    return task.notebook, _data(task) if stem == DATA else task.name
+
+
+def _data(task: Task) -> str:
+    """What the data notebook of a task is told, without the seed."""
+    return json.dumps(_four(task) | {"seed": None}, sort_keys=True)
 
 
 def rank(task: Task) -> int:
@@ -135,7 +149,10 @@ def _task(path: Path, parameters: dict[str, Any], root: Path) -> Task:
         name += f"-{values['language']}-s{values['seed']}"
     name += _suffix(values)
     records = [str(root / c.output_dir / "record.json") for c in configs]
-    return replace(task, name=name, records=tuple(records) if path.stem in METHODS else ())
+    if path.stem not in METHODS:
+        return replace(task, name=name)
+    files = (str(root / configs[0].data_report),) if path.stem == DATA else ()
+    return replace(task, name=name, records=tuple(records), files=files)
 
 
 def _suffix(values: Mapping[str, Any]) -> str:
@@ -149,23 +166,27 @@ def _hash(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _check_runs(tasks: Sequence[Task]) -> None:
-    """Refuse two tasks that would do the same run."""
+def _in_turn(tasks: Iterable[Task]) -> list[Task]:
+    """Data notebooks of the same runs one after the other; any other two such are refused."""
     owners: dict[str, Task] = {}
+    found = []
     for task in tasks:
-        for run in task.run_ids:
-            if (other := owners.setdefault(run, task)) is not task:
-                raise UserError(
-                    f"{other.name} and {task.name} are both run {run}: they differ in overrides "
-                    "that decide no number, such as eval_batch_size; drop one of them"
-                )
+        before = [owners[run] for run in task.run_ids if run in owners]
+        if before and rank(task) != RANKS[DATA]:
+            raise UserError(
+                f"{before[0].name} and {task.name} are both run {task.run_ids[0]}: they differ in "
+                "overrides that decide no number, such as eval_batch_size; drop one of them"
+            )
+        owners |= dict.fromkeys(task.run_ids, task)
+        found.append(replace(task, after=tuple(dict.fromkeys(other.name for other in before))))
+    return found
 
 
 def _with_data(task: Task, tasks: Sequence[Task]) -> Task:
-    """The task, after the data notebook of its preset, language, seed and overrides."""
+    """The task, after the data notebook of its preset, language and overrides."""
     if rank(task) != 3:
         return task
-    data = [t for t in tasks if Path(t.notebook).stem == DATA and _four(t) == _four(task)]
+    data = [t for t in tasks if Path(t.notebook).stem == DATA and _data(t) == _data(task)]
     return replace(task, needs=tuple(t.name for t in data))
 
 
