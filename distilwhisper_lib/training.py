@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, WhisperProcessor, set_seed
 
 from . import ranks
+from .callbacks import Clock
 from .checkpoints import last_checkpoint
 from .config import TRAINED, WITH_EXPERTS, RunConfig, locate
 from .data import RunData
@@ -33,7 +34,7 @@ from .run_folder import claim, in_run_folder
 from .shares import micro_batches_each
 from .targets import StoredTargets, stored_targets
 from .teacher import Teacher, TeacherSource, check_pair
-from .trainer import ELAPSED, Clock, DistilTrainer, make_trainer
+from .trainer import DistilTrainer, make_trainer
 from .weights import checkpoint_hash, trained_tensors, weights_hash
 from .window import shorten, shorten_config
 
@@ -97,7 +98,7 @@ def train(config: RunConfig, data: RunData) -> Trained:
     if ranks.is_first():
         for stale in config.output_dir.glob("*.jsonl"):  # of other weights
             stale.unlink()
-    clock = Clock(checkpoints / ELAPSED)
+    clock = Clock(checkpoints / "elapsed.json")
     trainer = make_trainer(model, processor, teacher, config, data, clock)
     trainer.go_on(ranks.told_by_first(lambda: last_checkpoint(checkpoints)))
     # Without the autocast that the Trainer put around its forward: as it will be loaded again.
