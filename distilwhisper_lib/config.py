@@ -274,9 +274,7 @@ class RunConfig:
     def published(self) -> dict[str, Any]:
         """The settings as a record tells them: of a path on this machine only the last part."""
         return {
-            name: Path(value).name
-            if isinstance(value, str) and Path(value).is_absolute()
-            else value
+            name: published_name(value) if isinstance(value, str) else value
             for name, value in self.to_dict().items()
         }
 
@@ -360,6 +358,11 @@ def locate(name: str) -> str:
     if name == EMBEDDED.rstrip("/") or name.startswith(EMBEDDED):
         return str(PACKAGE / "demo" / name.removeprefix(EMBEDDED.rstrip("/")).lstrip("/"))
     return name
+
+
+def published_name(name: str) -> str:
+    """What records call a model or a file: of a path on this machine only the last part."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _file_hash(name: str, path: str) -> str:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .leaks import refuse_tokens
+from .leaks import is_checkout, refuse_tokens
 
 
 def find_root(start: str | Path | None = None) -> Path:
-    """The checkout: the nearest folder, from ``start`` upwards, that holds notebooks/."""
+    """The checkout: the nearest folder, from ``start`` upwards, that is one."""
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
-        if (folder / "notebooks").is_dir() and (folder / "distilwhisper_lib").is_dir():
+        if is_checkout(folder):
             return folder
     raise UserError(
         f"{start}: neither it nor a folder above holds notebooks/ and distilwhisper_lib/: change "

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PretrainedConfig, WhisperProcessor, set_see
 from . import ranks
 from .callbacks import Clock
 from .checkpoints import last_checkpoint
-from .config import TRAINED, WITH_EXPERTS, RunConfig, locate
+from .config import TRAINED, WITH_EXPERTS, RunConfig, locate, published_name
 from .data import RunData
 from .device import best_device, peak_memory, precision_here
 from .errors import UserError
@@ -241,11 +241,7 @@ def prepare(model: DistilWhisperForConditionalGeneration, config: RunConfig) -> 
 def _about(name: str, revision: str, sha256: str) -> dict[str, str]:
     """What a record tells of a model: of the hub's, also the commit that its revision stood for."""
     commit = commit_of(locate(name), revision)
-    return {"name": _published(name), "sha256": sha256} | ({"commit": commit} if commit else {})
-
-
-def _published(name: str) -> str:
-    return Path(name).name if Path(name).is_absolute() else name  # no host path in a record
+    return {"name": published_name(name), "sha256": sha256} | ({"commit": commit} if commit else {})
 
 
 def _save_trained(model: Any, processor: WhisperProcessor, config: RunConfig) -> None:

@@ -20,7 +20,7 @@ from benchmarks import fuzz
 from benchmarks.fuzz_targets import TARGETS, recording
 from benchmarks.target import Escape, Target
 from distilwhisper_lib import corpora, fleurs, subsets
-from distilwhisper_lib.errors import LONGEST, UserError
+from distilwhisper_lib.errors import LONGEST, DiskError, UserError
 from distilwhisper_lib.files import parse_json
 from distilwhisper_lib.hypotheses import hypotheses_path, publish, read_published
 
@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_files():
 def test_a_message_is_one_printable_line(text):
     said = str(UserError(text))
     assert said.isprintable() and len(said) <= LONGEST
-    assert str(UserError(said)) == said
+    assert str(UserError(said)) == said == str(DiskError(28, text))
     if text.isprintable() and len(text) <= LONGEST:
         assert said == text
 
