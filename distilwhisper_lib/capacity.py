@@ -295,12 +295,17 @@ def _name(record: Record, role: str) -> str | None:
 
 def _benchmark(device: Device, group: str) -> list[dict]:
     """Full-size rows of one group of races on a device; none outside a checkout."""
-    try:
-        rows = json.loads(BENCHMARKS.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
+    rows = _raced_rows(BENCHMARKS)
     mine = [row for row in rows if row["group"] == group and row["size"] == "full"]
     return [row for row in mine if row["ratio"] is not None and device.is_that_of(row["machine"])]
+
+
+@lru_cache(maxsize=4)
+def _raced_rows(path: Path) -> list[dict]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
 
 
 def _is_of_student(row: dict, config: RunConfig) -> bool:

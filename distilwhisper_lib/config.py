@@ -12,6 +12,7 @@ import html
 import json
 import typing
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -325,7 +326,7 @@ def resolve(
     for role in ("student", "teacher"):
         model = settings.get(role, getattr(RunConfig, role))
         settings.setdefault(f"{role}_revision", revision_of(str(model)))
-    known = typing.get_type_hints(RunConfig)
+    known = _types()
     allowed = [name for name in known if name not in identity]
     for name in settings:
         if name not in allowed:
@@ -345,9 +346,8 @@ def decisive(method: str) -> set[str]:
 
 
 def _of_hardware(settings: dict[str, Any]) -> dict[str, Any]:
-    types = typing.get_type_hints(RunConfig)
     hardware, batch_size = (
-        coerce(name, settings.get(name, getattr(RunConfig, name)), types[name])
+        coerce(name, settings.get(name, getattr(RunConfig, name)), _types()[name])
         for name in ("hardware", "batch_size")
     )
     return settings_for(hardware, batch_size)
@@ -371,6 +371,12 @@ def _file_hash(name: str, path: str) -> str:
             f"{name} {path!r} is no file: expected a list of clips that notebook 01 wrote"
         )
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """Of each setting, what annotations say: a grid of thousands of runs asks for each of them."""
+    return typing.get_type_hints(RunConfig)
 
 
 def _fields() -> tuple[dataclasses.Field, ...]:

@@ -25,7 +25,7 @@ from .config import NOTEBOOK_OF, RunConfig, resolve
 from .errors import UserError
 from .execution import Task
 from .grid import GATES, TABLES, Study
-from .notebooks import checked_parameters, find_notebook
+from .notebooks import declared_parameters, find_notebook, fitted
 
 QUICKSTART, DATA = "00_quickstart", "01_data_prep"
 NOTEBOOKS = (
@@ -77,7 +77,8 @@ def expand(studies: Sequence[Study], root: Path) -> list[Task]:
                     "rename one of the notebooks"
                 )
     tasks = _in_turn(found.values())
-    tasks = [_with_data(task, tasks) for task in tasks]
+    data = {_data(task): task.name for task in tasks if Path(task.notebook).stem == DATA}
+    tasks = [_with_data(task, data) for task in tasks]
     tasks = _with_targets(tasks, root)
     early = tuple(task.name for task in tasks if rank(task) < RANKS[TABLES])
     tasks = [replace(t, after=early) if rank(t) == RANKS[TABLES] else t for t in tasks]
@@ -126,10 +127,11 @@ def _tasks_of(study: Study, root: Path) -> Iterable[Task]:
     languages = list(dict.fromkeys(resolve("js", preset, code).language for code in languages))
     pairs = list(dict.fromkeys(product(languages, seeds)))
     for path in dict.fromkeys(paths):
+        declared = declared_parameters(path)
         for language, seed in pairs[:1] if path.stem in ONCE else pairs:
             values = {"preset": preset, "language": language, "seed": seed}
             values |= {"overrides": overrides} if overrides else {}
-            yield _task(path, values | more, root)
+            yield _task(path, fitted(path.name, declared, values | more), root)
 
 
 def _all_notebooks(root: Path) -> list[Path]:
@@ -140,8 +142,7 @@ def _all_notebooks(root: Path) -> list[Path]:
     return present
 
 
-def _task(path: Path, parameters: dict[str, Any], root: Path) -> Task:
-    values = checked_parameters(path, parameters)
+def _task(path: Path, values: dict[str, Any], root: Path) -> Task:
     task = Task("", str(root), str(path), values, gpu=path.stem != TABLES)
     configs = configs_of(task)
     name = path.stem
@@ -182,12 +183,10 @@ def _in_turn(tasks: Iterable[Task]) -> list[Task]:
     return found
 
 
-def _with_data(task: Task, tasks: Sequence[Task]) -> Task:
+def _with_data(task: Task, data: Mapping[str, str]) -> Task:
     """The task, after the data notebook of its preset, language and overrides."""
-    if rank(task) != 3:
-        return task
-    data = [t for t in tasks if Path(t.notebook).stem == DATA and _data(t) == _data(task)]
-    return replace(task, needs=tuple(t.name for t in data))
+    needed = data.get(_data(task)) if rank(task) == 3 else None
+    return replace(task, needs=(needed,)) if needed else task
 
 
 def _with_targets(tasks: Sequence[Task], root: Path) -> list[Task]:
