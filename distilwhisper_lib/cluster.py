@@ -167,11 +167,11 @@ class Cluster:
             answer = answers.get(address)
             if refuse and (answer is None or isinstance(answer, OSError)):
                 continue  # it comes or goes at this moment: asked again with the next look
-            wrong = difference(answer, mine)
+            wrong = difference(answer, mine, self.root)
             if wrong is None:
                 self._trusted.add(address)
                 continue
-            sentence = f"worker {self._names[address]} {wrong.format(root=self.root)}"
+            sentence = f"worker {self._names[address]} {wrong}"
             if not refuse:
                 raise UserError(sentence)
             self._refused.add(address)

@@ -111,6 +111,11 @@ def test_the_same_seed_gives_the_same_files():
     assert first == second and any(changed != files for changed in first)
 
 
+def test_the_guide_tells_how_many_kinds_of_files_are_changed():
+    guide = (fuzz.ROOT / "notebooks" / "SCALE.md").read_text(encoding="utf-8")
+    assert f"changes sound files of {len(TARGETS)} kinds" in guide
+
+
 # Particular properties -------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -195,6 +196,12 @@ def test_the_papers_grid_hears_untrained_models_once_and_reports_on_every_traini
     }
     needs = {t.needs for name, t in found.items() if name.startswith("03") and "ca-" in name}
     assert needs == {("01_data_prep-ca-s77-cv3k",), ("01_data_prep-ca-s77-cv10k",)}
+
+
+def test_the_grid_of_the_guide_can_be_run(kit):
+    guide = Path(batch.__file__).parents[1] / "notebooks" / "SCALE.md"
+    (text,) = re.findall("```yaml\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(tasks.expand(grid.read_grid(write(kit, text)), kit)) == 328
 
 
 def test_tables_stand_once_for_each_results_folder(kit):
