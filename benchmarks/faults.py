@@ -70,18 +70,17 @@ class Study:
         self.processes = multiprocessing.get_context("forkserver")
         self.processes.set_forkserver_preload(["benchmarks.fault_child"])
         _write_data(folder / "clean" / "data")
-        whole = self._new("whole")
-        begin = time.monotonic()
-        self._finish(self.start(whole), whole)
-        self.seconds = time.monotonic() - begin
+        whole = self.measure()
         self.points: list[Point] = [line for line in _log(whole) if "point" in line]
         self.found = findings(self.config, whole)
 
-    def measure(self) -> None:
-        """Take the time again: the first attempt waited for the fork server to import."""
+    def measure(self) -> Path:
+        """The folder of an undisturbed run, which takes ``seconds``: the first one waits for the
+        fork server to import, a second one tells the time."""
         whole, begin = self._new("whole"), time.monotonic()
         self._finish(self.start(whole), whole)
         self.seconds = time.monotonic() - begin
+        return whole
 
     def start(self, folder: Path, kill: Point | None = None) -> Any:
         arguments = (str(folder), self.method, self.overrides, kill)
