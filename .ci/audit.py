@@ -51,9 +51,13 @@ SECONDS = 120.0  # for the advisory service
 
 def declared() -> dict[str, Requirement]:
     """Every requirement of pyproject.toml, extras too."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = _project()
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
     return {canonicalize_name(r.name): r for r in map(Requirement, sum(lists, []))}
+
+
+def _project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 # Pins ----------------------------------------------------------------------------------------
@@ -63,7 +67,7 @@ def unpinned() -> list[str]:
     """What the kit needs, at any depth, that is not locked, or installed at another version."""
     lock, found = locked(), []
     optional = {"common-voice", "demo-build", "faster-whisper"}  # by hand, and pinned by nobody
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = _project()
     extras = project["optional-dependencies"].items()
     asked = project["dependencies"] + sum((r for n, r in extras if n not in optional), [])
     waiting, seen = [Requirement(r) for r in asked], set()

@@ -1,1 +1,1 @@
-"""Races that show what the kit's optimisations are worth: ``python -m benchmarks``."""
+"""What the kit claims, as commands: races (``python -m benchmarks``), faults, fuzz, growth..."""

@@ -39,10 +39,12 @@ from distilwhisper_lib.audio import SAMPLE_RATE, read_audio
 from distilwhisper_lib.config import RunConfig, resolve
 from distilwhisper_lib.corpora import open_corpus
 from distilwhisper_lib.files import sha256_file, write_atomic
+from distilwhisper_lib.leaks import mask_values
 from distilwhisper_lib.provenance import provenance
 from distilwhisper_lib.weights import weights_hash
 
 from .fault_child import KINDS, LOG, STAGES, attempt
+from .grid import NOT_COMPARED
 
 RESULTS = Path(__file__).with_name("faults.json")
 RANDOM = "random time"
@@ -52,8 +54,7 @@ OVERRIDES = {
     "data_dir": "data", "out_of_domain": "fleurs", "batch_size": 2, "micro_batch": 2,
     "eval_batch_size": 2, "epochs": 2, "max_new_tokens": 12, "forgetting": "",
 }  # fmt: skip
-# Of a record: when and for how long, and who of several attempts built what both need.
-_TIMES = {"created", "seconds", "rtf", "peak_memory_bytes", "built"}
+_TIMES = NOT_COMPARED | {"built"}  # who of several attempts built what both need
 _RETRIES = 8
 
 Point = dict[str, Any]
@@ -69,18 +70,17 @@ class Study:
         self.processes = multiprocessing.get_context("forkserver")
         self.processes.set_forkserver_preload(["benchmarks.fault_child"])
         _write_data(folder / "clean" / "data")
-        whole = self._new("whole")
-        begin = time.monotonic()
-        self._finish(self.start(whole), whole)
-        self.seconds = time.monotonic() - begin
+        whole = self.measure()
         self.points: list[Point] = [line for line in _log(whole) if "point" in line]
         self.found = findings(self.config, whole)
 
-    def measure(self) -> None:
-        """Take the time again: the first attempt waited for the fork server to import."""
+    def measure(self) -> Path:
+        """The folder of an undisturbed run, which takes ``seconds``: the first one waits for the
+        fork server to import, a second one tells the time."""
         whole, begin = self._new("whole"), time.monotonic()
         self._finish(self.start(whole), whole)
         self.seconds = time.monotonic() - begin
+        return whole
 
     def start(self, folder: Path, kill: Point | None = None) -> Any:
         arguments = (str(folder), self.method, self.overrides, kill)
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about |= {"seed": given.seed, "method": given.method, "steps_per_checkpoint": STEPS_PER_EPOCH}
     table = matrix(trials)
     cells = {stage: dict(row) for stage, row in table.iterrows()}
-    content = about | {"survived / tried": cells, "trials": trials}
+    content = mask_values(about | {"survived / tried": cells, "trials": trials}, given.out)
     write_atomic(given.out, json.dumps(content, indent=1) + "\n")
     print(f"\n{table.to_string()}\n\ncommit {made['commit']}, seed {given.seed}")
     print(", ".join(f"{name} {value}" for name, value in made["hardware"].items()))

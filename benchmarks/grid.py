@@ -34,8 +34,9 @@ import psutil
 from distilwhisper_lib import ledger
 from distilwhisper_lib.config import METHODS, TRAINED
 from distilwhisper_lib.execution import Task
-from distilwhisper_lib.files import sha256_file
+from distilwhisper_lib.files import sha256_file, write_atomic
 from distilwhisper_lib.grid import read_grid
+from distilwhisper_lib.leaks import mask_values
 from distilwhisper_lib.provenance import provenance
 from distilwhisper_lib.tasks import configs_of, expand
 
@@ -88,8 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "made": provenance(),
         }
     out = given.out or (SMALL_RESULT if given.small else RESULT)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_atomic(out, json.dumps(mask_values(found, out), indent=1) + "\n")
     shown = ("serial_seconds", "cluster_seconds", "killed", "events", "records", "equal", "differ")
     print(json.dumps({name: found[name] for name in shown}, indent=1))
     return int(bool(found["differ"]) or not found["records"] or not killed)

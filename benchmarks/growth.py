@@ -133,13 +133,11 @@ def targets(clips: int) -> None:
     """
     from distilwhisper_lib import target_files
     from distilwhisper_lib.data import load_data
-    from distilwhisper_lib.training import expert_settings, find_teacher, load_model, teacher_of
+    from distilwhisper_lib.training import build_targets
 
     target_files.SHARD_BYTES = SHARD
     config = _config(clips)
-    student, processor = load_model(config.student, **expert_settings(config))
-    found = load_data(config)
-    teacher_of(config, found, processor, find_teacher(config), student.config)
+    build_targets(config, load_data(config))
 
 
 def train(clips: int) -> None:

@@ -29,8 +29,9 @@ def read_rows(path: Path) -> list[Row]:
         return []
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        assert all({"race", "ratio", "goal", "holds"} <= set(row) for row in rows)
-    except (ValueError, TypeError, AssertionError):
+        if not all({"race", "ratio", "goal", "holds"} <= set(row) for row in rows):
+            raise ValueError("lines of something else")
+    except (ValueError, TypeError):
         raise UserError(
             f"{path}: holds no list of races, expected what `make bench` writes: remove it, or "
             "take it from version control"

@@ -15,11 +15,12 @@ import pandas as pd
 import soundfile
 import torch
 
+from distilwhisper_lib.callbacks import Clock
 from distilwhisper_lib.config import resolve
 from distilwhisper_lib.features import Collator
 from distilwhisper_lib.targets import StoredTargets, stored_targets
 from distilwhisper_lib.teacher import Teacher, TeacherSource
-from distilwhisper_lib.trainer import Clock, make_trainer
+from distilwhisper_lib.trainer import make_trainer
 from distilwhisper_lib.training import prepare
 
 from . import memory

@@ -187,7 +187,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--root", metavar="FOLDER", help="the checkout")
     plan.add_argument("--device", metavar="NAME", help="t4, a100, ...; default this machine")
     run_.add_argument("--force", action="store_true", help="run finished runs again")
-    run_.add_argument("--jobs", type=int, metavar="N", help="notebooks side by side; default 1")
+    run_.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="notebooks side by side, default 1; all on one GPU, unless with --cluster",
+    )
     where = run_.add_mutually_exclusive_group()
     where.add_argument(
         "--cluster", action="store_true", help="a Dask cluster sized to this machine"

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import one_of
-from .config import TRAINED, WITH_EXPERTS, RunConfig
+from .config import TRAINED, WITH_EXPERTS, RunConfig, published_name
 from .corpora import open_corpus
 from .errors import UserError
 from .facts import DEVICES, FLEURS_CLIPS, FLEURS_LABELLED, LABELLED, TEST_CLIPS, Device
@@ -172,7 +172,7 @@ def training_clip(config: RunConfig, device: str | Device) -> Cost:
     trained = [
         (r["training"]["seconds"] / (r["training"]["epochs"] * r["data"]["train"]["clips"]), r)
         for r in _records(config, device)
-        if r["training"] and _name(r, "student") == _published(config.student)
+        if r["training"] and _name(r, "student") == published_name(config.student)
     ]
     if same := [pair for pair in trained if pair[1]["config"]["method"] == config.method]:
         return replace(_recorded(same, config.method), validated=True)
@@ -195,7 +195,7 @@ def hearing_clip(config: RunConfig, device: str | Device, labelled: int) -> Cost
     heard = [
         (e["seconds"] / e["clips"], record)
         for record in _records(config, device)
-        if _name(record, "student") == _published(name)
+        if _name(record, "student") == published_name(name)
         for e in record["evaluations"]
         if e["seconds"] is not None
     ]
@@ -273,7 +273,7 @@ def _targets_in(record: Record, config: RunConfig) -> dict[str, Any]:
     """What a record says of stored targets of this run's kind and teacher, if anything."""
     found = (record["training"] or {}).get("teacher_targets") or {}
     alike = found.get("mode") == config.targets and "bytes" in found
-    return found if alike and _name(record, "teacher") == _published(config.teacher) else {}
+    return found if alike and _name(record, "teacher") == published_name(config.teacher) else {}
 
 
 @lru_cache(maxsize=4)
@@ -293,18 +293,19 @@ def _name(record: Record, role: str) -> str | None:
     return (record["models"][role] or {}).get("name")
 
 
-def _published(name: str) -> str:
-    return Path(name).name if Path(name).is_absolute() else name
-
-
 def _benchmark(device: Device, group: str) -> list[dict]:
     """Full-size rows of one group of races on a device; none outside a checkout."""
-    try:
-        rows = json.loads(BENCHMARKS.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
+    rows = _raced_rows(BENCHMARKS)
     mine = [row for row in rows if row["group"] == group and row["size"] == "full"]
     return [row for row in mine if row["ratio"] is not None and device.is_that_of(row["machine"])]
+
+
+@lru_cache(maxsize=4)
+def _raced_rows(path: Path) -> list[dict]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
 
 
 def _is_of_student(row: dict, config: RunConfig) -> bool:

@@ -27,7 +27,7 @@ from typing import Any
 
 from . import ledger
 from .errors import UserError, reason
-from .execution import Outcome, Task
+from .execution import Outcome, Task, seconds_since
 from .processes import STAGGER, STOP_TIMEOUT
 from .provenance import memory_gib, usable_cores
 from .schedule import ClusterGone
@@ -167,11 +167,11 @@ class Cluster:
             answer = answers.get(address)
             if refuse and (answer is None or isinstance(answer, OSError)):
                 continue  # it comes or goes at this moment: asked again with the next look
-            wrong = difference(answer, mine)
+            wrong = difference(answer, mine, self.root)
             if wrong is None:
                 self._trusted.add(address)
                 continue
-            sentence = f"worker {self._names[address]} {wrong.format(root=self.root)}"
+            sentence = f"worker {self._names[address]} {wrong}"
             if not refuse:
                 raise UserError(sentence)
             self._refused.add(address)
@@ -205,7 +205,7 @@ class Cluster:
                 return outcome
             self._lost(task, self._names[worker])
         why = f"its worker was lost {LOST} times, often for want of memory"
-        return Outcome(task.name, "failed", round(time.monotonic() - began, 1), why)
+        return Outcome(task.name, "failed", seconds_since(began), why)
 
     @contextlib.contextmanager
     def _worker(self, task: Task) -> Iterator[str | None]:

@@ -12,6 +12,7 @@ import html
 import json
 import typing
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,12 @@ NOTEBOOK_OF = {
 OF_TESTS = {
     "method", "language", "seed", "in_domain", "out_of_domain", "test_size", "max_seconds",
     "window_seconds", "max_new_tokens",
+}  # fmt: skip
+
+# What decides which clips a run reads, beside preset and language.
+OF_DATA = {
+    "in_domain", "out_of_domain", "data_dir", "train_size", "train_subset", "validation_size",
+    "validation_subset", "test_size", "max_seconds",
 }  # fmt: skip
 
 # Settings that name a file of clip ids.
@@ -208,10 +215,7 @@ class RunConfig:
         profile = {} if self.hardware == "none" else {"hardware": self.hardware}
         usual = resolve(self.method, self.preset, self.language, self.seed, profile)
         changed = {k: v for k, v in self.to_dict().items() if v != getattr(usual, k)}
-        for role in (
-            "student",
-            "teacher",
-        ):  # the commit that comes with a model goes without saying
+        for role in ("student", "teacher"):  # the commit that comes with a model needs no word
             if changed.get(f"{role}_revision") == revision_of(getattr(self, role)):
                 changed.pop(f"{role}_revision")
         return profile | changed
@@ -246,6 +250,19 @@ class RunConfig:
         return Path("results/demo") if self.demo else Path("results")
 
     @property
+    def data_report(self) -> Path:
+        """Where notebook 01 publishes what the runs of this preset and language read.
+
+        Where overrides change that, the name ends in a hash of them, so that one study does not
+        overwrite another's.
+        """
+        name = f"{self.preset}-{self.language}"
+        if changed := {k: v for k, v in self.overrides().items() if k in OF_DATA}:
+            text = json.dumps(changed, sort_keys=True)
+            name += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return self.results_dir / "data" / f"{name}.json"
+
+    @property
     def targets(self) -> str | None:
         """How this run learns from a teacher: "hidden", "top_k", "online", or not at all."""
         if self.method not in DISTILLED:
@@ -260,9 +277,7 @@ class RunConfig:
     def published(self) -> dict[str, Any]:
         """The settings as a record tells them: of a path on this machine only the last part."""
         return {
-            name: Path(value).name
-            if isinstance(value, str) and Path(value).is_absolute()
-            else value
+            name: published_name(value) if isinstance(value, str) else value
             for name, value in self.to_dict().items()
         }
 
@@ -315,7 +330,7 @@ def resolve(
         if _LANGUAGE in model:
             settings[role] = model = model.replace(_LANGUAGE, identity["language"])
         settings.setdefault(f"{role}_revision", revision_of(model))
-    known = typing.get_type_hints(RunConfig)
+    known = _types()
     allowed = [name for name in known if name not in identity]
     for name in settings:
         if name not in allowed:
@@ -335,9 +350,8 @@ def decisive(method: str) -> set[str]:
 
 
 def _of_hardware(settings: dict[str, Any]) -> dict[str, Any]:
-    types = typing.get_type_hints(RunConfig)
     hardware, batch_size = (
-        coerce(name, settings.get(name, getattr(RunConfig, name)), types[name])
+        coerce(name, settings.get(name, getattr(RunConfig, name)), _types()[name])
         for name in ("hardware", "batch_size")
     )
     return settings_for(hardware, batch_size)
@@ -350,12 +364,23 @@ def locate(name: str) -> str:
     return name
 
 
+def published_name(name: str) -> str:
+    """What records call a model or a file: of a path on this machine only the last part."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def _file_hash(name: str, path: str) -> str:
     if not Path(path).is_file():
         raise UserError(
             f"{name} {path!r} is no file: expected a list of clips that notebook 01 wrote"
         )
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """Of each setting, what annotations say: a grid of thousands of runs asks for each of them."""
+    return typing.get_type_hints(RunConfig)
 
 
 def _fields() -> tuple[dataclasses.Field, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -19,10 +18,6 @@ from .labels import label_limit
 from .leaks import mask_values
 from .subsets import Leak, check_disjoint, read_subset, take_usable, write_subset
 
-_DATA_SETTINGS = {
-    "in_domain", "out_of_domain", "data_dir", "train_size", "train_subset", "validation_size",
-    "validation_subset", "test_size", "max_seconds",
-}  # fmt: skip
 TESTS = ("in_domain", "out_of_domain")
 PARTS = ("train", "validation", *TESTS)
 
@@ -161,19 +156,15 @@ def write_data_report(
 ) -> list[str]:
     """Publish what the runs of this preset and language read; returns the files written.
 
-    ``data/<preset>-<language>.json``: `report`, as preflight.preflight makes it, or
-    `RunData.report`. ``subsets/<preset>-<language>-<part>.txt``: the chosen clips with the list's
-    SHA-256. Where overrides change what is read, the names end in a hash of them, so that one
-    study does not overwrite another's.
+    ``config.data_report``: `report`, as preflight.preflight makes it, or `RunData.report`.
+    ``subsets/``, by the same name, ``-<part>.txt``: the chosen clips with the list's SHA-256. The
+    report is written last: where it stands, the lists do, too.
     """
-    name = f"{config.preset}-{config.language}"
-    changed = {k: v for k, v in config.overrides().items() if k in _DATA_SETTINGS}
-    if changed:
-        name += f"-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
-    about = {"preset": config.preset, "language": config.language}
-    path = config.results_dir / "data" / f"{name}.json"
+    about, path = {"preset": config.preset, "language": config.language}, config.data_report
     told = mask_values(about | (report or data.report()), path)
-    paths = [write_atomic(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")]
-    for part, table in data.tables().items():
-        paths.append(write_subset(table, config.results_dir / "subsets" / f"{name}-{part}.txt"))
-    return [str(path) for path in paths]
+    lists = [
+        write_subset(table, config.results_dir / "subsets" / f"{path.stem}-{part}.txt")
+        for part, table in data.tables().items()
+    ]
+    write_atomic(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    return [str(written) for written in (path, *lists)]

@@ -34,7 +34,7 @@ class DiskError(UserError, OSError):
     """
 
     def __init__(self, number: int | None, sentence: str) -> None:
-        OSError.__init__(self, number, sentence)
+        OSError.__init__(self, number, _printable(sentence))
 
     def __str__(self) -> str:
         return self.strerror

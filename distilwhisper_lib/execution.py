@@ -32,7 +32,8 @@ class Task:
     root: str  # the checkout
     notebook: str
     parameters: dict[str, Any]
-    records: tuple[str, ...] = ()  # finished when all of these files exist
+    records: tuple[str, ...] = ()  # of its runs; finished when all of these files exist
+    files: tuple[str, ...] = ()  # and these, if it has records
     needs: tuple[str, ...] = ()  # names of tasks that must have gone well before
     after: tuple[str, ...] = ()  # names of tasks that must have ended before, well or not
     gpu: bool = True  # uses one, where there is one
@@ -54,11 +55,11 @@ class Task:
 
     @property
     def is_finished(self) -> bool:
-        return bool(self.records) and all(Path(record).is_file() for record in self.records)
+        return bool(self.records) and all(map(os.path.isfile, (*self.records, *self.files)))
 
     @classmethod
     def from_json(cls, text: str) -> Task:
-        lists = ("records", "needs", "after")
+        lists = ("records", "files", "needs", "after")
         return cls(**{k: tuple(v) if k in lists else v for k, v in json.loads(text).items()})
 
     def to_json(self) -> str:
@@ -118,10 +119,10 @@ def execute_one(task: Task, note: Callable[[str], None] = lambda event: None) ->
             note("started")
             if not task.notebook:
                 _build_targets(task)
-                return Outcome(task.name, "done", _since(began))
+                return Outcome(task.name, "done", seconds_since(began))
             return _run_notebook(task, note, began)
     except Exception as error:  # whatever a disk or a teacher can raise
-        return Outcome(task.name, "failed", _since(began), _error_line(error))
+        return Outcome(task.name, "failed", seconds_since(began), _error_line(error))
 
 
 def _build_targets(task: Task) -> None:
@@ -148,14 +149,14 @@ def _run_notebook(task: Task, note: Callable[[str], None], began: float) -> Outc
                 note("retried")
                 continue
             return Outcome(
-                task.name, "failed", _since(began), _error_line(error), keep_partial(task)
+                task.name, "failed", seconds_since(began), _error_line(error), keep_partial(task)
             )
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
         _keep(partial, output)
         failed.unlink(missing_ok=True)  # that failure is mended
-        return Outcome(task.name, "done", _since(began), "", str(output))
+        return Outcome(task.name, "done", seconds_since(began), "", str(output))
 
 
 def _papermill(task: Task, partial: Path) -> None:
@@ -233,5 +234,6 @@ def _error_line(error: Exception) -> str:
     return mask(one_line(error))
 
 
-def _since(began: float) -> float:
+def seconds_since(began: float) -> float:
+    """How long ago ``time.monotonic()`` gave that."""
     return round(time.monotonic() - began, 1)

@@ -17,9 +17,9 @@ from .audio import SAMPLE_RATE, read_audio
 from .errors import UserError
 from .log_mel import log_mel
 from .losses import IGNORE
+from .window import POSITIONS_PER_SECOND
 
-# Two convolutions of Whisper turn 10 ms mel frames into 20 ms encoder positions.
-SAMPLES_PER_POSITION = SAMPLE_RATE // 50
+SAMPLES_PER_POSITION = SAMPLE_RATE // POSITIONS_PER_SECOND
 _READ = ("id", "audio", "start", "end", "text", "language")  # columns that a dataset reads
 
 

@@ -184,7 +184,7 @@ def _host_paths(home: str, here: str) -> list[tuple[re.Pattern[str], str]]:
     """Patterns of this machine's folders, longest first, and what stands for each."""
     package = Path(__file__).resolve().parents[1]
     roots = {str(package)} if (package / "notebooks").is_dir() else set()
-    roots |= {str(root) for root in (Path(here), Path(here).resolve()) if _is_checkout(root)}
+    roots |= {str(root) for root in (Path(here), Path(here).resolve()) if is_checkout(root)}
     homes = {home, str(Path(home).resolve())}
     found = [(root, True) for root in roots] + [(home, False) for home in homes - roots]
     found = [(path, root) for path, root in found if len(Path(path).parts) > 1]  # not "/"
@@ -198,5 +198,6 @@ def _host_paths(home: str, here: str) -> list[tuple[re.Pattern[str], str]]:
     return patterns
 
 
-def _is_checkout(folder: Path) -> bool:
+def is_checkout(folder: Path) -> bool:
+    """Whether a folder is the kit with its notebooks."""
     return (folder / "notebooks").is_dir() and (folder / "distilwhisper_lib").is_dir()

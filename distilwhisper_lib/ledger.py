@@ -1,7 +1,8 @@
 """What happened to the runs of all batches, event by event: outputs/ledger.jsonl.
 
 One JSON line an event, in the order in which they were written (clocks of several machines may
-disagree): time (UTC), event, task, run_ids, and where they apply worker, seconds and error.
+disagree): time (UTC), event, task, run_ids, and where they apply worker, seconds and error. Without
+tokens and host paths, as all that is kept: see leaks.py.
 
     submitted    a batch handed the task to its executor
     started      a process has the task to itself and begins
@@ -22,6 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from .execution import Task
+from .leaks import mask_values
 
 LEDGER = Path("outputs/ledger.jsonl")
 _BEGUN = {"started", "retried"}
@@ -37,7 +39,7 @@ def note(event: str, tasks: Iterable[Task], **more: Any) -> None:
         return
     path = Path(tasks[0].root) / LEDGER
     told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
-    kept = {name: value for name, value in more.items() if value}
+    kept = mask_values({name: value for name, value in more.items() if value}, LEDGER)
     lines = [
         json.dumps(told | {"task": task.name, "run_ids": list(task.run_ids)} | kept)
         for task in tasks

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .leaks import refuse_tokens
+from .leaks import is_checkout, refuse_tokens
 
 
 def find_root(start: str | Path | None = None) -> Path:
-    """The checkout: the nearest folder, from ``start`` upwards, that holds notebooks/."""
+    """The checkout: the nearest folder, from ``start`` upwards, that is one."""
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
-        if (folder / "notebooks").is_dir() and (folder / "distilwhisper_lib").is_dir():
+        if is_checkout(folder):
             return folder
     raise UserError(
         f"{start}: neither it nor a folder above holds notebooks/ and distilwhisper_lib/: change "
@@ -118,30 +118,32 @@ def _literal(source: str, name: str, notebook: Path) -> Any:
 
 
 def checked_parameters(notebook: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` with the types that the notebook declares; UserError for a name or type it lacks.
+    """``given`` with the types that a notebook declares; UserError for a name or type it lacks."""
+    return fitted(Path(notebook).name, declared_parameters(notebook), given)
+
+
+def fitted(notebook: str, declared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with the types of what a notebook of this name declares, as `checked_parameters`.
 
     papermill writes names and values into the notebook as code: only names that are declared, and
     only values that are plain literals, and none that holds a token (see leaks.py). Text becomes a
     number, a bool or (as JSON) a dict or list where the default is one, because command lines and
     YAML know text only.
     """
-    declared = declared_parameters(notebook)
     for name in given:
         if name not in declared:
             raise UserError(
-                f"{Path(notebook).name}: unknown parameter {name!r}: expected one of "
-                f"{', '.join(declared)}"
+                f"{notebook}: unknown parameter {name!r}: expected one of {', '.join(declared)}"
             )
     for name, value in given.items():
-        refuse_tokens(f"{Path(notebook).name}: parameter {name!r}", value)
+        refuse_tokens(f"{notebook}: parameter {name!r}", value)
         if not _is_literal(value):
             raise UserError(
-                f"{Path(notebook).name}: parameter {name!r} is no plain literal: expected text, "
+                f"{notebook}: parameter {name!r} is no plain literal: expected text, "
                 "numbers, true or false, and lists or dicts of these"
             )
     return {
-        name: _as_declared(name, value, declared[name], Path(notebook).name)
-        for name, value in given.items()
+        name: _as_declared(name, value, declared[name], notebook) for name, value in given.items()
     }
 
 

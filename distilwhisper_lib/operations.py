@@ -164,6 +164,7 @@ def _step(whisper: Dimensions, method: str, labelled: int, checkpointing: bool) 
     return counter.get_total_flops()
 
 
+@lru_cache(maxsize=256)
 def _loss(method: str, student: Dimensions, labelled: int, teacher: Dimensions | None) -> int:
     """Head, loss and their gradients, counted on a sample: they grow with positions x words."""
     positions, words = _SAMPLE["positions"], _SAMPLE["vocabulary"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .capacity import estimate, estimate_targets, known_device
+from .config import RunConfig
 from .execution import Task, claim
 from .facts import DEVICES, Device
 from .progress import aligned
@@ -34,15 +35,15 @@ def plan(tasks: Sequence[Task], device: str | None = None) -> str:
     """
     where = device_here() if device is None else known_device(device)
     with contextlib.chdir(tasks[0].root):  # where records and corpora are looked for
-        costs = [_cost(task, where) for task in tasks]
+        costs = _costs(tasks, where)
     rows = [["", "task", "needs", "hours", "GB", "by"]]
     left: list[Cost] = []
     gpu_hours = 0.0
     for task, cost in zip(tasks, costs, strict=True):
         state = _state(task)
         rows.append(
-            [state, task.name, ", ".join(task.needs) or ("all above" if task.after else ""),
-             _number(cost.hours, 3), _number(cost.bytes / 1e9, 3), cost.source]
+            [state, task.name, _order(task), _number(cost.hours, 3),
+             _number(cost.bytes / 1e9, 3), cost.source]
         )  # fmt: skip
         if state != "done":
             left.append(cost)
@@ -60,6 +61,12 @@ def plan(tasks: Sequence[Task], device: str | None = None) -> str:
     return f"{aligned(rows)}\n\n{told}."
 
 
+def _order(task: Task) -> str:
+    """What comes before a task."""
+    after = ("all above",) if len(task.after) > 1 else task.after
+    return ", ".join((*task.needs, *after))
+
+
 def _state(task: Task) -> str:
     if task.is_finished:
         return "done"
@@ -71,14 +78,24 @@ def _state(task: Task) -> str:
     return "begun" if any(any(f.glob("checkpoint-*")) for f in begun) else "to do"
 
 
-def _cost(task: Task, device: Device | None) -> Cost:
+def _costs(tasks: Sequence[Task], device: Device | None) -> list[Cost]:
+    """Of each task; runs that several data notebooks share are the first one's."""
+    found, seen = [], set()
+    for task in tasks:
+        mine = [c for c in configs_of(task) if not task.notebook or c.run_id not in seen]
+        seen |= {config.run_id for config in mine} if task.records and task.notebook else set()
+        found.append(_cost(task, mine, device))
+    return found
+
+
+def _cost(task: Task, configs: Sequence[RunConfig], device: Device | None) -> Cost:
     """What a task's runs take, by capacity.py; tables and the like take seconds."""
     if task.notebook and not METHODS.get(Path(task.notebook).stem):
         return UNKNOWN
     if device is None:
         return UNKNOWN
     guess = estimate if task.notebook else estimate_targets
-    found = [guess(config, device) for config in configs_of(task)]
+    found = [guess(config, device) for config in configs]
     hours = [math.nan if one.hours is None else one.hours for one in found]
     sources = dict.fromkeys(part for one in found for part in one.source.split("; "))
     return Cost(sum(hours), sum(one.disk_bytes for one in found), "; ".join(sources))

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from . import ledger
-from .execution import Outcome, Task, execute_one, keep_partial
+from .execution import Outcome, Task, execute_one, keep_partial, seconds_since
 from .files import write_atomic
 from .leaks import mask
 from .notebooks import one_line
@@ -63,7 +63,11 @@ class Processes:
             arguments = [str(asked), str(answered), self.worker]
             status = self._run(arguments, log, task.root, environment)
             outcome = _answer(answered) or Outcome(
-                task.name, "failed", _since(began), _crash_line(status, log), keep_partial(task)
+                task.name,
+                "failed",
+                seconds_since(began),
+                _crash_line(status, log),
+                keep_partial(task),
             )
         if self.stopped.is_set() and outcome.status == "failed":
             # It failed because it was interrupted; the next start resumes from what it trained.
@@ -115,10 +119,6 @@ class Processes:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()  # its kernel notices and ends by itself
-
-
-def _since(began: float) -> float:
-    return round(time.monotonic() - began, 1)
 
 
 def _answer(path: Path) -> Outcome | None:

@@ -18,7 +18,6 @@ from .config import METHODS as ORDER
 from .execution import Outcome, Task
 from .tasks import METHODS
 
-_WHY = {"skipped": "its record exists; --force runs it again"}
 SHOWN = 16  # running tasks that the live table names
 
 
@@ -55,8 +54,10 @@ class Progress:
         if outcome.status == "failed":
             where = f"; see {_relative(outcome.output)}" if outcome.output else ""
             line += f"  {outcome.error.rstrip('.')}{where}"
-        elif why := outcome.error or _WHY.get(outcome.status):
-            line += f"  ({why})"
+        elif outcome.error:
+            line += f"  ({outcome.error})"
+        elif outcome.status == "skipped":
+            line += "  (its record exists; --force runs it again)"
         self.say(line)
 
     def tick(self, running: Collection[Task], waiting: int) -> None:

@@ -6,6 +6,7 @@ The table of `python -m distilwhisper_lib.capacity`, made from capacity.py's est
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -278,9 +279,8 @@ def _pair(option: str, text: str) -> tuple[str, float]:
     one_of(f"the device of {option}", name, tuple(DEVICES))
     try:
         number = float(value)
-        assert 0 < number < float("inf")
-    except (ValueError, AssertionError):
-        raise UserError(
-            f"{option} {text!r} is no DEVICE=NUMBER above 0, such as a100=1.2"
-        ) from None
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UserError(f"{option} {text!r} is no DEVICE=NUMBER above 0, such as a100=1.2")
     return name, number

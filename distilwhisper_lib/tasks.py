@@ -3,6 +3,11 @@
 Every edge is one of two kinds. A task ``needs`` what must have gone well: a method its language's
 data notebook, and the teacher targets that it shares with other runs. It comes ``after`` what
 must only have ended: the tables show the cells that failed, too.
+
+Data know no seed, and neither does what is heard without training: there is one data notebook for
+each language, preset and set of overrides, with the first seed. Several of them may be the same
+runs, which know no training size either; they go one after the other, and the first one's runs
+are read back.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from .config import NOTEBOOK_OF, RunConfig, resolve
 from .errors import UserError
 from .execution import Task
 from .grid import GATES, TABLES, Study
-from .notebooks import checked_parameters, find_notebook
+from .notebooks import declared_parameters, find_notebook, fitted
 
 QUICKSTART, DATA = "00_quickstart", "01_data_prep"
 NOTEBOOKS = (
@@ -47,8 +52,8 @@ _FOUR = ("preset", "language", "seed", "overrides")
 # setting too many here makes two tasks wait for each other, one too few lets a run build its own.
 _TARGET_SETTINGS = (
     "preset", "language", "in_domain", "data_dir", "train_size", "train_subset", "max_seconds",
-    "conventions", "student", "student_revision", "teacher", "teacher_revision", "precision",
-    "teacher_targets",
+    "window_seconds", "conventions", "student", "student_revision", "teacher", "teacher_revision",
+    "precision", "teacher_targets",
 )  # fmt: skip
 
 
@@ -56,31 +61,41 @@ def expand(studies: Sequence[Study], root: Path) -> list[Task]:
     """The tasks of a batch, in order; everything wrong is a UserError and nothing has started.
 
     Quick start, tables and gates (00, 07, 08) become one task for each results folder, with the
-    first language and seed; any other notebook one per language and seed.
+    first language and seed; 01 one per language; any other notebook one per language and seed.
     """
     found: dict[str, Task] = {}
-    once: set[tuple[str, Path]] = set()
+    seen: set[tuple] = set()
     for study in studies:
         for task in _tasks_of(study, root):
-            stem = Path(task.notebook).stem
-            if stem in ONCE:
-                place = stem, configs_of(task)[0].results_dir
-                if place in once:
-                    continue
-                once.add(place)
+            if (only := _only(task)) in seen:
+                continue
+            seen.add(only)
             other = found.setdefault(task.name, task)
             if other.notebook != task.notebook:
                 raise UserError(
                     f"{other.notebook} and {task.notebook} would both write {task.output.name}: "
                     "rename one of the notebooks"
                 )
-    tasks = list(found.values())
-    _check_runs(tasks)
-    tasks = [_with_data(task, tasks) for task in tasks]
+    tasks = _in_turn(found.values())
+    data = {_data(task): task.name for task in tasks if Path(task.notebook).stem == DATA}
+    tasks = [_with_data(task, data) for task in tasks]
     tasks = _with_targets(tasks, root)
     early = tuple(task.name for task in tasks if rank(task) < RANKS[TABLES])
     tasks = [replace(t, after=early) if rank(t) == RANKS[TABLES] else t for t in tasks]
     return sorted(tasks, key=rank)  # stable: the order given, one rank after another
+
+
+def _only(task: Task) -> tuple:
+    """What a batch has one task of."""
+    stem = Path(task.notebook).stem
+    if stem in ONCE:
+        return stem, configs_of(task)[0].results_dir
+    return task.notebook, _data(task) if stem == DATA else task.name
+
+
+def _data(task: Task) -> str:
+    """What the data notebook of a task is told, without the seed."""
+    return json.dumps(_four(task) | {"seed": None}, sort_keys=True)
 
 
 def rank(task: Task) -> int:
@@ -112,10 +127,11 @@ def _tasks_of(study: Study, root: Path) -> Iterable[Task]:
     languages = list(dict.fromkeys(resolve("js", preset, code).language for code in languages))
     pairs = list(dict.fromkeys(product(languages, seeds)))
     for path in dict.fromkeys(paths):
+        declared = declared_parameters(path)
         for language, seed in pairs[:1] if path.stem in ONCE else pairs:
             values = {"preset": preset, "language": language, "seed": seed}
             values |= {"overrides": overrides} if overrides else {}
-            yield _task(path, values | more, root)
+            yield _task(path, fitted(path.name, declared, values | more), root)
 
 
 def _all_notebooks(root: Path) -> list[Path]:
@@ -126,8 +142,7 @@ def _all_notebooks(root: Path) -> list[Path]:
     return present
 
 
-def _task(path: Path, parameters: dict[str, Any], root: Path) -> Task:
-    values = checked_parameters(path, parameters)
+def _task(path: Path, values: dict[str, Any], root: Path) -> Task:
     task = Task("", str(root), str(path), values, gpu=path.stem != TABLES)
     configs = configs_of(task)
     name = path.stem
@@ -135,7 +150,10 @@ def _task(path: Path, parameters: dict[str, Any], root: Path) -> Task:
         name += f"-{values['language']}-s{values['seed']}"
     name += _suffix(values)
     records = [str(root / c.output_dir / "record.json") for c in configs]
-    return replace(task, name=name, records=tuple(records) if path.stem in METHODS else ())
+    if path.stem not in METHODS:
+        return replace(task, name=name)
+    files = (str(root / configs[0].data_report),) if path.stem == DATA else ()
+    return replace(task, name=name, records=tuple(records), files=files)
 
 
 def _suffix(values: Mapping[str, Any]) -> str:
@@ -149,24 +167,26 @@ def _hash(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _check_runs(tasks: Sequence[Task]) -> None:
-    """Refuse two tasks that would do the same run."""
+def _in_turn(tasks: Iterable[Task]) -> list[Task]:
+    """Data notebooks of the same runs one after the other; any other two such are refused."""
     owners: dict[str, Task] = {}
+    found = []
     for task in tasks:
-        for run in task.run_ids:
-            if (other := owners.setdefault(run, task)) is not task:
-                raise UserError(
-                    f"{other.name} and {task.name} are both run {run}: they differ in overrides "
-                    "that decide no number, such as eval_batch_size; drop one of them"
-                )
+        before = [owners[run] for run in task.run_ids if run in owners]
+        if before and rank(task) != RANKS[DATA]:
+            raise UserError(
+                f"{before[0].name} and {task.name} are both run {task.run_ids[0]}: they differ in "
+                "overrides that decide no number, such as eval_batch_size; drop one of them"
+            )
+        owners |= dict.fromkeys(task.run_ids, task)
+        found.append(replace(task, after=tuple(dict.fromkeys(other.name for other in before))))
+    return found
 
 
-def _with_data(task: Task, tasks: Sequence[Task]) -> Task:
-    """The task, after the data notebook of its preset, language, seed and overrides."""
-    if rank(task) != 3:
-        return task
-    data = [t for t in tasks if Path(t.notebook).stem == DATA and _four(t) == _four(task)]
-    return replace(task, needs=tuple(t.name for t in data))
+def _with_data(task: Task, data: Mapping[str, str]) -> Task:
+    """The task, after the data notebook of its preset, language and overrides."""
+    needed = data.get(_data(task)) if rank(task) == 3 else None
+    return replace(task, needs=(needed,)) if needed else task
 
 
 def _with_targets(tasks: Sequence[Task], root: Path) -> list[Task]:

@@ -5,10 +5,8 @@ By one process or several: see shares.py.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -22,14 +20,14 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
-    TrainerCallback,
     TrainerState,
     WhisperProcessor,
     set_seed,
 )
 
 from . import ranks
-from .checkpoints import STATE, checkpoint_path, keep_only, last_checkpoint, seal
+from .callbacks import MEND, Clock, LogAtEpochEnd, LossWatch, kept
+from .checkpoints import STATE, checkpoint_path, keep_only, seal
 from .config import WITH_EXPERTS, RunConfig
 from .data import RunData
 from .device import best_device, precision_here
@@ -37,7 +35,6 @@ from .disk import told
 from .errors import UserError
 from .evaluation import transcribe
 from .features import Collator, SpeechDataset, shared_with_workers
-from .files import write_atomic
 from .gate_statistics import mean_shares
 from .loss_block import States, TopK
 from .losses import LossParts
@@ -51,7 +48,6 @@ from .tensor_files import unpickling
 from .weights import trained_tensors
 
 WEIGHTS = "trained.safetensors"
-ELAPSED = "elapsed.json"
 
 
 class DistilTrainer(Seq2SeqTrainer):
@@ -251,7 +247,7 @@ class DistilTrainer(Seq2SeqTrainer):
         if any(not tensor.isfinite().all() for tensor in tensors.values()):
             raise UserError(
                 f"the weights are no numbers any more after step {self.state.global_step} and were "
-                f"not saved, and {_kept(folder.parent)}: {_MEND}"
+                f"not saved, and {kept(folder.parent)}: {MEND}"
             )
         save_file(tensors, folder / WEIGHTS)
 
@@ -279,73 +275,9 @@ class DistilTrainer(Seq2SeqTrainer):
             super()._load_rng_state(checkpoint)
 
 
-class Clock(TrainerCallback):
-    """Training time over interruptions: noted with each checkpoint, gone on with after it."""
-
-    def __init__(self, note: Path) -> None:
-        self.note, self.earlier, self.begin = note, 0.0, time.perf_counter()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step and self.note.exists():  # resumed
-            self.earlier = json.loads(self.note.read_text())
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if ranks.is_first():
-            write_atomic(self.note, json.dumps(round(self.seconds(), 1)))
-
-    def seconds(self) -> float:
-        return self.earlier + time.perf_counter() - self.begin
-
-
-_MEND = 'lower learning_rate, or set precision to "fp32", and run again'
-
-
-class LossWatch(TrainerCallback):
-    """Stops before an optimiser step in which a loss is no number, and names its clips.
-
-    Gradients may overflow (in fp16 they do, and the scaler then skips the step); a loss may not.
-    It is looked at once a step: the Trainer's own filter, which this replaces and which hides such
-    losses, waits for the device in every micro-batch.
-    """
-
-    def __init__(self, checkpoints: Path) -> None:
-        self.checkpoints = checkpoints
-        self.seen: list[tuple[Tensor, Sequence[str]]] = []
-
-    def saw(self, loss: Tensor, clips: Sequence[str]) -> None:
-        self.seen.append((loss, clips))
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        seen, self.seen = self.seen, []
-        losses, bad = torch.stack([loss for loss, _ in seen]), None
-        if not losses.isfinite().all():
-            bad = next((x.item(), clips) for x, clips in seen if not math.isfinite(x.item()))
-        if (bad := ranks.found_by_any(bad)) is None:  # all processes stop, at the same step
-            return
-        value, clips = bad
-        raise UserError(
-            f"the loss of step {state.global_step + 1} is {value} on clips {', '.join(clips)}: "
-            f"nothing was learnt from it, and {_kept(self.checkpoints)}; look at these clips, "
-            f"{_MEND}"
-        )
-
-
-def _kept(checkpoints: Path) -> str:
-    last = last_checkpoint(checkpoints)
-    return f"{Path(last).name} is kept" if last else "there is no checkpoint yet"
-
-
 def _with_ids(collator: Collator, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A batch, and which clips it is made of: "ids"."""
     return collator(rows) | {"ids": [row["id"] for row in rows]}
-
-
-class _LogAtEpochEnd(TrainerCallback):
-    """Closes a log window where a checkpoint is written, so that a resumed run logs the same."""
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        control.should_log = True
-        return control
 
 
 def make_trainer(
@@ -367,7 +299,7 @@ def make_trainer(
         train_dataset=SpeechDataset(data.train, read),
         eval_dataset=SpeechDataset(data.validation),
         data_collator=partial(_with_ids, collator),
-        callbacks=[_LogAtEpochEnd(), clock],
+        callbacks=[LogAtEpochEnd(), clock],
         run=config,
         data=data,
         processor=processor,

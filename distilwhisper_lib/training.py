@@ -18,8 +18,9 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, WhisperProcessor, set_seed
 
 from . import ranks
+from .callbacks import Clock
 from .checkpoints import last_checkpoint
-from .config import TRAINED, WITH_EXPERTS, RunConfig, locate
+from .config import TRAINED, WITH_EXPERTS, RunConfig, locate, published_name
 from .data import RunData
 from .device import best_device, peak_memory, precision_here
 from .errors import UserError
@@ -33,7 +34,7 @@ from .run_folder import claim, in_run_folder
 from .shares import micro_batches_each
 from .targets import StoredTargets, stored_targets
 from .teacher import Teacher, TeacherSource, check_pair
-from .trainer import ELAPSED, Clock, DistilTrainer, make_trainer
+from .trainer import DistilTrainer, make_trainer
 from .weights import checkpoint_hash, trained_tensors, weights_hash
 from .window import shorten, shorten_config
 
@@ -97,7 +98,7 @@ def train(config: RunConfig, data: RunData) -> Trained:
     if ranks.is_first():
         for stale in config.output_dir.glob("*.jsonl"):  # of other weights
             stale.unlink()
-    clock = Clock(checkpoints / ELAPSED)
+    clock = Clock(checkpoints / "elapsed.json")
     trainer = make_trainer(model, processor, teacher, config, data, clock)
     trainer.go_on(ranks.told_by_first(lambda: last_checkpoint(checkpoints)))
     # Without the autocast that the Trainer put around its forward: as it will be loaded again.
@@ -154,7 +155,7 @@ def teacher_of(
 
 def build_targets(config: RunConfig, data: RunData) -> None:
     """Work out the teacher targets that a run will read; those that are there are checked."""
-    base, processor = load_model(config.student, config.student_revision)
+    base, processor = load_student(config)
     source = find_teacher(config)
     check_pair(source.config, base.config)
     teacher_of(config, data, processor, source, base.config)
@@ -240,11 +241,7 @@ def prepare(model: DistilWhisperForConditionalGeneration, config: RunConfig) -> 
 def _about(name: str, revision: str, sha256: str) -> dict[str, str]:
     """What a record tells of a model: of the hub's, also the commit that its revision stood for."""
     commit = commit_of(locate(name), revision)
-    return {"name": _published(name), "sha256": sha256} | ({"commit": commit} if commit else {})
-
-
-def _published(name: str) -> str:
-    return Path(name).name if Path(name).is_absolute() else name  # no host path in a record
+    return {"name": published_name(name), "sha256": sha256} | ({"commit": commit} if commit else {})
 
 
 def _save_trained(model: Any, processor: WhisperProcessor, config: RunConfig) -> None:

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, WhisperProcessor
 
 from .errors import UserError
 
-POSITIONS_PER_SECOND = 50  # two convolutions turn 10 ms mel frames into 20 ms positions
+POSITIONS_PER_SECOND = 50  # two convolutions turn mel frames of 10 ms into 20 ms
 
 
 def shorten_config(config: PretrainedConfig, seconds: int | None) -> PretrainedConfig:

@@ -71,19 +71,19 @@ def _appears(note: Path) -> bool:
     return False
 
 
-def difference(theirs: Any, mine: dict[str, Any]) -> str | None:
+def difference(theirs: Any, mine: dict[str, Any], root: Path) -> str | None:
     """What is wrong with a worker, as the end of a sentence; None when nothing is."""
     if isinstance(theirs, ImportError):
         return (
             f"cannot import this package ({one_line(theirs)}): start it with the Python "
-            "environment of this checkout, in {root}"
+            f"environment of this checkout, in {root}"
         )
     if not isinstance(theirs, dict):
         return f"does not answer ({one_line(theirs) if theirs else 'it is gone'}): start it anew"
     if not theirs["shares"]:
-        return "does not see {root}: put the checkout into a folder that all machines share"
+        return f"does not see {root}: put the checkout into a folder that all machines share"
     if theirs["code"] != mine["code"]:
-        return "runs another version of this package: start it anew from {root}"
+        return f"runs another version of this package: start it anew from {root}"
     for name, version in mine["versions"].items():
         if theirs["versions"].get(name) != version:
             found = theirs["versions"].get(name)

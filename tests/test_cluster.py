@@ -80,16 +80,16 @@ def parent(pid: int) -> int:
 
 def test_a_worker_that_differs_is_told_in_one_sentence():
     mine = about_worker(None)
-    assert difference(mine, mine) is None
+    assert difference(mine, mine, Path("/kit")) is None
     for theirs, told in (
         (ModuleNotFoundError("No module named 'distilwhisper_lib'"), "cannot import this package"),
-        (TimeoutError("gone"), "does not answer (TimeoutError: gone)"),
+        (TimeoutError("gone {x}"), "does not answer (TimeoutError: gone {x})"),
         (None, "does not answer (it is gone)"),
-        (mine | {"shares": False}, "does not see {root}: put the checkout into a folder that all"),
+        (mine | {"shares": False}, "does not see /kit: put the checkout into a folder that all"),
         (mine | {"code": "other"}, "runs another version of this package"),
         (mine | {"versions": mine["versions"] | {"torch": "2.0"}}, "has torch 2.0, expected 2."),
     ):
-        sentence = difference(theirs, mine)
+        sentence = difference(theirs, mine, Path("/kit"))
         assert told in sentence and "\n" not in sentence
 
 

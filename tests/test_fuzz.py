@@ -20,7 +20,7 @@ from benchmarks import fuzz
 from benchmarks.fuzz_targets import TARGETS, recording
 from benchmarks.target import Escape, Target
 from distilwhisper_lib import corpora, fleurs, subsets
-from distilwhisper_lib.errors import LONGEST, UserError
+from distilwhisper_lib.errors import LONGEST, DiskError, UserError
 from distilwhisper_lib.files import parse_json
 from distilwhisper_lib.hypotheses import hypotheses_path, publish, read_published
 
@@ -111,6 +111,11 @@ def test_the_same_seed_gives_the_same_files():
     assert first == second and any(changed != files for changed in first)
 
 
+def test_the_guide_tells_how_many_kinds_of_files_are_changed():
+    guide = (fuzz.ROOT / "notebooks" / "SCALE.md").read_text(encoding="utf-8")
+    assert f"changes sound files of {len(TARGETS)} kinds" in guide
+
+
 # Particular properties -------------------------------------------------------------------------
 
 
@@ -118,7 +123,7 @@ def test_the_same_seed_gives_the_same_files():
 def test_a_message_is_one_printable_line(text):
     said = str(UserError(text))
     assert said.isprintable() and len(said) <= LONGEST
-    assert str(UserError(said)) == said
+    assert str(UserError(said)) == said == str(DiskError(28, text))
     if text.isprintable() and len(text) <= LONGEST:
         assert said == text
 

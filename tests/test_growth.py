@@ -12,7 +12,7 @@ import pytest
 from benchmarks import clips as made
 from benchmarks import growth
 from benchmarks.memory import MB, anonymous_bytes, watched
-from distilwhisper_lib import fleurs
+from distilwhisper_lib import fleurs, target_files
 from distilwhisper_lib.config import locate
 from distilwhisper_lib.corpora import load_corpus
 from distilwhisper_lib.features import SpeechDataset
@@ -71,6 +71,19 @@ def test_a_parquet_file_passes_by_whatever_its_size(corpora, tmp_path):
     unpack_fleurs([path], tmp_path / "warm")
     assert size > 20 * MB and taken(lambda: unpack_fleurs([path], tmp_path / "cold")) < size / 2
     assert len(json.loads((tmp_path / "cold" / fleurs._INDEX).read_text())["clips"]) == MANY
+
+
+def test_the_stages_with_models_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    growth.prepare(tmp_path, 3)
+    growth.unpack_common_voice(3)
+    growth.unpack_fleurs(3)
+    monkeypatch.setattr(growth, "WORKERS", 0)
+    monkeypatch.setattr(target_files, "SHARD_BYTES", growth.SHARD)  # as the stages set it for good
+    growth.targets(3)
+    assert list(tmp_path.glob("outputs/teacher_targets/*/index.json"))
+    growth.test(3)  # which trains before
+    assert len((tmp_path / "test.jsonl").read_text().splitlines()) == 3
 
 
 def test_growth_is_told_a_stage(tmp_path):

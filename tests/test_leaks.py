@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_records import make_record
 
-from distilwhisper_lib import leaks
+from distilwhisper_lib import leaks, ledger
 from distilwhisper_lib.batch import expand
 from distilwhisper_lib.config import resolve
 from distilwhisper_lib.errors import UserError
@@ -139,6 +139,15 @@ def test_an_executed_notebook_is_kept_without_them(tmp_path, monkeypatch, fails)
     printed = next(cell.outputs[0].text for cell in cells if "6 * 7" in cell.source)
     assert printed == f"data {REMOVED}\n42\n"
     assert HUB not in text and HUB not in outcome.error
+
+
+def test_the_ledger_holds_neither_tokens_nor_folders(tmp_path, capsys):
+    task = Task("04-ca-s1", str(tmp_path), "n.ipynb", {})
+    error = "OSError: /home/somebody/data and " + HUB
+    ledger.note("failed", [task], worker="w1", error=error)
+    (event,) = ledger.read(tmp_path)
+    assert event["error"] == f"OSError: ~/data and {REMOVED}" and event["worker"] == "w1"
+    assert "ledger.jsonl: held a token" in capsys.readouterr().err
 
 
 def test_a_notebook_that_is_no_json_any_more_is_kept_too(tmp_path):

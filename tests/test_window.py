@@ -12,7 +12,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.features import Collator, SpeechDataset
 from distilwhisper_lib.finished import load_run
 from distilwhisper_lib.runs import evaluate, record_run
-from distilwhisper_lib.training import find_teacher, load_model, train
+from distilwhisper_lib.training import build_targets, find_teacher, load_model, train
 from distilwhisper_lib.transcriber import Transcriber
 
 SHORT = {"window_seconds": 2, "max_seconds": 2.0}
@@ -67,6 +67,13 @@ def test_a_fully_tuned_model_teaches_the_next_run(configured):
     trained = train(config, load_data(config))
     assert trained.summary["steps"] == 2
     assert trained.models["teacher"]["sha256"] != trained.models["student"]["sha256"]
+
+
+def test_targets_that_a_task_works_out_are_those_that_a_run_of_this_window_reads(configured):
+    config = configured("js", **SHORT)
+    build_targets(config, load_data(config))
+    trained = train(config, load_data(config))
+    assert not trained.summary["teacher_targets"]["built"]
 
 
 def test_windows_that_cannot_be_are_refused():
