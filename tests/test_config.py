@@ -19,7 +19,7 @@ from distilwhisper_lib.presets import CODE, KIT, PAPER, PRESETS, RECIPE, THIS_RU
     ("arguments", "message"),
     [
         ({"method": "magic"}, "unknown method 'magic': expected one of teacher, zero_shot"),
-        ({"preset": "huge"}, "unknown preset 'huge': expected one of demo, own"),
+        ({"preset": "huge"}, "unknown preset 'huge': expected one of demo, mini, own"),
         ({"language": "klingon"}, "'klingon'"),
         ({"language": False}, "False"),  # YAML's "no"
         ({"seed": "x"}, "seed='x' has the wrong type str: expected int"),
