@@ -244,8 +244,7 @@ class Listener:
 
     def _load(self, run: Run) -> FinishedRun:
         if run.run_id not in self._models:
-            moved = run.config.student != run.record["config"]["student"]
-            loaded = load_run(run.folder, base=run.config.student if moved else None)
+            loaded = load_run(run.folder, run.config.student)
             loaded.model.to(best_device())
             _put(self._models, run.run_id, loaded, _KEPT_MODELS)
         self._models.move_to_end(run.run_id)
