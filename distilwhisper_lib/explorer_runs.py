@@ -268,7 +268,7 @@ class Listener:
         if heard and samples is not None and len(samples) > heard.positions * POSITION:
             notes.append(
                 f"the model hears the first {heard.positions * POSITION / SAMPLE_RATE:.1f} s of "
-                "the clip: transcribe longer recordings with transcriber.transcribe()"
+                "the clip: transcribe longer recordings with distilwhisper_lib.transcribe()"
             )
         return Scene(clip, samples, heard, modes, second, list(dict.fromkeys(notes)))
 
