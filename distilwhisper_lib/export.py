@@ -40,7 +40,7 @@ from .finished import FinishedRun, add_run_arguments, load_run
 from .languages import whisper_language
 from .model import DistilWhisperForConditionalGeneration
 from .model_card import model_card
-from .schema import EachOf, Maybe, check
+from .schema import Maybe, check
 from .scoring import score
 from .tensor_files import read_safetensors
 
@@ -52,7 +52,7 @@ _MANIFEST_KINDS = {
     "what": str,
     "demo": bool,
     "comparison": Maybe(dict),
-    "files": EachOf(str),
+    "files": {str: str},
 }
 
 # Plain Whisper -------------------------------------------------------------------------------

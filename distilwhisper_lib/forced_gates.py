@@ -31,7 +31,7 @@ from .errors import UserError
 from .files import write_atomic
 from .permutation import swap_p_value
 from .records import DOMAINS, NORMALIZERS
-from .schema import LANGUAGE, EachOf, check
+from .schema import LANGUAGE, check
 from .scoring import METRICS, utterance_errors
 from .significance import few_blocks_note
 from .tables import HEADLINE, rate_of
@@ -58,7 +58,7 @@ _DOMAIN = {
     "ids": [str],
     "speakers": [str],
     "units": _COUNTS,
-    "cases": EachOf(_CASE),
+    "cases": {str: _CASE},
 }
 _FILE = {
     "schema": int,
@@ -67,7 +67,7 @@ _FILE = {
     "language": LANGUAGE,
     "seed": int,
     "weights_sha256": str,
-    "domains": EachOf(_DOMAIN),
+    "domains": {str: _DOMAIN},
 }
 
 

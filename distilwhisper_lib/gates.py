@@ -17,7 +17,7 @@ from .errors import UserError
 from .features import audio_positions, extract_features
 from .files import parse_json
 from .model import DistilWhisperForConditionalGeneration
-from .schema import LANGUAGE, EachOf, Maybe, Optional, Where, at_least, between, check
+from .schema import LANGUAGE, Maybe, Optional, Where, at_least, between, check
 from .token_classes import token_texts
 
 SCHEMA = 2
@@ -30,10 +30,10 @@ _DOMAIN = {
     "decoder": _SHARES,
     "encoder_interval": Optional(_INTERVAL),
     "decoder_interval": Optional(_INTERVAL),
-    "classes": Optional(EachOf({"share": _SHARES, "interval": _INTERVAL})),
+    "classes": Optional({str: {"share": _SHARES, "interval": _INTERVAL}}),
     "soft": Optional({"encoder": Maybe(_SHARES), "decoder": Maybe(_SHARES)}),
-    "entropy": Optional(EachOf({"all": [float], "interval": _INTERVAL})),
-    "scores": Optional(Maybe(EachOf([[at_least(int, 0)]]))),
+    "entropy": Optional({str: {"all": [float], "interval": _INTERVAL}}),
+    "scores": Optional(Maybe({str: [[at_least(int, 0)]]})),
 }
 _EXAMPLE = {
     "id": str,
@@ -55,7 +55,7 @@ _FILE = {
     "seed": Optional(int),
     "settings": Optional({}),
     "gate_noise": Optional(Maybe(float)),
-    "domains": EachOf(Maybe(_DOMAIN)),
+    "domains": {str: Maybe(_DOMAIN)},
     "example": Optional(Maybe(_EXAMPLE)),
 }
 

@@ -18,7 +18,6 @@ from .leaks import mask_values
 from .schema import (
     LANGUAGE,
     MEND,
-    EachOf,
     Maybe,
     Named,
     Optional,
@@ -127,7 +126,7 @@ SCHEMA: dict[str, Any] = {
         "commit": Maybe(str),
         "dirty": Maybe(bool),
         "created": str,
-        "versions": EachOf(Maybe(str)),
+        "versions": {str: Maybe(str)},
         "hardware": {"device": str, "cpu": str, "cores": int, "memory_gib": Maybe(float)},
         "command": Maybe(str),
     },

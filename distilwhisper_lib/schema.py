@@ -1,7 +1,8 @@
 """What a JSON file must hold, written down as data, and one sentence for what it does not.
 
 A kind is a type (float takes whole numbers too), a tuple of allowed texts, [kind], {name: kind}
-with these names required (unless `Optional`) and others allowed, or one of the classes below.
+with these names required (unless `Optional`) and others allowed, {str: kind} with any names, or one
+of the classes below.
 """
 
 from __future__ import annotations
@@ -28,13 +29,6 @@ class Maybe:
 @dataclass(frozen=True)
 class Optional:
     """The kind, where the field is there: files of earlier versions lack it."""
-
-    kind: Any
-
-
-@dataclass(frozen=True)
-class EachOf:
-    """An object with free names whose values all have this kind."""
 
     kind: Any
 
@@ -101,10 +95,6 @@ def _check(value: Any, kind: Any, field: str, fault: Fault) -> None:
             _check(value[name], kind.kind, f"{field}.{name}", fault)
     elif isinstance(kind, dict):
         _check_object(value, kind, field, fault)
-    elif isinstance(kind, EachOf):
-        _expect(isinstance(value, dict), value, "an object", field, fault)
-        for name, item in value.items():
-            _check(item, kind.kind, f"{field}.{name}", fault)
     elif isinstance(kind, list):
         _expect(isinstance(value, list), value, "a list", field, fault)
         for index, item in enumerate(value):
@@ -118,6 +108,8 @@ def _check(value: Any, kind: Any, field: str, fault: Fault) -> None:
 
 def _check_object(value: Any, kind: dict[str, Any], field: str, fault: Fault) -> None:
     _expect(isinstance(value, dict), value, "an object", field, fault)
+    if str in kind:
+        kind = dict.fromkeys(value, kind[str])
     for name, inner in kind.items():
         path = f"{field}.{name}" if field else name
         optional = isinstance(inner, Optional)
