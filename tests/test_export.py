@@ -246,6 +246,26 @@ def test_a_folded_card_has_no_scores_that_it_did_not_earn(record):
     assert "demonstration" in card and "base_model" not in metadata_of(card)
 
 
+@pytest.mark.parametrize("what", ["merged", "adapter", "full"])
+def test_a_card_tells_what_became_of_other_languages(record, what):
+    heard = {entry["language"]: entry for entry in record["forgetting"] if entry["scores"]}
+    assert set(heard) == {"cs", "en"}
+    section = model_card(record, what).split("## Other languages")[1].split("## Training")[0]
+    rates = heard["cs"]["scores"]["whisper"]
+    wer, cer = (f"{100 * rates[metric][metric]:.2f}" for metric in ("wer", "cer"))
+    assert (
+        f"| Czech | folder/speech_ood | 50 | Whisper's own normaliser | {wer} | {cer} |" in section
+    )
+    assert section.count("| English |") == 2 and "Catalan" not in section
+    silent = {name: value for name, value in record.items() if name != "forgetting"}
+    assert "## Other languages\n\nNot measured." in model_card(silent, what)
+
+
+@pytest.mark.parametrize("what", ["expert", "folded"])
+def test_a_card_says_nothing_of_languages_that_the_record_did_not_hear_with_it(record, what):
+    assert "## Other languages" not in model_card(record, what)
+
+
 def test_a_card_of_own_data_invents_nothing_and_breaks_on_no_name(record):
     record["models"]["student"]["name"] = "my-whisper"
     record["data"]["train"] |= {"corpus": "folder/a|b <script>", "about": {}}
