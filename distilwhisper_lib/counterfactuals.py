@@ -44,6 +44,7 @@ from .hypotheses import Row, read_published
 from .records import DOMAINS, Record, load_records, read_record
 from .runs import RECORD
 from .subsets import take_usable
+from .tables import own_evaluations
 
 COMMAND = "python -m distilwhisper_lib.counterfactuals"
 
@@ -144,9 +145,8 @@ def _is_complete(found: ForcedGates, record: Record, domains: Sequence[str]) -> 
 
 
 def _evaluation(record: Record, domain: str) -> Mapping[str, Any]:
-    language = record["config"]["language"]
-    for evaluation in record["evaluations"]:
-        if (evaluation["domain"], evaluation["language"]) == (domain, language):
+    for evaluation in own_evaluations(record):
+        if evaluation["domain"] == domain:
             return evaluation
     raise UserError(
         f"record {record['run_id']} has no evaluation {DOMAINS[domain]}: run its notebook again"

@@ -30,7 +30,6 @@ from .text import normalize
 from .titles import language_name
 
 _TICKS_HZ = (500, 1000, 2000, 4000, 8000)
-_MODES = ("learned", "open", "closed")
 _INSERTED, _REMOVED = "#0072B2", "#B34700"  # alignment.py's, readable as text on white
 
 
@@ -246,8 +245,7 @@ def transcripts_figure(scene: Scene) -> Figure | None:
 
 
 def _each_transcript(scene: Scene) -> list[Heard]:
-    modes = sorted(scene.modes, key=lambda heard: _MODES.index(heard.mode))
-    return modes + ([scene.other] if scene.other is not None else [])
+    return scene.modes + ([scene.other] if scene.other is not None else [])
 
 
 def _aligned_boxes(reference: str, heard: Heard) -> Iterator[_Box]:

@@ -112,7 +112,8 @@ class Heard:
 @dataclass(frozen=True)
 class Scene:
     """All that the explorer shows at one time. ``modes``: the run under each way to set its gates,
-    ``heard`` the one that was asked for; ``notes``: a sentence for each thing that is missing."""
+    in the order of GATE_MODES, ``heard`` the one that was asked for; ``notes``: a sentence for each
+    thing that is missing."""
 
     clip: Clip
     samples: np.ndarray | None  # (samples,) float32, 16 kHz

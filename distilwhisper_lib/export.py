@@ -32,15 +32,15 @@ from transformers import (
 
 from .data import sample_clips
 from .device import best_device
-from .errors import UserError, command, reason
+from .errors import UserError, command
 from .evaluation import transcribe
 from .experts import write_expert
-from .files import parse_json, sha256_file, write_atomic
+from .files import sha256_file, write_atomic
 from .finished import FinishedRun, add_run_arguments, load_run
 from .languages import whisper_language
 from .model import DistilWhisperForConditionalGeneration
 from .model_card import model_card
-from .schema import Maybe, check
+from .schema import Maybe, check, read_json
 from .scoring import score
 from .tensor_files import read_safetensors
 
@@ -216,12 +216,8 @@ def to_ctranslate2(folder: str | Path, to: str | Path, quantization: str | None 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """What export_run() wrote into a folder: run, form, and the files with their SHA-256."""
     path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise UserError(f"{folder} is no export (no {MANIFEST}): make one with export_run()")
-    try:
-        manifest = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({reason(error)}): export the run again") from None
+    missing = f"{folder} is no export (no {MANIFEST}): make one with export_run()"
+    manifest = read_json(path, missing, "export the run again")
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != MANIFEST_SCHEMA:
         raise UserError(

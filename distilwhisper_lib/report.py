@@ -37,7 +37,7 @@ from .records import DOMAINS, Record, load_records
 from .rescoring import rescore
 from .result_plots import error_kinds_bars, interval_plot, length_lines, results_bars
 from .significance import NO_HYPOTHESES, Resampled, resample
-from .tables import LABELS, blocks, results_tables, shown_metrics, title_of
+from .tables import LABELS, blocks, own_evaluations, results_tables, shown_metrics, title_of
 
 PUBLISHED = "published.csv"
 
@@ -173,8 +173,7 @@ def _worst(records: Sequence[Record], texts: Hypotheses) -> str:
     places = {
         (record["config"]["language"], evaluation["domain"])
         for record in records
-        for evaluation in record["evaluations"]
-        if evaluation["language"] == record["config"]["language"]
+        for evaluation in own_evaluations(record)
     }
     methods = [name for name in reversed(LABELS) if any(_is(r, name) for r in records)]
     for language, domain in sorted(places):

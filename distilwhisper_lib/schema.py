@@ -7,13 +7,15 @@ of the classes below.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, reason
+from .files import parse_json
 from .languages import find_language
 
 MEND = "run the notebook again, or take the file from version control"
@@ -75,6 +77,22 @@ _KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "tru
 
 
 Fault = Callable[[str], UserError]  # of what is wrong
+
+
+def read_json(path: Path, missing: str, mend: str = MEND) -> Any:
+    """What a JSON file holds, unchecked. UserError where it cannot be read: ``missing`` where there
+    is none, else a sentence that names the file and ends in ``mend``."""
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(missing) from None
+    except (OSError, UnicodeDecodeError) as error:
+        said = reason(error)
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({said}): {mend}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {error.lineno} is not JSON ({error.msg}): {mend}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({reason(error)}): {mend}") from None
 
 
 def check(value: Any, kind: Any, source: str | Path, mend: str = MEND) -> None:
@@ -152,7 +170,8 @@ def _is_finite(value: float) -> bool:
 
 def _expect(holds: bool, value: Any, expected: str, field: str, fault: Fault) -> None:
     if not holds:
-        raise fault(f"field {field!r} is {shown(value)}, expected {expected}")
+        what = f"field {field!r} is" if field else "holds"
+        raise fault(f"{what} {shown(value)}, expected {expected}")
 
 
 def _kind_name(kind: Any) -> str:

@@ -325,6 +325,11 @@ def _rows(records: Sequence[Record]) -> list[str]:
     return rows
 
 
+def row_place(row: str) -> tuple[int, str]:
+    """What rows are sorted by: the paper's order of systems, each before its variants."""
+    return list(LABELS.values()).index(row.partition(" (")[0]), row
+
+
 def row_labels(records: Sequence[Record]) -> list[str]:
     """The row of each record; settings are named only where they differ from the preset's."""
     labels = []
