@@ -84,7 +84,7 @@ def model_card(
         f"# {record['run_id']}: {_language(record)} for {_base(record)}",
         KINDS[what][0],
         _use(record, what),
-        _results(record, what, scores, comparison),
+        _results(what, scores, comparison),
         *([_other_languages(record)] if what in _CHANGE_ALL else []),
         _training(record),
         _limits(record, what),
@@ -192,9 +192,7 @@ model = PeftModel.from_pretrained(base, here)""",
     return f"## Use\n\n```python\n{snippets.get(what, plain)}\n```"
 
 
-def _results(
-    record: Record, what: str, scores: list[dict[str, Any]], comparison: pd.DataFrame | None
-) -> str:
+def _results(what: str, scores: list[dict[str, Any]], comparison: pd.DataFrame | None) -> str:
     lines = ["## Results", ""]
     if scores:
         lines += [

@@ -11,6 +11,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -358,11 +359,16 @@ def _usual_settings(records: Sequence[Record]) -> dict[tuple[str, str], dict[str
         settings = _settings(record["config"])
         groups[record["preset"], record["config"]["method"]].append(settings)
     return {
-        (preset, method): _settings(resolve(method, preset).to_dict())
+        (preset, method): _preset_settings(preset, method)
         if preset in PRESETS
         else max(found, key=found.count)
         for (preset, method), found in groups.items()
     }
+
+
+@cache
+def _preset_settings(preset: str, method: str) -> dict[str, Any]:
+    return _settings(resolve(method, preset).to_dict())
 
 
 # What does not make a different system: whose run it is, and its training size, which has a table
