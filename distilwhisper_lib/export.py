@@ -32,10 +32,11 @@ from transformers import (
 
 from .data import sample_clips
 from .device import best_device
+from .disk import told
 from .errors import UserError, command
 from .evaluation import transcribe
 from .experts import write_expert
-from .files import sha256_file, write_atomic
+from .files import flush_to_disk, sha256_file, write_atomic
 from .finished import FinishedRun, add_run_arguments, load_run
 from .languages import whisper_language
 from .model import DistilWhisperForConditionalGeneration
@@ -267,15 +268,18 @@ def _write_adapter(run: FinishedRun, folder: Path) -> None:
 
 @contextmanager
 def _new_folder(to: Path) -> Iterator[Path]:
-    """A folder that takes its name once it is complete."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as scratch:
-        made = Path(scratch) / to.name
-        made.mkdir()
-        yield made
-        if to.exists():  # empty, as export_run() made sure
-            to.rmdir()
-        made.rename(to)
+    """A folder that takes its name once it is complete and on the disk."""
+    with told(to):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as scratch:
+            made = Path(scratch) / to.name
+            made.mkdir()
+            yield made
+            for path in filter(Path.is_file, made.iterdir()):
+                flush_to_disk(path)
+            if to.exists():  # empty, as export_run() made sure
+                to.rmdir()
+            made.rename(to)
 
 
 # The command ----------------------------------------------------------------------------------

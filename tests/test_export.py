@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -181,6 +184,10 @@ def test_an_export_is_whole_or_not_there(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "model_card", lambda *_, **__: 1 / 0)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ZeroDivisionError):
+        export_run(run, tmp_path / "new")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(export, "write_whisper", Mock(side_effect=full))
+    with pytest.raises(UserError, match="new cannot be written, the disk is full"):
         export_run(run, tmp_path / "new")
     assert sorted(tmp_path.iterdir()) == before
 
