@@ -31,15 +31,13 @@ from .gates import load_gates
 from .hypotheses import Hypotheses
 from .leaks import write_public
 from .plots import gate_shares
-from .published import compared, read_published_values
+from .published import PUBLISHED, compared, read_published_values
 from .readme import notes
 from .records import DOMAINS, Record, load_records
 from .rescoring import rescore
 from .result_plots import error_kinds_bars, interval_plot, length_lines, results_bars
 from .significance import NO_HYPOTHESES, Resampled, resample
 from .tables import LABELS, blocks, own_evaluations, results_tables, shown_metrics, title_of
-
-PUBLISHED = "published.csv"
 
 
 def write_report(folder: str | Path, published: str | Path | None = None) -> Path | None:

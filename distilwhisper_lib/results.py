@@ -18,9 +18,9 @@ from pathlib import Path
 
 from .errors import command
 from .exports import formatted
+from .published import PUBLISHED
 from .readme import notes, update_readme
 from .records import DOMAINS, Record, load_records
-from .report import PUBLISHED, write_report
 from .rescoring import rescore
 from .tables import results_tables, shown_metrics
 
@@ -106,6 +106,8 @@ def _folders(given: argparse.Namespace) -> list[Path]:
 
 
 def _report_command(given: argparse.Namespace) -> int:
+    from .report import write_report  # here, because nothing else needs torch
+
     written = [write_report(folder, Path(given.results) / PUBLISHED) for folder in _folders(given)]
     for path in filter(None, written):
         print(path)
