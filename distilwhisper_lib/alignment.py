@@ -13,20 +13,14 @@ import jiwer
 import pandas as pd
 
 _KINDS = {"equal": "=", "substitute": "S", "delete": "D", "insert": "I"}
-# Inline, because notebook viewers drop style sheets. Okabe and Ito's vermilion and blue.
+# Okabe and Ito's blue and vermilion, the latter dark enough to be read as text on white.
+INSERTED, REMOVED = "#0072B2", "#B34700"
+# Inline, because notebook viewers drop style sheets.
 _UNIT = "display:inline-block;vertical-align:top;margin:0 .25em .3em 0;text-align:left"
-_HEARD = {
-    "=": "",
-    "S": "color:#0072B2;text-decoration:underline;font-weight:bold",
-    "D": "",
-    "I": "color:#0072B2;text-decoration:underline;font-weight:bold",
-}
-_MEANT = {
-    "=": "",
-    "S": "color:#B34700;text-decoration:line-through",
-    "D": "color:#B34700;text-decoration:line-through",
-    "I": "",
-}
+_UNDERLINED = f"color:{INSERTED};text-decoration:underline;font-weight:bold"
+_STRUCK = f"color:{REMOVED};text-decoration:line-through"
+_HEARD = {"=": "", "S": _UNDERLINED, "D": "", "I": _UNDERLINED}
+_MEANT = {"=": "", "S": _STRUCK, "D": _STRUCK, "I": ""}
 
 
 @dataclass(frozen=True)

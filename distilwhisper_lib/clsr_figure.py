@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from .config import PACKAGE
-from .errors import UserError
+from .errors import UserError, command
 from .files import write_atomic
 from .plots import BLACK, BLUE, GREEN, GREY, LIGHT, VERMILION, panels, readable, style
 from .titles import titles
@@ -185,7 +185,8 @@ def _wrapped(widths: Sequence[float]) -> list[tuple[float, int, float]]:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
     from .gates import load_gates  # brings transformers
 
     parser = argparse.ArgumentParser(
@@ -195,12 +196,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", help="run id of a gate file; left out, the most telling example")
     parser.add_argument("--layer", type=int, help="decoder layer, from 1; left out likewise")
     parser.add_argument("--to", type=Path, default=FIGURE, help="the PNG to write")
-    given = parser.parse_args(argv)
-    try:
-        print(write_figure(routed(load_gates(given.results), given.run, given.layer), given.to))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    given = parser.parse_args(arguments)
+    print(write_figure(routed(load_gates(given.results), given.run, given.layer), given.to))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

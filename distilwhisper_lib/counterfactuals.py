@@ -12,7 +12,6 @@ differences need that file alone. Whatever was decoded is not decoded again.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,10 +24,10 @@ from .clsr import GateMode
 from .config import WITH_EXPERTS, RunConfig
 from .corpora import open_corpus
 from .device import best_device
-from .errors import UserError
+from .errors import UserError, command
 from .evaluation import read_hypotheses, transcribe
 from .files import alone, sha256_file
-from .finished import FinishedRun, is_run, load_run
+from .finished import FinishedRun, add_run_arguments, is_run, load_run
 from .forced_gates import (
     LEARNED,
     SCHEMA,
@@ -45,6 +44,7 @@ from .hypotheses import Row, read_published
 from .records import DOMAINS, Record, load_records, read_record
 from .runs import RECORD
 from .subsets import take_usable
+from .tables import own_evaluations
 
 COMMAND = "python -m distilwhisper_lib.counterfactuals"
 
@@ -60,18 +60,16 @@ def hear_forced(
     *,
     domains: Sequence[str] = tuple(DOMAINS),
     clips: int | None = None,
-    config: RunConfig | None = None,
     progress: bool = True,
 ) -> Path:
     """Decode a run's test sets under every forced routing; returns the file written.
 
-    ``clips``: so many of each test set, the first ones; None for all. ``config``: the run's
-    settings with its paths as they are on this machine. The file is written after every case, and
-    what stands in it for the same weights and clips is kept. It never shrinks: begun with more
-    clips than are asked for, it is completed with those. Raises UserError for a run without
-    gates, and when its hypotheses are not those of its record.
+    ``clips``: so many of each test set, the first ones; None for all. The file is written after
+    every case, and what stands in it for the same weights and clips is kept. It never shrinks:
+    begun with more clips than are asked for, it is completed with those. Raises UserError for a
+    run without gates, and when its hypotheses are not those of its record.
     """
-    config = config or run.config
+    config = run.config
     if config.method not in WITH_EXPERTS:
         raise UserError(
             f"run {run.record['run_id']} has no gates (method {config.method!r}): name a run of "
@@ -94,15 +92,13 @@ def hear_forced(
             if kept | {"cases": {LEARNED: kept["cases"].get(LEARNED)}} != begun:
                 kept = found["domains"][domain] = begun
             missing = missing_cases(kept, modes)
-            table = _table(config, domain, asked) if missing else None
+            table = _table(run.config, domain, asked) if missing else None
             for name in missing:
                 if progress:
                     what = f"{DOMAINS[domain]}, {len(asked)} clips: {name}"
                     print(f"{run.record['run_id']}, {what}", flush=True)
-                said = name == "closed" and _student(run, config, domain, asked)
-                kept["cases"][name] = said or _decode(
-                    run, config, table, modes[name], kept, progress
-                )
+                said = name == "closed" and _student(run, domain, asked)
+                kept["cases"][name] = said or _decode(run, table, modes[name], kept, progress)
                 write_forced(path, found)
     return path
 
@@ -128,9 +124,8 @@ def ensure_forced(
         record = read_record(folder / RECORD)
         if path.exists() and _is_complete(read_forced(path), record, domains):
             return f"{path} is complete"
-        moved = config.student != record["config"]["student"]
-        run = load_run(folder, config.student if moved else None)
-        hear_forced(run, domains=domains, clips=clips, config=config, progress=False)
+        run = load_run(folder, config.student, config.data_dir)
+        hear_forced(run, domains=domains, clips=clips, progress=False)
     except UserError as error:  # the other figures need none of it
         return f"no forced gates of {config.run_id}: {error}"
     return f"{path} is written; with all clips: `{COMMAND} {folder}`"
@@ -150,9 +145,8 @@ def _is_complete(found: ForcedGates, record: Record, domains: Sequence[str]) -> 
 
 
 def _evaluation(record: Record, domain: str) -> Mapping[str, Any]:
-    language = record["config"]["language"]
-    for evaluation in record["evaluations"]:
-        if (evaluation["domain"], evaluation["language"]) == (domain, language):
+    for evaluation in own_evaluations(record):
+        if evaluation["domain"] == domain:
             return evaluation
     raise UserError(
         f"record {record['run_id']} has no evaluation {DOMAINS[domain]}: run its notebook again"
@@ -211,7 +205,6 @@ def _table(config: RunConfig, domain: str, rows: Sequence[Row]) -> pd.DataFrame:
 
 def _decode(
     run: FinishedRun,
-    config: RunConfig,
     table: pd.DataFrame,
     mode: GateMode,
     about: Mapping[str, Any],
@@ -222,30 +215,29 @@ def _decode(
         run.model,
         run.processor,
         table,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.eval_batch_size,
+        max_new_tokens=run.config.max_new_tokens,
+        batch_size=run.config.eval_batch_size,
         precision="auto" if "," in precision else precision,
         gate_mode=mode,
         progress=progress,
     )
-    return count_case(said, config.language)
+    return count_case(said, run.config.language)
 
 
-def _student(
-    run: FinishedRun, config: RunConfig, domain: str, rows: Sequence[Row]
-) -> dict[str, Any] | None:
+def _student(run: FinishedRun, domain: str, rows: Sequence[Row]) -> dict[str, Any] | None:
     """The student before training, which is what closed gates are, where it heard these clips."""
-    for record in load_records(config.results_dir):
+    results = run.config.results_dir
+    for record in load_records(results):
         if not _is_student_of(record, run.record):
             continue
         evaluation = _evaluation(record, domain)
         if evaluation.get("precision") != _evaluation(run.record, domain).get("precision"):
             continue
-        published = read_published(config.results_dir, record, evaluation) or []
+        published = read_published(results, record, evaluation) or []
         by_id = {row["id"]: row for row in published}
         said = [by_id.get(row["id"]) for row in rows]
         if all(b and a["reference"] == b["reference"] for a, b in zip(rows, said, strict=True)):
-            return count_case(said, config.language, source=record["run_id"])
+            return count_case(said, run.config.language, source=record["run_id"])
     return None
 
 
@@ -264,31 +256,23 @@ def _is_student_of(record: Record, run: Record) -> bool:
 # The command ----------------------------------------------------------------------------------
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n\n")[0])
-    parser.add_argument("run", help="folder of a finished run of clsr, kl or js in outputs/")
+    add_run_arguments(parser)
     parser.add_argument("--clips", type=int, metavar="N", help="of each test set; all by default")
     parser.add_argument(
         "--domain", action="append", choices=tuple(DOMAINS), help="one test set instead of both"
     )
-    parser.add_argument("--base", help="the base model, where it lay in a folder of its own")
-    parser.add_argument("--data-dir", help="its recordings, where they lay in a folder of its own")
     given = parser.parse_args(arguments)
-    try:
-        run = load_run(given.run, given.base)
-        config = run.config
-        if given.data_dir is not None:
-            config = dataclasses.replace(config, data_dir=given.data_dir)
-        domains = given.domain or tuple(DOMAINS)
-        path = hear_forced(run, domains=domains, clips=given.clips, config=config)
-        found = read_forced(path)
-        for domain in domains:
-            table = differences(found, domain)
-            title = f"{table.attrs['metric'].upper()} in per cent, {DOMAINS[domain]}"
-            print(f"\n{title}\n{table.round(2).to_string()}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    domains = given.domain or tuple(DOMAINS)
+    run = load_run(given.run, given.base, given.data_dir)
+    path = hear_forced(run, domains=domains, clips=given.clips)
+    found = read_forced(path)
+    for domain in domains:
+        table = differences(found, domain)
+        title = f"{table.attrs['metric'].upper()} in per cent, {DOMAINS[domain]}"
+        print(f"\n{title}\n{table.round(2).to_string()}")
     print(f"\n{path}")
     return 0
 

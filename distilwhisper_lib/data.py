@@ -140,8 +140,8 @@ def load_data(config: RunConfig) -> RunData:
     )
 
 
-def sample_clips(config: RunConfig, count: int) -> pd.DataFrame:
-    """The first clips of the in-domain test set alone, to look at or listen to."""
+def sample_clips(config: RunConfig, count: int | None) -> pd.DataFrame:
+    """The first clips of the in-domain test set alone, None for all: no other part is read."""
     corpus = open_corpus(config.in_domain, config.language, "test", config.data_dir)
     return take_usable(corpus, count, config.max_seconds)[0]
 

@@ -15,7 +15,7 @@ from .hypotheses import Hypotheses, Row
 from .records import NORMALIZERS, Record
 from .scoring import COUNTS
 from .significance import NO_HYPOTHESES
-from .tables import HEADLINE, LABELS, RATES, blocks, own_evaluations, rate_of, row_labels
+from .tables import HEADLINE, LABELS, RATES, blocks, own_evaluations, rate_of, row_labels, row_place
 from .text import normalize
 
 # What a loop is, as tables and pages tell it.
@@ -39,7 +39,6 @@ class Said:
 
 def each_evaluation(records: Sequence[Record]) -> Iterator[Said]:
     """The records' evaluations in the tables' order."""
-    order = {label: place for place, label in enumerate(LABELS.values())}
     for title, group in blocks(records).items():
         found = [
             Said({"training": title, "system": label, "domain": e["domain"],
@@ -49,8 +48,7 @@ def each_evaluation(records: Sequence[Record]) -> Iterator[Said]:
         ]  # fmt: skip
         found.sort(key=lambda said: (
             said.place["domain"], said.place["language"],
-            order[said.place["system"].partition(" (")[0]], said.place["system"],
-            said.place["seed"],
+            row_place(said.place["system"]), said.place["seed"],
         ))  # fmt: skip
         yield from found
 

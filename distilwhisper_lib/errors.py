@@ -1,6 +1,10 @@
-"""The exceptions for what a person can mend."""
+"""The exceptions for what a person can mend, and how a command says them."""
 
 from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
 
 
 class UserError(ValueError):
@@ -38,6 +42,20 @@ class DiskError(UserError, OSError):
 
     def __str__(self) -> str:
         return self.strerror
+
+
+def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """Decorates the main() of a command line: a UserError is one line on stderr and status 2."""
+
+    @functools.wraps(main)
+    def telling(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return telling
 
 
 def reason(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch, Rectangle
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import hertz_to_mel
 
-from .alignment import align
+from .alignment import INSERTED, REMOVED, align
 from .audio import SAMPLE_RATE
 from .explorer_html import MEAN, fill, learned, route, shares
 from .explorer_runs import NORMALIZER, POSITION, Heard, Scene
@@ -30,8 +30,6 @@ from .text import normalize
 from .titles import language_name
 
 _TICKS_HZ = (500, 1000, 2000, 4000, 8000)
-_MODES = ("learned", "open", "closed")
-_INSERTED, _REMOVED = "#0072B2", "#B34700"  # alignment.py's, readable as text on white
 
 
 # Sound ---------------------------------------------------------------------------------------
@@ -246,8 +244,7 @@ def transcripts_figure(scene: Scene) -> Figure | None:
 
 
 def _each_transcript(scene: Scene) -> list[Heard]:
-    modes = sorted(scene.modes, key=lambda heard: _MODES.index(heard.mode))
-    return modes + ([scene.other] if scene.other is not None else [])
+    return scene.modes + ([scene.other] if scene.other is not None else [])
 
 
 def _aligned_boxes(reference: str, heard: Heard) -> Iterator[_Box]:
@@ -255,8 +252,8 @@ def _aligned_boxes(reference: str, heard: Heard) -> Iterator[_Box]:
     texts = normalize(reference, NORMALIZER), normalize(heard.text, NORMALIZER)
     for piece in align(*texts, metric):
         wrong = piece.kind != "="
-        above = (_drawable(piece.reference), _REMOVED if wrong else BLACK)
-        below = (_drawable(piece.hypothesis), _INSERTED if wrong else BLACK)
+        above = (_drawable(piece.reference), REMOVED if wrong else BLACK)
+        below = (_drawable(piece.hypothesis), INSERTED if wrong else BLACK)
         yield _Box(
             (above, below), struck=wrong, underlined=wrong, gap=4.0 if metric == "wer" else 0
         )

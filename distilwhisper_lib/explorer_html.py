@@ -154,7 +154,7 @@ def transcripts_html(scene: Scene) -> str:
     against what the learned gates gave."""
     if not scene.modes:
         return ""
-    rows = [_row(_MODES[heard.mode], heard, scene) for heard in _of_first_run(scene)]
+    rows = [_row(_MODES[heard.mode], heard, scene) for heard in scene.modes]
     if scene.other is not None:
         rows.append(_row(scene.title(scene.other), scene.other, scene))
     titles = ["gates" if scene.modes[0].run.has_gates else "run"]
@@ -167,10 +167,6 @@ def transcripts_html(scene: Scene) -> str:
         f'<table style="border-collapse:collapse;color:#111;font-size:100%">'
         f"<tr>{cells}</tr>{''.join(rows)}</table>"
     )
-
-
-def _of_first_run(scene: Scene) -> list[Heard]:
-    return sorted(scene.modes, key=lambda heard: list(_MODES).index(heard.mode))
 
 
 def _row(title: str, heard: Heard, scene: Scene) -> str:

@@ -112,7 +112,8 @@ class Heard:
 @dataclass(frozen=True)
 class Scene:
     """All that the explorer shows at one time. ``modes``: the run under each way to set its gates,
-    ``heard`` the one that was asked for; ``notes``: a sentence for each thing that is missing."""
+    in the order of GATE_MODES, ``heard`` the one that was asked for; ``notes``: a sentence for each
+    thing that is missing."""
 
     clip: Clip
     samples: np.ndarray | None  # (samples,) float32, 16 kHz
@@ -244,8 +245,7 @@ class Listener:
 
     def _load(self, run: Run) -> FinishedRun:
         if run.run_id not in self._models:
-            moved = run.config.student != run.record["config"]["student"]
-            loaded = load_run(run.folder, base=run.config.student if moved else None)
+            loaded = load_run(run.folder, run.config.student)
             loaded.model.to(best_device())
             _put(self._models, run.run_id, loaded, _KEPT_MODELS)
         self._models.move_to_end(run.run_id)
@@ -269,7 +269,7 @@ class Listener:
         if heard and samples is not None and len(samples) > heard.positions * POSITION:
             notes.append(
                 f"the model hears the first {heard.positions * POSITION / SAMPLE_RATE:.1f} s of "
-                "the clip: transcribe longer recordings with transcriber.transcribe()"
+                "the clip: transcribe longer recordings with distilwhisper_lib.transcribe()"
             )
         return Scene(clip, samples, heard, modes, second, list(dict.fromkeys(notes)))
 

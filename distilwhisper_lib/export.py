@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
 import json
 import shutil
 import sys
@@ -31,17 +30,18 @@ from transformers import (
     WhisperProcessor,
 )
 
-from .data import load_data
+from .data import sample_clips
 from .device import best_device
-from .errors import UserError, reason
+from .disk import told
+from .errors import UserError, command
 from .evaluation import transcribe
 from .experts import write_expert
-from .files import parse_json, sha256_file, write_atomic
-from .finished import FinishedRun, load_run
+from .files import flush_to_disk, sha256_file, write_atomic
+from .finished import FinishedRun, add_run_arguments, load_run
 from .languages import whisper_language
 from .model import DistilWhisperForConditionalGeneration
 from .model_card import model_card
-from .schema import EachOf, Maybe, check
+from .schema import Maybe, check, read_json
 from .scoring import score
 from .tensor_files import read_safetensors
 
@@ -53,7 +53,7 @@ _MANIFEST_KINDS = {
     "what": str,
     "demo": bool,
     "comparison": Maybe(dict),
-    "files": EachOf(str),
+    "files": {str: str},
 }
 
 # Plain Whisper -------------------------------------------------------------------------------
@@ -217,12 +217,8 @@ def to_ctranslate2(folder: str | Path, to: str | Path, quantization: str | None 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """What export_run() wrote into a folder: run, form, and the files with their SHA-256."""
     path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise UserError(f"{folder} is no export (no {MANIFEST}): make one with export_run()")
-    try:
-        manifest = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({reason(error)}): export the run again") from None
+    missing = f"{folder} is no export (no {MANIFEST}): make one with export_run()"
+    manifest = read_json(path, missing, "export the run again")
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != MANIFEST_SCHEMA:
         raise UserError(
@@ -272,43 +268,38 @@ def _write_adapter(run: FinishedRun, folder: Path) -> None:
 
 @contextmanager
 def _new_folder(to: Path) -> Iterator[Path]:
-    """A folder that takes its name once it is complete."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as scratch:
-        made = Path(scratch) / to.name
-        made.mkdir()
-        yield made
-        if to.exists():  # empty, as export_run() made sure
-            to.rmdir()
-        made.rename(to)
+    """A folder that takes its name once it is complete and on the disk."""
+    with told(to):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as scratch:
+            made = Path(scratch) / to.name
+            made.mkdir()
+            yield made
+            for path in filter(Path.is_file, made.iterdir()):
+                flush_to_disk(path)
+            if to.exists():  # empty, as export_run() made sure
+                to.rmdir()
+            made.rename(to)
 
 
 # The command ----------------------------------------------------------------------------------
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m distilwhisper_lib.export")
-    parser.add_argument("run", help="folder of a finished run, such as outputs/lora-ca-s77-...")
+    add_run_arguments(parser)
     parser.add_argument("--to", required=True, help="a new folder")
     parser.add_argument("--form", default="whisper", choices=FORMS)
-    parser.add_argument("--base", help="the base model, where it lay in a folder of its own")
     parser.add_argument("--compare", action="store_true", help="score both forms in domain")
-    parser.add_argument("--data-dir", help="its recordings, where they lay in a folder of its own")
     parser.add_argument("--license", help="of the weights, as the hub writes it")
     parser.add_argument("--ctranslate2", metavar="FOLDER", help="also convert, into this folder")
     given = parser.parse_args(arguments)
-    try:
-        run = load_run(given.run, given.base)
-        config = run.config
-        if given.data_dir is not None:
-            config = dataclasses.replace(config, data_dir=given.data_dir)
-        clips = load_data(config).in_domain if given.compare else None
-        folder = export_run(run, given.to, given.form, compare=clips, license=given.license)
-        if given.ctranslate2:
-            to_ctranslate2(folder, given.ctranslate2)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run = load_run(given.run, given.base, given.data_dir)
+    clips = sample_clips(run.config, run.config.test_size) if given.compare else None
+    folder = export_run(run, given.to, given.form, compare=clips, license=given.license)
+    if given.ctranslate2:
+        to_ctranslate2(folder, given.ctranslate2)
     manifest = read_manifest(folder)
     if manifest["comparison"]:
         print(pd.DataFrame.from_dict(manifest["comparison"], orient="index").to_string())

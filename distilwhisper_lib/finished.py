@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,10 @@ from .weights import trained_tensors, weights_hash
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """``model`` as the run evaluated it: with its expert, its LoRA adapter, or fine-tuned."""
+    """``model`` as the run evaluated it: with its expert, its LoRA adapter, or fine-tuned.
+
+    ``config``: as the record tells it, with the folder of recordings that load_run() was given.
+    """
 
     folder: Path
     record: Record
@@ -43,12 +48,21 @@ def read_config(record: Record) -> RunConfig:
     return RunConfig(**{k: v for k, v in record["config"].items() if k in known})
 
 
-def load_run(folder: str | Path, base: str | None = None) -> FinishedRun:
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """A command's arguments ``run``, ``base`` and ``data_dir``: those of load_run()."""
+    parser.add_argument("run", help="folder of a finished run in outputs/")
+    parser.add_argument("--base", help="the base model, where it lay in a folder of its own")
+    parser.add_argument("--data-dir", help="its recordings, where they lay in a folder of its own")
+
+
+def load_run(
+    folder: str | Path, base: str | None = None, data_dir: str | None = None
+) -> FinishedRun:
     """Load what a run of this kit trained, from its folder in outputs/.
 
-    ``base``: the model it started from, needed only where that lay in a folder of its own. Raises
-    UserError when there is no finished run that trained something, or when the weights are not
-    those of its record.
+    ``base``: the model it started from, and ``data_dir``: its recordings, each needed only where
+    it lay in a folder of its own. Raises UserError when there is no finished run that trained
+    something, or when the weights are not those of its record.
     """
     folder = Path(folder)
     if not is_run(folder):
@@ -70,6 +84,7 @@ def load_run(folder: str | Path, base: str | None = None) -> FinishedRun:
             f"the weights in {folder} are not those that its {RECORD} tells of: run the notebook "
             "again"
         )
+    config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
     return FinishedRun(folder, record, config, model.eval(), processor)
 
 
@@ -77,15 +92,16 @@ def _base(
     config: RunConfig, base: str | None, record: Record
 ) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
     """The model that the run started from, and no other."""
-    revision = config.student_revision if base is None else None
+    name = base or config.student
+    revision = config.student_revision if name == config.student else None
     try:
-        model, processor = load_model(base or config.student, revision, **model_settings(config))
+        model, processor = load_model(name, revision, **model_settings(config))
     except UserError as error:
         raise UserError(f"{error}; name the model that the run started from with base") from None
     expected = record["models"]["student"]["sha256"]
     if expected and weights_hash(dict(model.named_parameters())) != expected:
         raise UserError(
-            f"{base or config.student!r} is not the model that the run started from (other "
+            f"{name!r} is not the model that the run started from (other "
             "weights): name that with base"
         )
     return model, processor

@@ -6,7 +6,6 @@ the errors of every clip under both normalisers. All intervals and figures are m
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -29,10 +28,11 @@ from .checks import one_of
 from .config import WITH_EXPERTS
 from .errors import UserError
 from .files import write_atomic
+from .hypotheses import speaker_digest
 from .permutation import swap_p_value
 from .records import DOMAINS, NORMALIZERS
-from .schema import LANGUAGE, EachOf, check
-from .scoring import METRICS, utterance_errors
+from .schema import LANGUAGE, check, read_json
+from .scoring import METRICS, UtteranceErrors, utterance_errors
 from .significance import few_blocks_note
 from .tables import HEADLINE, rate_of
 
@@ -44,6 +44,7 @@ CASES = re.compile(r"learned|open|closed|(encoder|decoder)\.[1-9]\d{0,2}")
 
 ForcedGates = dict[str, Any]
 Row = Mapping[str, Any]
+Scored = dict[str, dict[str, UtteranceErrors]]  # normaliser -> metric -> of all clips
 
 _COUNTS = {normalizer: {metric: [int] for metric in METRICS} for normalizer in NORMALIZERS}
 _CASE = {
@@ -58,7 +59,7 @@ _DOMAIN = {
     "ids": [str],
     "speakers": [str],
     "units": _COUNTS,
-    "cases": EachOf(_CASE),
+    "cases": {str: _CASE},
 }
 _FILE = {
     "schema": int,
@@ -67,7 +68,7 @@ _FILE = {
     "language": LANGUAGE,
     "seed": int,
     "weights_sha256": str,
-    "domains": EachOf(_DOMAIN),
+    "domains": {str: _DOMAIN},
 }
 
 
@@ -81,15 +82,15 @@ def forced_path(results: str | Path, run_id: str) -> Path:
 
 def count_clips(rows: Sequence[Row], language: str) -> dict[str, Any]:
     """What is the same in every case: ids, speakers as blocks and not by name, and units."""
-    names = [row["speaker"] or "" for row in rows]
-    digests = [name and hashlib.sha256(name.encode("utf-8")).hexdigest()[:12] for name in names]
-    units = _counts(rows, language, "units")
-    return {"ids": [row["id"] for row in rows], "speakers": digests, "units": units}
+    speakers = [speaker_digest(row["speaker"]) for row in rows]
+    units = _counts(_scored(rows, language), "units")
+    return {"ids": [row["id"] for row in rows], "speakers": speakers, "units": units}
 
 
 def count_case(rows: Sequence[Row], language: str, source: str = "decoded") -> dict[str, Any]:
     """One case of the rows that transcribe() returns."""
-    errors, units = (_counts(rows, language, what) for what in ("errors", "units"))
+    scored = _scored(rows, language)
+    errors, units = (_counts(scored, what) for what in ("errors", "units"))
     return {
         "source": source,
         "capped": sum(bool(row["capped"]) for row in rows),
@@ -101,14 +102,13 @@ def count_case(rows: Sequence[Row], language: str, source: str = "decoded") -> d
     }
 
 
-def _counts(rows: Sequence[Row], language: str, what: str) -> dict[str, dict[str, list[int]]]:
-    return {
-        normalizer: {
-            metric: getattr(utterance_errors(rows, language, normalizer, metric), what).tolist()
-            for metric in METRICS
-        }
-        for normalizer in NORMALIZERS
-    }
+def _scored(rows: Sequence[Row], language: str) -> Scored:
+    return {n: {m: utterance_errors(rows, language, n, m) for m in METRICS} for n in NORMALIZERS}
+
+
+def _counts(scored: Scored, what: str) -> dict[str, dict[str, list[int]]]:
+    """ "errors" or "units" of every clip."""
+    return {n: {m: getattr(scored[n][m], what).tolist() for m in METRICS} for n in NORMALIZERS}
 
 
 def missing_cases(domain: Mapping[str, Any], wanted: Iterable[str]) -> list[str]:
@@ -128,15 +128,11 @@ def write_forced(path: Path, forced: ForcedGates) -> Path:
 def read_forced(path: str | Path) -> ForcedGates:
     """Read and check one file; UserError names it and what is wrong with it."""
     path = Path(path)
-    try:
-        forced = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no {path}: distilwhisper_lib.counterfactuals writes it") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: is not JSON ({str(error)[:100]}): take it from version control, or remove it "
-            "and run distilwhisper_lib.counterfactuals"
-        ) from None
+    forced = read_json(
+        path,
+        f"no {path}: distilwhisper_lib.counterfactuals writes it",
+        "take it from version control, or remove it and run distilwhisper_lib.counterfactuals",
+    )
     validate(forced, path)
     if forced["run_id"] != path.stem:
         raise UserError(

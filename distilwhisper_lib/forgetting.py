@@ -25,7 +25,7 @@ from .languages import find_language
 from .records import Record
 from .scoring import score
 from .subsets import take_usable
-from .tables import HEADLINE, LABELS, blocks, rate_of, row_labels
+from .tables import HEADLINE, blocks, rate_of, row_labels, row_place
 from .training import Trained
 
 DOMAIN = "out_of_domain"  # FLEURS in the paper's presets: there in every language
@@ -47,9 +47,7 @@ def hear_untrained(config: RunConfig, trained: Trained) -> list[dict[str, Any]]:
     return [entry for entry in heard if entry is not None]
 
 
-def _hear(
-    config: RunConfig, trained: Trained, task: str, language: str
-) -> dict[str, Any] | None:  # fmt: skip
+def _hear(config: RunConfig, trained: Trained, task: str, language: str) -> dict[str, Any] | None:
     size = min(config.forgetting_clips, config.test_size or config.forgetting_clips)
     try:
         corpus = open_corpus(config.out_of_domain, language, "test", config.data_dir)
@@ -98,9 +96,8 @@ def forgetting_table(
     table, published = [], Hypotheses.of(folder)
     for title, group in blocks(records).items():
         untrained = [r for r in group if r["config"]["method"] == "zero_shot"]
-        for record, label in sorted(
-            zip(group, row_labels(group), strict=True), key=lambda item: _order(*item)
-        ):
+        labelled = zip(group, row_labels(group), strict=True)
+        for record, label in sorted(labelled, key=lambda item: _order(*item)):
             if record["config"]["method"] in ("teacher", "zero_shot"):
                 continue
             config = record["config"]
@@ -116,7 +113,7 @@ def forgetting_table(
 
 def _order(record: Record, label: str) -> tuple:
     config = record["config"]
-    return list(LABELS).index(config["method"]), label, config["language"], config["seed"]
+    return row_place(label), config["language"], config["seed"]
 
 
 def _compare(

@@ -15,9 +15,8 @@ from .clsr import CLSR, Gates
 from .config import RunConfig
 from .errors import UserError
 from .features import audio_positions, extract_features
-from .files import parse_json
 from .model import DistilWhisperForConditionalGeneration
-from .schema import LANGUAGE, EachOf, Maybe, Optional, Where, at_least, between, check
+from .schema import LANGUAGE, Maybe, Optional, Where, at_least, between, check, read_json
 from .token_classes import token_texts
 
 SCHEMA = 2
@@ -30,10 +29,10 @@ _DOMAIN = {
     "decoder": _SHARES,
     "encoder_interval": Optional(_INTERVAL),
     "decoder_interval": Optional(_INTERVAL),
-    "classes": Optional(EachOf({"share": _SHARES, "interval": _INTERVAL})),
+    "classes": Optional({str: {"share": _SHARES, "interval": _INTERVAL}}),
     "soft": Optional({"encoder": Maybe(_SHARES), "decoder": Maybe(_SHARES)}),
-    "entropy": Optional(EachOf({"all": [float], "interval": _INTERVAL})),
-    "scores": Optional(Maybe(EachOf([[at_least(int, 0)]]))),
+    "entropy": Optional({str: {"all": [float], "interval": _INTERVAL}}),
+    "scores": Optional(Maybe({str: [[at_least(int, 0)]]})),
 }
 _EXAMPLE = {
     "id": str,
@@ -55,7 +54,7 @@ _FILE = {
     "seed": Optional(int),
     "settings": Optional({}),
     "gate_noise": Optional(Maybe(float)),
-    "domains": EachOf(Maybe(_DOMAIN)),
+    "domains": {str: Maybe(_DOMAIN)},
     "example": Optional(Maybe(_EXAMPLE)),
 }
 
@@ -207,12 +206,8 @@ def read_gates(path: Path) -> dict[str, Any]:
 
     Raises UserError when it is missing, unreadable, of a newer format or not what it should be.
     """
-    try:
-        gates = parse_json(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"no gate file {path}: run one of the notebooks 04 to 06 first") from None
-    except ValueError as error:
-        raise UserError(f"gate file {path} is not JSON ({error}): run its notebook again") from None
+    missing = f"no gate file {path}: run one of the notebooks 04 to 06 first"
+    gates = read_json(path, missing, "run its notebook again")
     schema = gates.get("schema") if isinstance(gates, dict) else None
     if schema not in (1, SCHEMA):
         raise UserError(

@@ -94,10 +94,10 @@ def _download(repository: str, names: Sequence[str], remedy: str, hub: dict[str,
         except EntryNotFoundError:
             continue
         except (OSError, ValueError) as error:  # unknown, private or gated; no such revision
-            reason = " ".join(str(error).split())[:200]
+            said = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{repository!r} is no folder here and cannot be read as a hub repository "
-                f"({reason}): check its name, revision and token"
+                f"({said}): check its name, revision and token"
             ) from None
     if unasked:
         raise UserError(

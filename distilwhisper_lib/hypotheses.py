@@ -19,6 +19,7 @@ from .errors import UserError
 from .files import parse_json, write_atomic
 from .leaks import mask_values
 from .records import Record
+from .schema import check
 from .scoring import UtteranceErrors, utterance_errors
 
 # What is published of transcribe()'s rows; the gates have files of their own.
@@ -46,8 +47,7 @@ def hypotheses_path(folder: str | Path, run_id: str, part: str) -> Path:
 def publish(rows: Iterable[Mapping[str, Any]], folder: str | Path, run_id: str, part: str) -> str:
     """Write the rows of transcribe() for all to read; returns the SHA-256 of the lines.
 
-    Speakers become a digest of their name: blocks for statistics, and nobody's name. Without tokens
-    and host paths: see leaks.py.
+    Speakers become their speaker_digest(). Without tokens and host paths: see leaks.py.
     """
     path = hypotheses_path(folder, run_id, part)
     public = mask_values([_public(row) for row in rows], path)
@@ -60,9 +60,13 @@ def publish(rows: Iterable[Mapping[str, Any]], folder: str | Path, run_id: str, 
 
 def _public(row: Mapping[str, Any]) -> Row:
     public = {name: row[name] for name in COLUMNS}
-    speaker = row["speaker"] or ""
-    public["speaker"] = speaker and hashlib.sha256(speaker.encode("utf-8")).hexdigest()[:12]
+    public["speaker"] = speaker_digest(row["speaker"])
     return public
+
+
+def speaker_digest(name: str | None) -> str:
+    """What stands for a speaker in published files: a block for statistics, and nobody's name."""
+    return hashlib.sha256(name.encode("utf-8")).hexdigest()[:12] if name else ""
 
 
 def read_published(
@@ -158,14 +162,7 @@ def _row(line: bytes, path: Path, number: int) -> Row:
         row = parse_json(line)
     except ValueError as error:
         raise UserError(f"{path}: line {number} is not JSON ({error})") from None
-    for name, kind in COLUMNS.items():
-        value = row.get(name) if isinstance(row, dict) else None
-        kinds = (int, float) if kind is float else kind
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
-            raise UserError(
-                f"{path}: line {number} has {value!r} as {name}, expected {kind.__name__}: run "
-                "the notebook again"
-            )
+    check(row, COLUMNS, f"{path}: line {number}", "run the notebook again")
     return row
 
 

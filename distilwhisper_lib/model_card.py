@@ -33,7 +33,7 @@ KINDS = {
     "adapter": ("A LoRA adapter for the base model, as peft writes it.", "peft", "adapter"),
     "merged": (
         "A plain Whisper with the LoRA adapter merged into its weights. Other languages than the "
-        "one below are changed too, and were not measured here.",
+        "one below are changed too.",
         "transformers",
         "finetune",
     ),
@@ -46,11 +46,14 @@ KINDS = {
     ),
     "full": (
         "A plain Whisper, all of its weights fine-tuned. Other languages than the one below are "
-        "changed too, and were not measured here.",
+        "changed too.",
         "transformers",
         "finetune",
     ),
 }
+# Of these the record says what became of languages that were not trained; an expert leaves them as
+# they were, and a folded one is another model than the record's.
+_CHANGE_ALL = ("adapter", "merged", "full")
 # Base models whose licence is known; weights made from others need one to be named.
 _LICENSES = {"openai/whisper-": "apache-2.0", "embedded/": "mit"}
 # Corpora that are on the hub; Common Voice left it in October 2025.
@@ -81,7 +84,8 @@ def model_card(
         f"# {record['run_id']}: {_language(record)} for {_base(record)}",
         KINDS[what][0],
         _use(record, what),
-        _results(record, what, scores, comparison),
+        _results(what, scores, comparison),
+        *([_other_languages(record)] if what in _CHANGE_ALL else []),
         _training(record),
         _limits(record, what),
         _provenance(record),
@@ -149,15 +153,17 @@ def _scores(record: Record, what: str, comparison: pd.DataFrame | None) -> list[
             }
             for rule in _RULES
         ]
+    return [row for evaluation in record["evaluations"] for row in _rates(evaluation)]
+
+
+def _rates(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a normaliser of what a record says of a test set, in per cent."""
+    about = {"domain": DOMAINS[evaluation["domain"]]}
+    about |= {name: evaluation[name] for name in ("corpus", "clips", "language")}
     return [
-        {
-            "domain": DOMAINS[evaluation["domain"]],
-            "corpus": evaluation["corpus"],
-            "clips": evaluation["clips"],
-            "rule": rule,
-        }
+        about
+        | {"rule": rule}
         | {m: round(100 * evaluation["scores"][rule][m][m], 2) for m in ("wer", "cer")}
-        for evaluation in record["evaluations"]
         for rule in _RULES
     ]
 
@@ -186,21 +192,13 @@ model = PeftModel.from_pretrained(base, here)""",
     return f"## Use\n\n```python\n{snippets.get(what, plain)}\n```"
 
 
-def _results(
-    record: Record, what: str, scores: list[dict[str, Any]], comparison: pd.DataFrame | None
-) -> str:
+def _results(what: str, scores: list[dict[str, Any]], comparison: pd.DataFrame | None) -> str:
     lines = ["## Results", ""]
     if scores:
         lines += [
             "Per cent, lower is better; greedy decoding, no timestamps.",
             "",
-            "| Test set | Corpus | Clips | Text rule | WER | CER |",
-            "| :-- | :-- | --: | :-- | --: | --: |",
-        ]
-        lines += [
-            f"| {row['domain']} | {_cell(row['corpus'])} | {row['clips']} | {_RULES[row['rule']]} "
-            f"| {row['wer']:.2f} | {row['cer']:.2f} |"
-            for row in scores
+            *_score_table("Test set", [(row["domain"], row) for row in scores]),
         ]
     else:
         lines.append(
@@ -218,6 +216,36 @@ def _results(
             "plain Whisper; both wrote the same text for "
             f"{100 * plain['same text']:.1f} % of them.",
         ]
+    return "\n".join(lines)
+
+
+def _score_table(heading: str, rows: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Lines of Markdown; each row begins with the text that stands before it."""
+    return [
+        f"| {heading} | Corpus | Clips | Text rule | WER | CER |",
+        "| :-- | :-- | --: | :-- | --: | --: |",
+        *(
+            f"| {first} | {_cell(row['corpus'])} | {row['clips']} | {_RULES[row['rule']]} "
+            f"| {row['wer']:.2f} | {row['cer']:.2f} |"
+            for first, row in rows
+        ),
+    ]
+
+
+def _other_languages(record: Record) -> str:
+    """What it was heard to say in languages that it was not trained on."""
+    heard = [entry for entry in record.get("forgetting", ()) if entry["scores"] is not None]
+    if not heard:
+        return "## Other languages\n\nNot measured."
+    rows = [(_name(row["language"]), row) for entry in heard for row in _rates(entry)]
+    lines = [
+        "## Other languages",
+        "",
+        "Languages that it was not trained on, transcribed after training. Compare with the base "
+        "model before using it for them: training on one language changes all.",
+        "",
+        *_score_table("Language", rows),
+    ]
     return "\n".join(lines)
 
 
@@ -251,7 +279,7 @@ def _limits(record: Record, what: str) -> str:
         "",
         "- Trained without timestamps: the times it predicts, and with them long-form decoding, "
         "are worse than the base model's. Decoding window by window needs none.",
-        "- One seed; on other recordings than the test sets above nothing was measured.",
+        "- One seed; on other recordings than those above nothing was measured.",
     ]
     if record["demo"]:
         lines.insert(
@@ -294,7 +322,11 @@ def _teacher(record: Record) -> bool:
 
 
 def _language(record: Record) -> str:
-    return whisper_language(record["config"]["language"])[1].capitalize()
+    return _name(record["config"]["language"])
+
+
+def _name(code: str) -> str:
+    return whisper_language(code)[1].capitalize()
 
 
 def _cell(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from .errors import UserError, reason
+from .errors import UserError, command, reason
 from .export import MANIFEST, read_manifest
 from .files import sha256_file
 from .hub import could_be_repository
@@ -133,6 +133,7 @@ def _check_private(path: Path) -> None:
         )
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m distilwhisper_lib.publish")
     parser.add_argument("folder", help="what python -m distilwhisper_lib.export wrote")
@@ -141,17 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="only show what would go")
     parser.add_argument("--allow-demo", action="store_true", help="upload the demo's weights")
     given = parser.parse_args(arguments)
-    try:
-        done = push_to_hub(
-            given.folder,
-            given.repository,
-            private=not given.public,
-            dry_run=given.dry_run,
-            allow_demo=given.allow_demo,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    done = push_to_hub(
+        given.folder,
+        given.repository,
+        private=not given.public,
+        dry_run=given.dry_run,
+        allow_demo=given.allow_demo,
+    )
     print(done)
     return 0
 

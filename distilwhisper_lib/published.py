@@ -21,6 +21,7 @@ from .exports import cell, stacked
 from .languages import find_language
 from .tables import AVERAGE, LABELS, Tables
 
+PUBLISHED = "published.csv"  # in results/
 COLUMNS = ("system", "train_size", "corpus", "language", "wer", "source")
 NOT_FILLED = "not filled"
 RULE = "whisper"  # the normaliser of the paper's code: the only one to compare under

@@ -96,11 +96,11 @@ _BLOCKS = {"demo": "demo", "full": "."}  # marker name -> folder below results/
 
 def updated_readme(text: str, results: str | Path, source: str | Path = "README.md") -> str:
     """``text`` with what stands between its result markers made anew from the records."""
-    found = [name for name in _BLOCKS if _marker(name, "start") in text]
+    found = [name for name in _BLOCKS if _marker(f"results:{name}", "start") in text]
     if not found:
         raise UserError(
-            f"{source}: holds no {_marker('demo', 'start')}, expected it where the tables go: add "
-            f"it, and {_marker('demo', 'end')} below it"
+            f"{source}: holds no {_marker('results:demo', 'start')}, expected it where the tables "
+            f"go: add it, and {_marker('results:demo', 'end')} below it"
         )
     for name in found:
         block = readme_block(load_records(Path(results) / _BLOCKS[name]))
@@ -109,7 +109,7 @@ def updated_readme(text: str, results: str | Path, source: str | Path = "README.
 
 
 def _marker(name: str, edge: str) -> str:
-    return f"<!-- results:{name}:{edge} -->"
+    return f"<!-- {name}:{edge} -->"
 
 
 def replace_between(text: str, name: str, block: str, source: str | Path) -> str:
@@ -117,7 +117,7 @@ def replace_between(text: str, name: str, block: str, source: str | Path) -> str
 
     Raises UserError, naming ``source``, when it does not hold exactly one such pair.
     """
-    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+    start, end = _marker(name, "start"), _marker(name, "end")
     before, _, rest = text.partition(start)
     _, closed, after = rest.partition(end)
     if start not in text or not closed or start in rest:

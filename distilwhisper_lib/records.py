@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from .config import METHODS, RunConfig
-from .errors import UserError, reason
-from .files import parse_json, write_atomic
+from .errors import UserError
+from .files import write_atomic
 from .leaks import mask_values
 from .schema import (
     LANGUAGE,
     MEND,
-    EachOf,
     Maybe,
     Named,
     Optional,
@@ -26,6 +25,7 @@ from .schema import (
     at_least,
     between,
     check,
+    read_json,
     shown,
 )  # fmt: skip
 
@@ -127,7 +127,7 @@ SCHEMA: dict[str, Any] = {
         "commit": Maybe(str),
         "dirty": Maybe(bool),
         "created": str,
-        "versions": EachOf(Maybe(str)),
+        "versions": {str: Maybe(str)},
         "hardware": {"device": str, "cpu": str, "cores": int, "memory_gib": Maybe(float)},
         "command": Maybe(str),
     },
@@ -191,16 +191,7 @@ def write_record(record: Record, folder: str | Path) -> Path:
 def read_record(path: str | Path) -> Record:
     """Read and check one record; UserError names the file and what is wrong with it."""
     path = Path(path)
-    try:
-        record = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such record: run the notebook that writes it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno} is not JSON ({error.msg}): {MEND}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({reason(error)}): {MEND}") from None
+    record = read_json(path, f"{path}: no such record: run the notebook that writes it")
     validate_record(record, path)
     return record
 

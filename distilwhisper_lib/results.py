@@ -16,11 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import UserError
+from .errors import command
 from .exports import formatted
+from .published import PUBLISHED
 from .readme import notes, update_readme
 from .records import DOMAINS, Record, load_records
-from .report import PUBLISHED, write_report
 from .rescoring import rescore
 from .tables import results_tables, shown_metrics
 
@@ -40,6 +40,7 @@ def shown_tables(records: Sequence[Record], normalizer: str = "marks") -> str:
     return "\n".join([*parts, notes(records) + "\n"])
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -59,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = commands.add_parser(
         "check", help="score published hypotheses again: exit 1 if not equal"
     )
-    for command, call in ((report, _report_command), (check, _check_command)):
-        command.add_argument("--demo", action="store_true", help="the demo's records only")
-        command.add_argument("--results", default="results", metavar="FOLDER")
-        command.set_defaults(call=call)
+    for one, call in ((report, _report_command), (check, _check_command)):
+        one.add_argument("--demo", action="store_true", help="the demo's records only")
+        one.add_argument("--results", default="results", metavar="FOLDER")
+        one.set_defaults(call=call)
     given = parser.parse_args(arguments)
     try:
         status = given.call(given)
@@ -71,9 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
         return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 def _readme_command(given: argparse.Namespace) -> int:
@@ -108,6 +106,8 @@ def _folders(given: argparse.Namespace) -> list[Path]:
 
 
 def _report_command(given: argparse.Namespace) -> int:
+    from .report import write_report  # here, because nothing else needs torch
+
     written = [write_report(folder, Path(given.results) / PUBLISHED) for folder in _folders(given)]
     for path in filter(None, written):
         print(path)

@@ -1,18 +1,21 @@
 """What a JSON file must hold, written down as data, and one sentence for what it does not.
 
 A kind is a type (float takes whole numbers too), a tuple of allowed texts, [kind], {name: kind}
-with these names required (unless `Optional`) and others allowed, or one of the classes below.
+with these names required (unless `Optional`) and others allowed, {str: kind} with any names, or one
+of the classes below.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, reason
+from .files import parse_json
 from .languages import find_language
 
 MEND = "run the notebook again, or take the file from version control"
@@ -28,13 +31,6 @@ class Maybe:
 @dataclass(frozen=True)
 class Optional:
     """The kind, where the field is there: files of earlier versions lack it."""
-
-    kind: Any
-
-
-@dataclass(frozen=True)
-class EachOf:
-    """An object with free names whose values all have this kind."""
 
     kind: Any
 
@@ -83,6 +79,22 @@ _KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "tru
 Fault = Callable[[str], UserError]  # of what is wrong
 
 
+def read_json(path: Path, missing: str, mend: str = MEND) -> Any:
+    """What a JSON file holds, unchecked. UserError where it cannot be read: ``missing`` where there
+    is none, else a sentence that names the file and ends in ``mend``."""
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(missing) from None
+    except (OSError, UnicodeDecodeError) as error:
+        said = reason(error)
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({said}): {mend}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {error.lineno} is not JSON ({error.msg}): {mend}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({reason(error)}): {mend}") from None
+
+
 def check(value: Any, kind: Any, source: str | Path, mend: str = MEND) -> None:
     """Raise UserError, naming ``source`` and the field, where ``value`` is not of this kind."""
     _check(value, kind, "", lambda told, remedy=mend: UserError(f"{source}: {told}: {remedy}"))
@@ -101,10 +113,6 @@ def _check(value: Any, kind: Any, field: str, fault: Fault) -> None:
             _check(value[name], kind.kind, f"{field}.{name}", fault)
     elif isinstance(kind, dict):
         _check_object(value, kind, field, fault)
-    elif isinstance(kind, EachOf):
-        _expect(isinstance(value, dict), value, "an object", field, fault)
-        for name, item in value.items():
-            _check(item, kind.kind, f"{field}.{name}", fault)
     elif isinstance(kind, list):
         _expect(isinstance(value, list), value, "a list", field, fault)
         for index, item in enumerate(value):
@@ -118,6 +126,8 @@ def _check(value: Any, kind: Any, field: str, fault: Fault) -> None:
 
 def _check_object(value: Any, kind: dict[str, Any], field: str, fault: Fault) -> None:
     _expect(isinstance(value, dict), value, "an object", field, fault)
+    if str in kind:
+        kind = dict.fromkeys(value, kind[str])
     for name, inner in kind.items():
         path = f"{field}.{name}" if field else name
         optional = isinstance(inner, Optional)
@@ -160,7 +170,8 @@ def _is_finite(value: float) -> bool:
 
 def _expect(holds: bool, value: Any, expected: str, field: str, fault: Fault) -> None:
     if not holds:
-        raise fault(f"field {field!r} is {shown(value)}, expected {expected}")
+        what = f"field {field!r} is" if field else "holds"
+        raise fault(f"{what} {shown(value)}, expected {expected}")
 
 
 def _kind_name(kind: Any) -> str:

@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+import tomllib
 import warnings
 
 from .config import PACKAGE
@@ -38,10 +39,9 @@ def enter_checkout() -> None:
 
 def missing_requirements() -> list[str]:
     """Requirements of pyproject.toml that are absent here, without those that must stay."""
-    lines = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^dependencies = \[(.*?)^\]", lines, flags=re.M | re.S)
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
     missing = []
-    for requirement in re.findall(r'"([^"]+)"', block):
+    for requirement in project["project"]["dependencies"]:
         name = re.match(r"[\w.-]+", requirement)[0]
         if name not in NEVER_INSTALL and not _installed(name):
             missing.append(requirement)

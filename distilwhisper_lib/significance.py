@@ -39,6 +39,7 @@ from .tables import (
     own_evaluations,
     rate_of,
     row_labels,
+    row_place,
 )
 
 NO_HYPOTHESES = "no hypotheses published"
@@ -189,7 +190,7 @@ def _resample_block(
             cell = runs.setdefault((evaluation["domain"], evaluation["language"]), {})
             cell.setdefault(label, []).append((record, evaluation))
     found: Found = {}
-    systems = sorted(set(labels), key=_place)
+    systems = sorted(set(labels), key=row_place)
     for domain in DOMAINS:
         languages = sorted(language for d, language in runs if d == domain)
         for language in languages:
@@ -204,10 +205,6 @@ def _resample_block(
             if cells and None not in cells:  # as in the table: only where all languages ran
                 found[system, domain, AVERAGE] = _average(cells)
     return found
-
-
-def _place(system: str) -> tuple[int, str]:
-    return list(LABELS.values()).index(system.partition(" (")[0]), system
 
 
 def _resample_cell(

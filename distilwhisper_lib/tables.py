@@ -11,6 +11,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -325,6 +326,11 @@ def _rows(records: Sequence[Record]) -> list[str]:
     return rows
 
 
+def row_place(row: str) -> tuple[int, str]:
+    """What rows are sorted by: the paper's order of systems, each before its variants."""
+    return list(LABELS.values()).index(row.partition(" (")[0]), row
+
+
 def row_labels(records: Sequence[Record]) -> list[str]:
     """The row of each record; settings are named only where they differ from the preset's."""
     labels = []
@@ -365,6 +371,11 @@ def _usual_settings(record: Record) -> dict[str, Any] | None:
     language, covered = record["config"]["language"], PRESETS[preset].languages
     if covered and language not in covered:
         language = covered[0]
+    return _preset_settings(preset, method, language)
+
+
+@cache
+def _preset_settings(preset: str, method: str, language: str) -> dict[str, Any]:
     return _settings(resolve(method, preset, language).to_dict())
 
 

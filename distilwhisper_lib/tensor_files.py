@@ -111,12 +111,14 @@ def write_pickle(tensors: dict[str, Tensor], path: Path) -> Path:
 
 def _check_container(path: Path, limit: int) -> None:
     """Raise UserError unless a file is an uncompressed torch zip of a sane size."""
-    size = path.stat().st_size
-    if size > limit:
-        raise UserError(f"{path} has {size:,} bytes, more than {limit:,}: name a smaller file")
     try:
+        size = path.stat().st_size
+        if size > limit:
+            raise UserError(f"{path} has {size:,} bytes, more than {limit:,}: name a smaller file")
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+    except UserError:
+        raise
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(
             f"{path} is truncated or no torch file ({error}): get it from its publisher again"

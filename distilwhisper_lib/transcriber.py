@@ -5,11 +5,8 @@ Corpus tables with references, as experiments use them, go through evaluation.tr
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,6 @@ from .config import locate
 from .device import best_device
 from .errors import UserError
 from .features import extract_features
-from .files import write_atomic
 from .finished import is_run, load_run
 from .languages import whisper_language
 from .recordings import (
@@ -36,17 +32,7 @@ from .recordings import (
     read_recording,
 )
 from .training import load_model
-from .transcripts import (
-    MODEL,
-    SUBTITLES,
-    WINDOWS,
-    Segment,
-    Transcript,
-    form_of,
-    json_line,
-    save_subtitles,
-    save_transcripts,
-)
+from .transcripts import MODEL, WINDOWS, Segment, Transcript
 
 # Longer recordings are cut before transformers' long-form decoding, so that memory stays bounded.
 _TIMED_WINDOWS = 20
@@ -92,14 +78,7 @@ class Transcriber:
             run = load_run(name)
             model, processor = run.model, run.processor
         else:
-            try:
-                model, processor = load_model(str(name), revision)
-            except OSError as error:
-                raise UserError(
-                    f"model {str(name)!r} cannot be loaded ({type(error).__name__}: "
-                    f"{str(error).splitlines()[0][:200]}): give a hub name, a folder with a "
-                    "Whisper, or the folder of a finished run"
-                ) from None
+            model, processor = load_model(str(name), revision)
         made = cls(model.to(device or best_device()), processor)
         made._experts = experts and locate(str(experts))
         return made
@@ -316,11 +295,8 @@ class _Recording:
     code: str | None
     timed: bool
     pieces: list[tuple[int, int]]
-    segments: list[Segment] | None = None
+    segments: list[Segment] = field(default_factory=list)
     error: str | None = None
-
-    def __post_init__(self) -> None:
-        self.segments = []
 
     def transcript(self) -> Transcript:
         seconds = round(len(self.samples) / SAMPLE_RATE, 3)
@@ -340,84 +316,3 @@ def _seconds(offset: int, seconds: float) -> float:
 @lru_cache(maxsize=1)
 def _load(model: str, experts: str | None) -> Transcriber:
     return Transcriber.load(model, experts)
-
-
-# The command ----------------------------------------------------------------------------------
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m distilwhisper_lib.transcriber recordings/ --language ca --to heard.jsonl``."""
-    parser = argparse.ArgumentParser(prog="python -m distilwhisper_lib.transcriber")
-    parser.add_argument("source", nargs="+", help="recordings, or one folder of them")
-    parser.add_argument("--language", help="name or code; left out, Whisper chooses")
-    parser.add_argument("--model", default="openai/whisper-small", help="name or folder")
-    parser.add_argument("--experts", help="folder, file or hub name with expert files")
-    parser.add_argument("--task", default="transcribe", choices=("transcribe", "translate"))
-    parser.add_argument("--timestamps", action=argparse.BooleanOptionalAction, default=None)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--to", help=".jsonl (grows as it goes), .txt, .srt, .vtt, or a folder")
-    parser.add_argument("--format", default="srt", choices=SUBTITLES, help="with a folder")
-    given = parser.parse_args(arguments)
-    try:
-        return _transcribe_command(given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _transcribe_command(given: argparse.Namespace) -> int:
-    named = find_recordings(given.source if len(given.source) > 1 else given.source[0])
-    to = Path(given.to) if given.to else None
-    growing = False
-    if to is not None and to.suffix:  # refused before anything is decoded
-        growing = form_of(to, len(named)) == "jsonl"
-    if growing:
-        done = _done(to)
-        named = [one for one in named if one[0] not in done]
-    found = []
-    if named:
-        listener = Transcriber.load(given.model, given.experts)
-        options = {"task": given.task, "timestamps": given.timestamps}
-        paths = [path for _, path in named]
-        heard = listener.stream(paths, given.language, batch_size=given.batch_size, **options)
-        for transcript in tqdm(heard, total=len(named), unit="recording", disable=to is None):
-            found.append(transcript)
-            if growing:
-                _append(to, transcript)
-            elif to is None:
-                print(transcript)
-    good = [transcript for transcript in found if transcript.error is None]
-    if good and to is not None and not growing:
-        if to.suffix:
-            save_transcripts(found, to)
-        else:
-            save_subtitles(found, to, given.format)
-    failed = [transcript for transcript in found if transcript.error is not None]
-    for transcript in failed if to is not None else ():
-        print(f"{transcript.source}: {transcript.error}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _done(path: Path) -> set[str]:
-    """The recordings that an earlier call finished.
-
-    A torn last line goes, and so do the recordings that failed, which are tried again.
-    """
-    if not path.exists():
-        return set()
-    text = path.read_bytes().rpartition(b"\n")[0]  # torn within a letter, even
-    rows = [(line, json.loads(line)) for line in text.splitlines()]
-    good = b"".join(line + b"\n" for line, row in rows if row["error"] is None)
-    if good != path.read_bytes():
-        write_atomic(path, good)
-    return {row["source"] for _, row in rows if row["error"] is None}
-
-
-def _append(path: Path, transcript: Transcript) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json_line(transcript))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -66,8 +66,8 @@ def files_of(config):
 
 def hear(here, run=None, **options):
     """A record does not tell the folders of a path: the configuration does."""
-    run = run or load_run(here.output_dir)
-    return hear_forced(run, **{"config": here, "progress": False} | options)
+    run = run or load_run(here.output_dir, data_dir=here.data_dir)
+    return hear_forced(run, **{"progress": False} | options)
 
 
 def cases_of(path, domain="in_domain"):
@@ -76,7 +76,7 @@ def cases_of(path, domain="in_domain"):
 
 def test_every_case_is_what_the_model_says_and_the_run_stays_as_it_is(js, configure, decoded):
     student = complete(configure("zero_shot"))
-    run = load_run(js.output_dir)
+    run = load_run(js.output_dir, data_dir=js.data_dir)
     before = files_of(js)
     path = hear(js, run)
     assert path == file_of(js)
@@ -114,7 +114,7 @@ def test_closed_gates_are_decoded_where_no_student_was_recorded(js, decoded):
 
 
 def test_an_interrupted_call_goes_on_and_nothing_is_decoded_twice(js, decoded):
-    run = load_run(js.output_dir)
+    run = load_run(js.output_dir, data_dir=js.data_dir)
     decoded.stop_after = 3
     with pytest.raises(KeyboardInterrupt):
         hear(js, run, domains=["in_domain"])
@@ -142,14 +142,16 @@ def test_an_interrupted_call_goes_on_and_nothing_is_decoded_twice(js, decoded):
 
 
 def test_what_cannot_be_compared_is_one_sentence_and_writes_nothing(js, decoded, tmp_path):
-    run = load_run(js.output_dir)
+    run = load_run(js.output_dir, data_dir=js.data_dir)
     for change, message in (
         ({"clips": 0}, "clips=0 is no number of clips"),
         ({"domains": ["elsewhere"]}, "unknown domain 'elsewhere'"),
-        ({"config": dataclasses.replace(js, method="lora")}, "has no gates .method 'lora'."),
     ):
         with pytest.raises(UserError, match=message):
             hear(js, run, **change)
+    gateless = dataclasses.replace(run, config=dataclasses.replace(run.config, method="lora"))
+    with pytest.raises(UserError, match="has no gates .method 'lora'."):
+        hear(js, gateless)
     corpus = tmp_path / "speech" / "metadata.csv"
     listed = corpus.read_text()
     corpus.write_text(listed.replace("test frase", "test altra"))

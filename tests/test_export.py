@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -182,6 +185,10 @@ def test_an_export_is_whole_or_not_there(finished, tmp_path, monkeypatch):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ZeroDivisionError):
         export_run(run, tmp_path / "new")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(export, "write_whisper", Mock(side_effect=full))
+    with pytest.raises(UserError, match="new cannot be written, the disk is full"):
+        export_run(run, tmp_path / "new")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -244,6 +251,26 @@ def test_a_folded_card_has_no_scores_that_it_did_not_earn(record):
     card = model_card(record, "folded")
     assert "model-index" not in metadata_of(card) and "Not measured" in card
     assert "demonstration" in card and "base_model" not in metadata_of(card)
+
+
+@pytest.mark.parametrize("what", ["merged", "adapter", "full"])
+def test_a_card_tells_what_became_of_other_languages(record, what):
+    heard = {entry["language"]: entry for entry in record["forgetting"] if entry["scores"]}
+    assert set(heard) == {"cs", "en"}
+    section = model_card(record, what).split("## Other languages")[1].split("## Training")[0]
+    rates = heard["cs"]["scores"]["whisper"]
+    wer, cer = (f"{100 * rates[metric][metric]:.2f}" for metric in ("wer", "cer"))
+    assert (
+        f"| Czech | folder/speech_ood | 50 | Whisper's own normaliser | {wer} | {cer} |" in section
+    )
+    assert section.count("| English |") == 2 and "Catalan" not in section
+    silent = {name: value for name, value in record.items() if name != "forgetting"}
+    assert "## Other languages\n\nNot measured." in model_card(silent, what)
+
+
+@pytest.mark.parametrize("what", ["expert", "folded"])
+def test_a_card_says_nothing_of_languages_that_the_record_did_not_hear_with_it(record, what):
+    assert "## Other languages" not in model_card(record, what)
 
 
 def test_a_card_of_own_data_invents_nothing_and_breaks_on_no_name(record):

@@ -240,7 +240,7 @@ def test_a_hostile_file_is_one_sentence(tmp_path, change, message):
 def test_what_is_no_json_object_is_one_sentence(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UserError, match="is not JSON|has schema None"):
+    with pytest.raises(UserError, match="is not JSON|cannot be read as UTF-8|has schema None"):
         read_forced(path)
     with pytest.raises(UserError, match="counterfactuals writes it"):
         read_forced(tmp_path / "b.json")

@@ -87,9 +87,9 @@ def test_what_does_not_exist_is_one_sentence(run_id, layer):
         routed([MIXED], run_id, layer)
 
 
-def test_the_command_refuses_before_it_writes(tmp_path):
-    with pytest.raises(SystemExit, match="error: no gate files in"):
-        main(["--results", str(tmp_path), "--to", str(tmp_path / "a.png")])
+def test_the_command_refuses_before_it_writes(tmp_path, capsys):
+    assert main(["--results", str(tmp_path), "--to", str(tmp_path / "a.png")]) == 2
+    assert capsys.readouterr().err.startswith("error: no gate files in")
     assert not list(tmp_path.iterdir())
 
 

@@ -98,11 +98,14 @@ def test_a_spoilt_file_is_one_sentence(published, tmp_path, spoil, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}\n", "line 1 has None as id, expected str"),
-        ("[]\n", "line 1 has None as id"),
+        ("{}\n", "line 1: field 'id' is missing, expected text"),
+        ("[]\n", r"line 1: holds \[\], expected an object: run"),
         ("{\n", "line 1 is not JSON"),
-        (json.dumps({**row(), "tokens": True}) + "\n", "has True as tokens, expected int"),
-        (json.dumps({**row(), "seconds": "1"}) + "\n", "has '1' as seconds, expected float"),
+        (
+            json.dumps({**row(), "tokens": True}) + "\n",
+            "field 'tokens' is True, expected a whole number",
+        ),
+        (json.dumps({**row(), "seconds": "1"}) + "\n", "field 'seconds' is '1', expected a number"),
     ],
 )
 def test_rows_of_another_shape_are_refused(published, tmp_path, text, message):

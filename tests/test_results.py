@@ -137,6 +137,13 @@ def test_show_ends_quietly_when_its_reader_has_seen_enough(kit, buffered):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_tables_need_no_torch():
+    """Which takes seconds to load: only the report has figures that bring it."""
+    code = "import sys, distilwhisper_lib.results; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
 def test_the_committed_readme_shows_the_committed_records():
     root = Path(__file__).parents[1]
     status = ["git", "-C", str(root), "status", "--porcelain", "--", "results", "README.md"]

@@ -20,8 +20,9 @@ from distilwhisper_lib.corpora import load_corpus
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation import transcribe as transcribe_table
 from distilwhisper_lib.gates import GateRecorder
+from distilwhisper_lib.listen import main
 from distilwhisper_lib.recordings import cut_at_silence
-from distilwhisper_lib.transcriber import Transcriber, main
+from distilwhisper_lib.transcriber import Transcriber
 
 RATE = 16_000
 
@@ -326,6 +327,19 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     (folder / "c.wav").unlink()
     assert main(call) == 0
     assert to.read_text().splitlines(keepends=True) == lines[:2]
+
+
+@pytest.mark.parametrize("mine", [
+    '{"id": 1}\n', "[1]\n", "notes\n", "\n", "notes", '{"id": 1}', "\xff\n",
+])  # fmt: skip
+def test_the_command_keeps_a_file_that_holds_something_else(mine, tmp_path, monkeypatch, capsys):
+    soundfile.write(tmp_path / "a.wav", noise(0.7), RATE)
+    monkeypatch.setattr(Transcriber, "load", lambda *_: pytest.fail("a model was loaded"))
+    to = tmp_path / "mine.jsonl"
+    to.write_text(mine, encoding="latin-1")
+    assert main([str(tmp_path), "--language", "ca", "--to", str(to)]) == 2
+    assert "mine.jsonl: line 1 is no transcript" in capsys.readouterr().err
+    assert to.read_text(encoding="latin-1") == mine
 
 
 def test_the_command_writes_subtitles_and_prints_text(tmp_path, capsys):
