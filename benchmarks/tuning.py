@@ -20,30 +20,27 @@ from distilwhisper_lib import session
 from distilwhisper_lib.checks import parse_overrides
 from distilwhisper_lib.config import TRAINED, RunConfig, resolve
 from distilwhisper_lib.data import load_data
-from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.errors import command
 from distilwhisper_lib.files import write_atomic
 from distilwhisper_lib.provenance import provenance
 from distilwhisper_lib.training import train
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     session.quieten()
-    try:
-        shared = parse_overrides(given.overrides)
-        configs = [
-            resolve(given.method, given.preset, code, given.seed, shared | {given.setting: value})
-            for value in map(_value, given.values)
-            for code in given.languages
-        ]
-        for config in configs:
-            row = tried(config, given.setting)
-            print(told(row), flush=True)
-            if given.out:
-                _add(given.out, row)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    shared = parse_overrides(given.overrides)
+    configs = [
+        resolve(given.method, given.preset, code, given.seed, shared | {given.setting: value})
+        for value in map(_value, given.values)
+        for code in given.languages
+    ]
+    for config in configs:
+        row = tried(config, given.setting)
+        print(told(row), flush=True)
+        if given.out:
+            _add(given.out, row)
     return 0
 
 

@@ -1,7 +1,8 @@
 """Bootstrap of error rates: what a test set of other speakers might have given.
 
 Whole speakers are drawn, because the errors of one speaker go together; drawing utterances would
-make intervals too narrow. An error rate is a ratio of sums, so a resample needs the sums of its
+make intervals too narrow. Of a handful of speakers nothing can be said but of themselves: then
+utterances are drawn. An error rate is a ratio of sums, so a resample needs the sums of its
 blocks only: (B blocks, K systems) numbers, whatever the number of words. Intervals are percentile;
 for p-values see `permutation`. Source: Bisani and Ney, Bootstrap estimates for confidence intervals
 in ASR performance evaluation, ICASSP 2004.
@@ -17,6 +18,7 @@ import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 5_000
+MIN_SPEAKERS = 6  # of 5, no test can find p < 0.05, whatever they say: see permutation
 FEW_BLOCKS = 20  # below, percentile intervals are known to be too narrow
 _DRAWN_AT_ONCE = 4_000_000  # bounds the memory: some 100 MB whatever the test set
 
@@ -27,17 +29,23 @@ class Blocks:
 
     of_utterance: np.ndarray
     count: int
-    kind: str  # "speaker", "utterance", or both where only some speakers are known
+    # "speaker", "utterance", both where only some speakers are known, or "utterance (2 speakers)"
+    kind: str
 
 
 def speaker_blocks(speakers: Sequence[str]) -> Blocks:
-    """One block a speaker; an utterance of an unknown speaker ("") is a block of its own."""
+    """One block a speaker; an utterance of an unknown speaker ("") is a block of its own, and so is
+    every utterance where there are fewer than `MIN_SPEAKERS` speakers: the result is then about
+    other utterances of these speakers, and not about other speakers."""
     names = [speaker or f"\0{place}" for place, speaker in enumerate(speakers)]
     unknown = sum(not speaker for speaker in speakers)
     kind = "speaker"
     if unknown:
         kind = "utterance" if unknown == len(speakers) else "speaker, or utterance where unknown"
     found, of_utterance = np.unique(np.array(names, dtype=object), return_inverse=True)
+    if not unknown and len(found) < MIN_SPEAKERS:
+        who = "1 speaker" if len(found) == 1 else f"{len(found)} speakers"
+        return Blocks(np.arange(len(names)), len(names), f"utterance ({who})")
     return Blocks(of_utterance.ravel(), len(found), kind)
 
 

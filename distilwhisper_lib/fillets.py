@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .decoding import header_seconds
-from .errors import UserError
+from .errors import UserError, command
 from .files import write_atomic
 from .text import normalize_marks
 
@@ -194,6 +194,7 @@ def _counted(lines: Sequence[Line], split: dict[str, str]) -> dict[str, int]:
     return {key: keys.count(key) for key in sorted(set(keys))}
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m distilwhisper_lib.fillets",
@@ -203,13 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("unpacked", type=Path, help="where dpkg -x put the packages")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
     given = parser.parse_args(arguments)
-    try:
-        for name, counts in build(given.unpacked, given.data_dir).items():
-            told = ", ".join(f"{key} {count:,}" for key, count in counts.items())
-            print(f"{given.data_dir / name}: {told}")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
+    for name, counts in build(given.unpacked, given.data_dir).items():
+        told = ", ".join(f"{key} {count:,}" for key, count in counts.items())
+        print(f"{given.data_dir / name}: {told}")
     return 0
 
 

@@ -11,27 +11,38 @@ import numpy as np
 import pytest
 
 from distilwhisper_lib.bootstrap import (
+    MIN_SPEAKERS,
+    Blocks,
     generator,
     holm,
     interval,
     resampled_rates,
     speaker_blocks,
 )
+from distilwhisper_lib.permutation import least_p_value
 
 
 def test_blocks_are_speakers_where_they_are_known():
-    blocks = speaker_blocks(["b", "a", "b"])
-    assert (blocks.count, blocks.kind) == (2, "speaker")
-    assert blocks.of_utterance[0] == blocks.of_utterance[2] != blocks.of_utterance[1]
+    blocks = speaker_blocks(list("bafbcde"))
+    assert (blocks.count, blocks.kind) == (6, "speaker")
+    assert blocks.of_utterance[0] == blocks.of_utterance[3] != blocks.of_utterance[1]
     assert (speaker_blocks(["", ""]).count, speaker_blocks(["", ""]).kind) == (2, "utterance")
     mixed = speaker_blocks(["a", "", "a", ""])
     assert (mixed.count, mixed.kind) == (3, "speaker, or utterance where unknown")
 
 
+def test_of_fewer_speakers_than_a_test_could_tell_apart_utterances_are_drawn():
+    assert least_p_value(MIN_SPEAKERS - 1) > 0.05 > least_p_value(MIN_SPEAKERS)
+    for names, kind in (("aaaa", "1 speaker"), ("abcde" * 2, "5 speakers")):
+        blocks = speaker_blocks(list(names))
+        assert (blocks.count, blocks.kind) == (len(names), f"utterance ({kind})")
+        assert len(set(blocks.of_utterance)) == len(names)
+
+
 def test_a_tiny_case_equals_its_enumeration():
     """Three blocks have 27 equally likely resamples: all of them, with their probabilities."""
     errors, units = np.array([0, 2, 1, 4]), np.array([3, 4, 2, 5])
-    blocks = speaker_blocks(["a", "b", "b", "c"])
+    blocks = Blocks(np.array([0, 1, 1, 2]), 3, "speaker")
     sums = np.array([[0, 3], [3, 6], [4, 5]])
     exact: dict[float, float] = {}
     for chosen in itertools.product(range(3), repeat=3):

@@ -130,12 +130,12 @@ def test_lines_that_would_not_teach_are_left_out(unpacked, tmp_path):
 def test_nothing_is_written_over_and_nothing_from_half_the_packages(unpacked, tmp_path, capsys):
     data = tmp_path / "data"
     (data / "fillets_ood").mkdir(parents=True)
-    assert fillets.main([str(unpacked), "--data-dir", str(data)]) == 1
+    assert fillets.main([str(unpacked), "--data-dir", str(data)]) == 2
     assert "fillets_ood exists already: remove it" in capsys.readouterr().err
     (data / "fillets_ood").rmdir()
     for sound in (unpacked / fillets.GAME / "sound").glob("*/nl/*.ogg"):
         sound.unlink()
-    assert fillets.main([str(unpacked), "--data-dir", str(data)]) == 1
+    assert fillets.main([str(unpacked), "--data-dir", str(data)]) == 2
     assert "fillets-ng-data-nl" in capsys.readouterr().err
     assert list(data.iterdir()) == []
 

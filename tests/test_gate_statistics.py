@@ -11,6 +11,7 @@ from make_gates import DECODER, LAYERS, gate_file, make_rows
 
 from distilwhisper_lib import UserError
 from distilwhisper_lib.gate_counts import BINS, SCORE_EDGES, SIDES
+from distilwhisper_lib import bootstrap
 from distilwhisper_lib.gate_statistics import (
     agreement,
     difference_interval,
@@ -44,8 +45,9 @@ def test_shares_pool_every_position():
     assert layer_shares(rows) == {side: summary[side] for side in SIDES}
 
 
-def test_intervals_are_those_of_every_possible_draw_of_speakers():
+def test_intervals_are_those_of_every_possible_draw_of_speakers(monkeypatch):
     """Three speakers have 27 equally likely draws: the bootstrap must find their quantiles."""
+    monkeypatch.setattr(bootstrap, "MIN_SPEAKERS", 3)
     rows, every = make_rows(utterances=9, speakers=3)
     summary = summarise(rows, resamples=20_000)
     for name, bounds in (
@@ -62,17 +64,16 @@ def test_intervals_are_those_of_every_possible_draw_of_speakers():
         np.testing.assert_allclose(bounds, np.stack([low, high], 1), atol=1e-4)
 
 
-def test_one_speaker_gives_no_interval_and_unknown_speakers_are_utterances():
-    rows, _ = make_rows(speakers=1)
-    summary = summarise(rows, resamples=200)
+def test_one_utterance_gives_no_interval_and_those_of_few_speakers_are_drawn():
+    summary = summarise(make_rows(utterances=1)[0], resamples=200)
     assert summary["encoder_interval"] is None
     assert summary["classes"]["prompt"]["interval"] is None
     assert summary["entropy"]["decoder"]["interval"] is None
-    for row in rows:
-        row["speaker"] = ""
-    summary = summarise(rows, resamples=200)
-    assert (summary["blocks"], summary["blocked_on"]) == (40, "utterance")
-    assert len(summary["encoder_interval"]) == LAYERS
+    rows, _ = make_rows(speakers=1)
+    for speaker, kind in (("s0", "utterance (1 speaker)"), ("", "utterance")):
+        summary = summarise([row | {"speaker": speaker} for row in rows], resamples=200)
+        assert (summary["blocks"], summary["blocked_on"]) == (40, kind)
+        assert len(summary["encoder_interval"]) == LAYERS
 
 
 def test_entropies():
