@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from make_gates import DECODER, LAYERS, gate_file, make_rows
 
-from distilwhisper_lib import UserError
+from distilwhisper_lib import UserError, bootstrap
 from distilwhisper_lib.gate_counts import BINS, SCORE_EDGES, SIDES
-from distilwhisper_lib import bootstrap
 from distilwhisper_lib.gate_statistics import (
     agreement,
     difference_interval,
