@@ -1,4 +1,4 @@
-"""What is made from run records, from the command line: tables, the README's blocks, the report.
+"""What is made from run records, from the command line: tables, pages, the report.
 
 Records and published hypotheses are all that is read: nothing is decoded or trained.
 
@@ -21,6 +21,7 @@ from .exports import formatted
 from .published import PUBLISHED
 from .readme import notes, update_readme
 from .records import DOMAINS, Record, load_records
+from .reproduce import PAGE, update_page
 from .rescoring import rescore
 from .tables import results_tables, shown_metrics
 
@@ -47,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m distilwhisper_lib.results", description=__doc__
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    readme = commands.add_parser("readme", help="rewrite the README's tables from the records")
+    readme = commands.add_parser(
+        "readme", help="make the README's tables and results/reproduce.md anew"
+    )
     readme.add_argument("--check", action="store_true", help="only look: exit 1 when stale")
     readme.add_argument("--readme", default="README.md", metavar="FILE")
     readme.add_argument("--results", default="results", metavar="FOLDER")
@@ -75,18 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _readme_command(given: argparse.Namespace) -> int:
-    if update_readme(given.readme, given.results, given.check):
-        print(f"{given.readme}: result tables are up to date")
-        return 0
-    if given.check:
-        print(
-            f"{given.readme}: result tables are stale: run `python -m distilwhisper_lib.results "
-            "readme`",
-            file=sys.stderr,
-        )
-        return 1
-    print(f"{given.readme}: result tables rewritten")
-    return 0
+    current = {
+        given.readme: update_readme(given.readme, given.results, given.check),
+        Path(given.results) / PAGE: update_page(given.results, given.check),
+    }
+    for path, was_so in current.items():
+        if was_so:
+            print(f"{path}: up to date with the records")
+        elif given.check:
+            again = "run `python -m distilwhisper_lib.results readme`"
+            print(f"{path}: stale: {again}", file=sys.stderr)
+        else:
+            print(f"{path}: made anew from the records")
+    return int(given.check and not all(current.values()))
 
 
 def _show_command(given: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ NOT_RUN = "not run"
 
 # Methods in the paper's order, with the names its tables give them.
 LABELS = {
-    "teacher": "Teacher zero-shot",
+    "teacher": "Teacher",
     "zero_shot": "Student zero-shot",
     "full": "+ full fine-tuning",
     "lora": "+ LoRA",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from make_records import make_record
 
-from distilwhisper_lib import readme, results
+from distilwhisper_lib import readme, reproduce, results
 from distilwhisper_lib import records as record_files
 
 README = "# Kit\n<!-- results:demo:start -->\nold\n<!-- results:demo:end -->\ntail\n"
@@ -150,7 +150,27 @@ def test_the_committed_readme_shows_the_committed_records():
     changed = subprocess.run(status, capture_output=True, text=True)
     if changed.returncode or changed.stdout:
         pytest.skip("own runs lie in results/: `python -m distilwhisper_lib.results readme`")
-    assert readme.update_readme(root / "README.md", root / "results", check=True)
+    where = ["--readme", str(root / "README.md"), "--results", str(root / "results")]
+    assert results.main(["readme", "--check", *where]) == 0
+
+
+def test_every_cell_names_its_runs_and_their_commands(tmp_path):
+    folder = tmp_path / "results"
+    runs = [make_record("js", wer=0.1, seed=77), make_record("js", wer=0.2, seed=78)]
+    for record in [*runs, make_record("clsr", "cs", wer=0.5)]:
+        record_files.write_record(record, folder)
+    page = reproduce.reproduce_page(folder)
+    (line,) = (line for line in page.splitlines() if "| + CLSR + JS | in domain ca, WER |" in line)
+    links = ", ".join(f"[{r['run_id']}](runs/{r['run_id']}.json)" for r in runs)
+    assert line == f"| + CLSR + JS | in domain ca, WER | 15.00 | {links} |"
+    for record in runs:
+        assert (folder / f"runs/{record['run_id']}.json").is_file()
+        command = record["provenance"]["command"]
+        assert f"{record['run_id']}.json) | `abcdef01` |  | `{command}` |" in page
+    assert not reproduce.update_page(folder, check=True)
+    assert not reproduce.update_page(folder) and reproduce.update_page(folder, check=True)
+    record_files.write_record(make_record("js", wer=0.3, seed=79), folder)
+    assert not reproduce.update_page(folder, check=True)
 
 
 def test_no_table_stands_twice_and_short_runs_are_named(tmp_path):

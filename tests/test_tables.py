@@ -29,8 +29,8 @@ def test_table_has_the_papers_rows_and_percentages():
         *[("out_of_domain", name) for name in ("ca", "cs", "average")],
     ]
     assert table.loc["+ CLSR + JS", ("in_domain", "average")] == pytest.approx(20.2)
-    assert table.loc["Teacher zero-shot", ("in_domain", "ca")] == pytest.approx(5.0)
-    assert math.isnan(table.loc["Teacher zero-shot", ("in_domain", "average")])
+    assert table.loc["Teacher", ("in_domain", "ca")] == pytest.approx(5.0)
+    assert math.isnan(table.loc["Teacher", ("in_domain", "average")])
     assert table.loc["+ LoRA"].isna().all()
     cer = tables.results_table(records, "cer", "whisper")
     assert cer.loc["+ CLSR + JS", ("in_domain", "ca")] == pytest.approx(100 * 0.051 / 2)
@@ -201,7 +201,7 @@ def test_each_training_size_has_a_table_of_its_own_small_ones_first():
     assert list(small.index) == list(large.index) == list(tables.LABELS.values())
     assert small.loc["+ CLSR + JS", ("in_domain", "average")] == pytest.approx(30)
     assert large.loc["+ CLSR + JS", ("in_domain", "average")] == pytest.approx(10)
-    assert small.loc["Teacher zero-shot", ("in_domain", "ca")] == pytest.approx(5)  # of any size
+    assert small.loc["Teacher", ("in_domain", "ca")] == pytest.approx(5)  # of any size
     assert small.loc["Student zero-shot"].isna().all()
 
 
@@ -218,7 +218,7 @@ def test_training_sizes_stand_one_below_the_other_in_every_format(tmp_path):
     assert r"\multicolumn{7}{l}{\emph{demo, 100 training clips}} \\" in latex
     first = exports.to_csv(text, tmp_path / "t.csv").read_text().splitlines()[:2]
     assert first[0].startswith("training,system,in_domain ca,in_domain cs,in_domain average,")
-    assert first[1].startswith('"demo, 100 training clips",Teacher zero-shot,5.0,not run,')
+    assert first[1].startswith('"demo, 100 training clips",Teacher,5.0,not run,')
 
 
 def test_latex_is_a_booktabs_tabular():
@@ -278,13 +278,13 @@ def test_published_values_stand_beside_ours(tmp_path):
     filled = values(
         tmp_path,
         "js,3000,common_voice,ca,24.0,table 9\njs,10000,common_voice,ca,1.0,t\n"
-        "Teacher zero-shot,,fleurs,catalan,7.5,t\njs,,common_voice,ca,2.0,t\n",
+        "Teacher,,fleurs,catalan,7.5,t\njs,,common_voice,ca,2.0,t\n",
     )
     text = published.compared(tables.results_tables([real_record()], "wer", "whisper"), filled)
     row = text.loc["+ CLSR + JS", "in_domain"]["ca"]
     assert list(row) == ["25.0", "24.0", "+1.0"]
     assert list(text.loc["+ CLSR + JS", "out_of_domain"]["ca"]) == ["55.0", "not filled", ""]
-    assert list(text.loc["Teacher zero-shot", "out_of_domain"]["ca"]) == ["not run", "7.5", ""]
+    assert list(text.loc["Teacher", "out_of_domain"]["ca"]) == ["not run", "7.5", ""]
     heads = exports.to_markdown(text).splitlines()[0]
     assert "in domain<br>ca<br>difference" in heads
     assert r"\cmidrule(lr){2-7}\cmidrule(lr){8-13}" in exports.to_latex(text)
@@ -374,7 +374,7 @@ def test_what_trains_nothing_stands_beside_everything_trained_from_it():
     assert [len(group) for group in found.values()] == [3, 3]
     for table in tables.results_tables([*small, plain, teacher]).values():
         assert not table.loc["Student zero-shot"].isna().any()
-        assert not table.loc["Teacher zero-shot"].isna().any()
+        assert not table.loc["Teacher"].isna().any()
     sizes = [t.attrs["train_size"] for t in tables.results_tables([plain, *small]).values()]
     assert sizes == [3000, 10000]
     other = make_record("zero_shot", student="another")  # of nothing that was trained here
