@@ -118,12 +118,17 @@ PRESETS: dict[str, Preset] = {
             "window_seconds": 8,
             "epochs": 5,
             "batch_size": 8,
+            "learning_rate": 3e-4,
             "precision": "auto",
             "label_smoothing": 0.0,
             "max_new_tokens": 100,
             "eval_precision": "bf16",
             "eval_batch_size": 32,
             "forgetting": "cs nl",
+        },
+        {
+            "full": {"learning_rate": 2e-5},
+            "lora": {"learning_rate": 1e-3},
         },
     ),
     # Own recordings (data/speech, data/speech_ood) with the paper's models and settings: one GPU
