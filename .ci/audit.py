@@ -146,18 +146,19 @@ def misdeclared() -> list[str]:
 # Advisories ----------------------------------------------------------------------------------
 
 
-def advisories() -> tuple[list[str], str]:
-    """(known vulnerabilities, what to say of the asking) of the locked packages."""
+def advisories() -> tuple[list[str] | None, str]:
+    """(known vulnerabilities, what to say of the asking) of the locked packages; None where nobody
+    could be asked."""
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(LOCK), "--no-deps"]
     command += ["--disable-pip", "--format", "json", "--progress-spinner", "off", "--timeout", "10"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         packages = json.loads(done.stdout)["dependencies"]
     except (OSError, ValueError, KeyError, subprocess.TimeoutExpired) as error:
-        return [], f"the advisory service did not answer ({type(error).__name__}): not audited"
+        return None, f"the advisory service did not answer ({type(error).__name__}): not audited"
     audited = [package for package in packages if "skip_reason" not in package]
     if not audited:
-        return [], "the advisory service answered for no package here: not audited"
+        return None, "the advisory service answered for no package here: not audited"
     found = [
         f"{package['name']} {package['version']}: {fault['id']}, mended in "
         f"{', '.join(fault['fix_versions']) or 'no version yet'}"
@@ -197,7 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python .ci/audit.py", description=__doc__)
     parser.add_argument("--no-advisories", action="store_true", help="ask no service")
     given = parser.parse_args()
-    vulnerable, asked = ([], "not asked") if given.no_advisories else advisories()
+    vulnerable, asked = (None, "not asked") if given.no_advisories else advisories()
     rows = licences()
     widths = [max(len(row[column]) for row in rows) for column in (0, 1, 3)]
     for kind, name, licence, source in rows:
@@ -206,8 +207,8 @@ def main() -> int:
     print(f"\nadvisories: {asked}")
     findings = {"vulnerable": vulnerable, "unpinned": unpinned(), "dependencies": misdeclared()}
     for kind, found in findings.items():
-        print(f"{kind}: {len(found)} found")
-        for line in found:
+        print(f"{kind}: not audited" if found is None else f"{kind}: {len(found)} found")
+        for line in found or ():
             print(f"  {line}")
     unknown = sum(row[2] == "not stated" for row in rows)
     print(f"licences: {len(rows)} parts, {unknown} not stated")

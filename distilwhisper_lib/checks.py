@@ -84,12 +84,18 @@ _NOT_NEGATIVE = ("gate_noise", "weight_decay", "gate_weight", "task_weight", "di
 _FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_dropout", "skip",
               "budget", "lora_dropout", "adam_beta1", "adam_beta2")  # fmt: skip
 
+_LARGEST = 2**53  # whole numbers up to here are the same in every JSON reader
+
 
 def checked(config: RunConfig) -> RunConfig:
     """The configuration as it is; UserError for a value out of range."""
     for name, value in config.to_dict().items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"setting {name}={value!r} is out of range: expected a finite number")
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise UserError(f"setting {name}={shown(value)} is out of range: expected far less")
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f"setting {name}={shown(value)} holds a NUL character: remove it")
     for name in _POSITIVE:
         value = getattr(config, name)
         if value is not None and not value > 0:

@@ -62,7 +62,8 @@ class Cluster:
                 "a cluster needs dask.distributed, which is not installed: pip install "
                 "'distilwhisper-lib[cluster]', or use --jobs"
             )
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        for name in ("distributed", "distributed.client"):  # which has a level of its own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.root, self.say, self.batch = root, say, uuid.uuid4().hex
         self._lock, self._turn = threading.RLock(), threading.Lock()
         self._next_start, self._deserted = 0.0, False

@@ -15,6 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from .disk import told
+from .files import parse_json
 from .leaks import mask, mask_notebook
 from .notebooks import no_braces, one_line
 
@@ -32,7 +34,8 @@ class Task:
     root: str  # the checkout
     notebook: str
     parameters: dict[str, Any]
-    records: tuple[str, ...] = ()  # of its runs; finished when all of these files exist
+    # Of its runs: finished when all of these are whole, here and as they were published.
+    records: tuple[str, ...] = ()
     files: tuple[str, ...] = ()  # and these, if it has records
     needs: tuple[str, ...] = ()  # names of tasks that must have gone well before
     after: tuple[str, ...] = ()  # names of tasks that must have ended before, well or not
@@ -55,7 +58,11 @@ class Task:
 
     @property
     def is_finished(self) -> bool:
-        return bool(self.records) and all(map(os.path.isfile, (*self.records, *self.files)))
+        return (
+            bool(self.records)
+            and all(map(os.path.isfile, self.files))
+            and all(map(_is_published, self.records))
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Task:
@@ -81,6 +88,19 @@ class Outcome:
     output: str = ""  # the executed copy, the failed one included; empty when there is none
 
 
+def _is_published(record: str) -> bool:
+    """Whether a run's record is whole in its folder and in results/: there, people delete and
+    merge. The notebook writes both again from what the run left."""
+    run = Path(record).parent
+    try:
+        kept = parse_json(Path(record).read_bytes())
+        place = "results/demo/runs" if kept["demo"] else "results/runs"
+        shown = parse_json((run.parents[1] / place / f"{run.name}.json").read_bytes())
+        return kept["run_id"] == shown["run_id"] == run.name
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 @contextmanager
 def claim(task: Task) -> Iterator[bool]:
     """Hold the task's runs, in outputs/locks/: False when another process holds one of them.
@@ -90,10 +110,11 @@ def claim(task: Task) -> Iterator[bool]:
     """
     with ExitStack() as held:
         for path in task.locks:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path)
             try:
-                lock.acquire(timeout=0)
+                with told(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    lock = FileLock(path)
+                    lock.acquire(timeout=0)
             except Timeout:
                 yield False
                 return

@@ -66,6 +66,8 @@ class Study:
 def read_grid(path: str | Path) -> list[Study]:
     """The studies of a grid file; UserError, in one sentence, for anything that is not one."""
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path.name}: is no file: expected a grid as YAML")
     content = _read(path)
     try:
         return _studies(content)

@@ -15,7 +15,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,23 @@ _LOOKS_LIKE = re.compile(
     r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"  # GitHub
     r"|glpat-[\w-]{20,}"  # GitLab
     r"|xox[abeprs]-[\w-]{10,}"  # Slack
-    r"|AKIA[0-9A-Z]{16}(?![A-Za-z0-9])"  # AWS
+    r"|A[KS]IA[0-9A-Z]{16}(?![A-Za-z0-9])"  # AWS
+    r"|AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,}"  # Google
+    r"|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{40,}"  # package registries
+    r"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"  # JSON web tokens
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[A-Za-z0-9+/=\s\\]*(?:-----END [A-Z ]*PRIVATE KEY-----)?"
     r")"
+    r"|(?<=://)[^\s/:@'\"]+:[^\s/@'\"]+(?=@)"  # who, and with which password, in an address
 )
+# Colours of a terminal, as they are or escaped: their last letter is not part of what follows.
+_COLOUR = re.compile(r"((?:\x1b|\\u001b|\\x1b)\[[0-9;]*[A-Za-z])", re.IGNORECASE)
 # Variables of the environment whose values are secrets, and how long a value is one.
 _SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|(?:API)?KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
 _SHORTEST, _SHORTEST_WORD = 8, 16
 # The home of anybody, on any system; in JSON, backslashes come in pairs.
 _SOMEBODYS_HOME = re.compile(
-    r"(?<![\w.~:/\\-])(?:/(?:home|Users)/[^\s/\\'\"<>:,;()\[\]{}]+|"
+    r"(?:(?<![\w.~:/\\-])|(?<=file://))(?:"
+    r"/(?:home|Users|media|run/media|mnt/[a-z]/Users)/[^\s/\\'\"<>:,;()\[\]{}]+|"
     r"[A-Za-z]:\\{1,2}Users\\{1,2}[^\s/\\'\"<>:,;()\[\]{}]+)"
 )
 _EDGE = r"(?=[/\\'\"\s<>:,;()\[\]{}`|?#&]|\.?$|\.\s)"  # where the name of a folder is over
@@ -83,7 +92,9 @@ def mask_notebook(path: str | Path) -> None:
     """
     text, masking = Path(path).read_text(encoding="utf-8", errors="surrogateescape"), _Mask()
     try:
-        masked = json.dumps(masking.values(json.loads(text)), ensure_ascii=False, indent=1) + "\n"
+        notebook = json.loads(text)
+        masking = _Mask(_given_paths(notebook))
+        masked = json.dumps(masking.values(notebook), ensure_ascii=False, indent=1) + "\n"
     except (ValueError, RecursionError):
         masked = masking.text(text)
     masking.warn(path)
@@ -111,12 +122,17 @@ def refuse_tokens(what: str, value: Any) -> None:
 class _Mask:
     """What to look for, gathered once for many texts, and how many tokens were found."""
 
-    def __init__(self) -> None:
+    def __init__(self, paths: Iterable[str] = ()) -> None:
         self.tokens = 0
         self._secrets = _secrets()
-        self._paths = _host_paths(str(Path.home()), _working_folder())
+        self._paths = _host_paths(str(Path.home()), _working_folder(), tuple(sorted(set(paths))))
 
     def text(self, text: str) -> str:
+        return "".join(
+            part if odd % 2 else self._plain(part) for odd, part in enumerate(_COLOUR.split(text))
+        )
+
+    def _plain(self, text: str) -> str:
         text, count = _LOOKS_LIKE.subn(REMOVED, text)
         for secret in self._secrets:
             count += text.count(secret)
@@ -179,22 +195,41 @@ def _working_folder() -> str:
         return ""
 
 
+def _given_paths(notebook: Any) -> Iterator[str]:
+    """The absolute paths among the parameters that papermill gave a notebook."""
+    metadata = notebook.get("metadata") if isinstance(notebook, dict) else None
+    papermill = metadata.get("papermill") if isinstance(metadata, dict) else None
+    waiting = [papermill.get("parameters")] if isinstance(papermill, dict) else []
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, str) and value.startswith("{"):  # settings, as JSON
+            with suppress(ValueError, RecursionError):
+                waiting.append(json.loads(value))
+        elif isinstance(value, str) and Path(value).is_absolute():
+            yield value
+
+
 @lru_cache(maxsize=8)
-def _host_paths(home: str, here: str) -> list[tuple[re.Pattern[str], str]]:
-    """Patterns of this machine's folders, longest first, and what stands for each."""
+def _host_paths(home: str, here: str, given: tuple[str, ...]) -> list[tuple[re.Pattern[str], str]]:
+    """Patterns of this machine's folders, longest first, and what stands for each: of the checkout
+    nothing, of a home ``~``, of Python's environment and of what was given the last part."""
     package = Path(__file__).resolve().parents[1]
     roots = {str(package)} if (package / "notebooks").is_dir() else set()
     roots |= {str(root) for root in (Path(here), Path(here).resolve()) if is_checkout(root)}
-    homes = {home, str(Path(home).resolve())}
-    found = [(root, True) for root in roots] + [(home, False) for home in homes - roots]
-    found = [(path, root) for path, root in found if len(Path(path).parts) > 1]  # not "/"
+    named = {*given, *([sys.prefix] if sys.prefix != sys.base_prefix else [])}
+    instead = {path: Path(path).name for path in named}
+    instead |= dict.fromkeys((home, str(Path(home).resolve())), "~") | dict.fromkeys(roots, ".")
     patterns = []
-    for path, is_root in sorted(found, key=lambda known: -len(known[0])):
+    for path in sorted(instead, key=len, reverse=True):
+        if len(Path(path).parts) < 2:  # "/"
+            continue
         # In JSON, a backslash is two of them.
-        name = r"(?<![\w.~-])" + re.escape(path).replace(r"\\", r"\\{1,2}")
-        if is_root:
+        name = r"(?<![\w.~-])" + re.escape(path.rstrip("/\\")).replace(r"\\", r"\\{1,2}")
+        if path in roots:
             patterns.append((re.compile(rf"{name}[/\\]{{1,2}}(?=[^\s/\\'\"<>])"), ""))
-        patterns.append((re.compile(name + _EDGE, re.MULTILINE), "." if is_root else "~"))
+        patterns.append((re.compile(name + _EDGE, re.MULTILINE), instead[path]))
     return patterns
 
 

@@ -37,7 +37,15 @@ from .records import DOMAINS, Record, load_records
 from .rescoring import rescore
 from .result_plots import error_kinds_bars, interval_plot, length_lines, results_bars
 from .significance import NO_HYPOTHESES, Resampled, resample
-from .tables import LABELS, blocks, own_evaluations, results_tables, shown_metrics, title_of
+from .tables import (
+    blocks,
+    own_evaluations,
+    results_tables,
+    row_labels,
+    row_place,
+    shown_metrics,
+    title_of,
+)
 
 
 def write_report(folder: str | Path, published: str | Path | None = None) -> Path | None:
@@ -173,16 +181,13 @@ def _worst(records: Sequence[Record], texts: Hypotheses) -> str:
         for record in records
         for evaluation in own_evaluations(record)
     }
-    methods = [name for name in reversed(LABELS) if any(_is(r, name) for r in records)]
     for language, domain in sorted(places):
-        table = worst_utterances(records, texts, language, methods[0], domain)
-        title = f"{LABELS[methods[0]]}, {language}, {DOMAINS[domain]}"
+        of_language = [r for r in records if r["config"]["language"] == language]
+        system = max(row_labels(of_language), key=row_place)  # the last row of the table
+        table = worst_utterances(records, texts, language, system, domain)
+        title = f"{system}, {language}, {DOMAINS[domain]}"
         parts.append(page.folded(title, Alignment(table)._repr_html_()))
     return "".join(parts)
-
-
-def _is(record: Record, method: str) -> bool:
-    return record["config"]["method"] == method
 
 
 def _normalizers(records: Sequence[Record]) -> str:

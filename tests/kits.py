@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import nbformat
+from make_records import make_record
 
 from distilwhisper_lib.batch import NOTEBOOKS
-from distilwhisper_lib.config import resolve
 
 PARAMETERS = 'preset = "demo"  # a\nlanguage = "ca"  # b\nseed = 77  # c\noverrides = {}  # d'
 
@@ -41,6 +43,14 @@ def names(tasks) -> list[str]:
 
 
 def finish(root: Path, method: str, language: str = "ca", seed: int = 77) -> None:
-    folder = root / resolve(method, "demo", language, seed).output_dir
-    folder.mkdir(parents=True)
-    (folder / "record.json").write_text("{}")
+    record = make_record(method, language, seed)
+    leave_record(root / "outputs" / record["run_id"] / "record.json", record)
+
+
+def leave_record(place: Path, record: dict[str, Any] | None = None) -> None:
+    """As a demo run leaves it: in its folder, and published."""
+    run = place.parent
+    shown = run.parents[1] / "results" / "demo" / "runs" / f"{run.name}.json"
+    for path in (place, shown):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record or {"run_id": run.name, "demo": True}))

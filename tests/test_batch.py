@@ -230,6 +230,20 @@ def test_finished_runs_are_skipped_unless_forced(kit, capsys):
     assert recorder.seen[1] == "05_js_distillation-ca-s77"
 
 
+@pytest.mark.parametrize("content", [None, "", '{"run_id": "js', "[]", '{"run_id": "other"}'])
+@pytest.mark.parametrize("place", ["outputs", "results"])
+def test_a_run_is_finished_when_its_record_is_whole_here_and_published(kit, content, place):
+    finish(kit, "js")
+    (record,) = (kit / place).rglob("js-ca*.json" if place == "results" else "record.json")
+    if content is None:
+        record.unlink()
+    else:
+        record.write_text(content)
+    recorder = Recorder()
+    batch.run(["05"], root=kit, execute=recorder)
+    assert "05_js_distillation-ca-s77" in recorder.seen
+
+
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, True])
 def test_jobs_must_be_a_count(kit, jobs):
     with pytest.raises(UserError, match="jobs=.*expected a whole number from 1"):

@@ -27,11 +27,14 @@ PACKAGE = Path(batch.__file__).parents[1]
 RECORD = """
 import json, os, pathlib, time
 from distilwhisper_lib.config import resolve
-folder = pathlib.Path("..") / resolve(METHOD, preset, language, seed, overrides).output_dir
+config = resolve(METHOD, preset, language, seed, overrides)
+folder = pathlib.Path("..") / config.output_dir
+shown = pathlib.Path("..") / config.results_dir / "runs" / f"{config.run_id}.json"
 def finish(**more):
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"threads": os.environ["OMP_NUM_THREADS"]}
-    (folder / "record.json").write_text(json.dumps(about | more))
+    about = {"threads": os.environ["OMP_NUM_THREADS"], "run_id": config.run_id, "demo": True}
+    for path in (folder / "record.json", shown):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(about | more))
 """
 # The first time it waits, long enough to be killed; then it goes on.
 SLOW = """

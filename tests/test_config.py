@@ -42,6 +42,8 @@ from distilwhisper_lib.presets import CODE, KIT, PAPER, PRESETS, RECIPE, THIS_RU
         ({"overrides": {"student": " "}}, "setting student is empty"),
         ({"overrides": {"budget": 1.5}}, "budget=1.5 is out of range: expected from 0 to 1"),
         ({"overrides": {"epochs": 0}}, "epochs=0 is out of range: expected above 0"),
+        ({"overrides": {"train_size": 10**30}}, "train_size=.* is out of range: expected far less"),
+        ({"overrides": {"data_dir": "a\0b"}}, "data_dir=.* holds a NUL character"),
         ({"overrides": {"batch_size": 10, "micro_batch": 4}}, "no multiple of micro_batch=4"),
         ({"overrides": {"conventions": "mine"}}, "unknown conventions 'mine'"),
         ({"overrides": "{epochs: 3}"}, "is not JSON"),

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kits import finish, make_notebook, names
+from kits import finish, leave_record, make_notebook, names
 
 from distilwhisper_lib import batch, execution, grid, ledger, schedule, tasks
 from distilwhisper_lib.errors import UserError
@@ -242,8 +242,7 @@ class Fake:
             if task.name in self.fail:
                 return Outcome(task.name, "failed", 1.0, "ValueError: no")
             for record in task.records if task.notebook else ():
-                Path(record).parent.mkdir(parents=True, exist_ok=True)
-                Path(record).write_text("{}")
+                leave_record(Path(record))
             return Outcome(task.name, "done", 1.0)
         finally:
             with self.lock:
@@ -295,6 +294,12 @@ def test_a_task_that_another_has_is_taken_up_later_and_once(kit, capsys):
     out = capsys.readouterr().out
     assert out.count("waiting for 03_lora_baseline-ca-s77: another process is at it") == 1
     assert "skipped  03_lora_baseline-ca-s77  (another command has done it)" in out
+
+
+def test_a_pipe_is_no_grid(tmp_path):
+    os.mkfifo(tmp_path / "grid.yaml")
+    with pytest.raises(UserError, match="grid.yaml: is no file"):
+        grid.read_grid(tmp_path / "grid.yaml")
 
 
 def test_a_task_whose_other_owner_failed_is_run_here(kit):

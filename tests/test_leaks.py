@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import json
 from pathlib import Path
 
 import nbformat
@@ -31,12 +32,20 @@ TOKENS = {
     "openai": "sk-" + "proj-" + "x1" * 20,
     "github": "ghp_" + "Z9" * 18,
     "aws": "AKIA" + "ABCD" * 4,
+    "aws, for a time": "ASIA" + "ABCD" * 4,
+    "google": "AIza" + "b" * 35,
+    "google, for an hour": "ya29." + "c" * 30,
+    "npm": "npm_" + "d" * 36,
+    "pypi": "pypi-" + "e" * 50,
+    "web token": ".".join(["eyJ" + "f" * 20, "eyJ" + "g" * 20, "h" * 20]),
+    "private key": "-----BEGIN RSA PRIVATE KEY-----\nabc+/=\n-----END RSA PRIVATE KEY-----",
 }
 
 
 @pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS)
 def test_what_looks_like_a_token_is_removed(token):
-    for text in (token, f"key={token}", f'{{"a": "{token}"}}', f"\n{token}."):
+    coloured = f"\x1b[31m{token}\x1b[0m", f"\\u001b[1;31m{token}\\u001b[0m"
+    for text in (token, f"key={token}", f'{{"a": "{token}"}}', f"\n{token}.", *coloured):
         assert mask(text) == text.replace(token, REMOVED)
         assert leaks.has_token(text)
 
@@ -55,11 +64,36 @@ def test_the_environments_own_secrets_are_removed_whatever_they_look_like(monkey
     assert mask("is 0123-plain-value on 0123456789") == f"is {REMOVED} on 0123456789"
 
 
+def test_an_executed_notebook_loses_the_paths_that_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(leaks.sys, "prefix", "/srv/ours/.venv")
+    monkeypatch.setattr(leaks.sys, "base_prefix", "/usr")
+    given = {"data_dir": "/srv/secret project/data", "student": "/srv/models/base"}
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata["papermill"] = {"parameters": {"overrides": json.dumps(given), "seed": 77}}
+    said = "read /srv/secret project/data/speech and /srv/models/base, not /srv/models/base2"
+    trace = "\x1b[32m/srv/ours/.venv/lib/python3.11/x.py\x1b[39m:3 of /usr/lib"
+    output = [nbformat.v4.new_output("stream", text=text) for text in (said, trace)]
+    notebook.cells = [nbformat.v4.new_code_cell("", outputs=output)]
+    nbformat.write(notebook, path := tmp_path / "out.ipynb")
+    mask_notebook(path)
+    text = path.read_text(encoding="utf-8")
+    assert "secret project" not in text and "/srv/ours" not in text and "/srv/models/base2" in text
+    told = [output["text"] for output in nbformat.read(path, 4).cells[0].outputs]
+    assert told == ["read data/speech and base, not /srv/models/base2",
+                    "\x1b[32m.venv/lib/python3.11/x.py\x1b[39m:3 of /usr/lib"]  # fmt: skip
+
+
 def test_paths_lose_what_is_of_this_machine(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ana")
     cases = {
         f"in {ROOT}/outputs/x.json": "in outputs/x.json",
         f'"{ROOT}"': '"."',
+        f"\x1b[32m{ROOT}/x.py\x1b[39m:72": "\x1b[32mx.py\x1b[39m:72",
+        "\x1b[1;32m/home/alice/x\x1b[0m": "\x1b[1;32m~/x\x1b[0m",
+        "file:///home/alice/x": "file://~/x",
+        "/media/alice/disk and /mnt/c/Users/alice": "~/disk and ~",
+        "https://alice:secret@host/x": f"https://{REMOVED}@host/x",
+        "https://host/home/page:1@2": "https://host/home/page:1@2",
         f"{ROOT}-other/x": f"{ROOT}-other/x",
         "/home/ana/.cache": "~/.cache",
         "/home/anatol/x": "~/x",  # somebody else's

@@ -100,7 +100,7 @@ def test_what_the_advisory_service_says_is_told(monkeypatch):
     assert audit.advisories() == (["x 1: CVE-1, mended in 1.1"], "asked of 1 of 2 packages")
     monkeypatch.setattr(subprocess, "run", answer(silent))
     assert audit.advisories() == (
-        [],
+        None,
         "the advisory service answered for no package here: not audited",
     )
     monkeypatch.setattr(subprocess, "run", lambda *given, **also: SimpleNamespace(stdout=""))
