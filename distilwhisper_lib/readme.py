@@ -49,7 +49,7 @@ def _unspaced(records: Sequence[Record]) -> list[str]:
 
 def notes(records: Sequence[Record]) -> str:
     """What a reader of the tables has to know of these records, in one paragraph."""
-    said = ["An average stands only where a system was run in every language of the table."]
+    said = ["An average stands only where a system was run in every language of its training size."]
     if len({record["config"]["seed"] for record in records}) > 1:
         said.append(
             "± is the sample standard deviation over seeds; an average's, over the seeds that ran "
