@@ -105,11 +105,12 @@ PRESETS: dict[str, Preset] = {
     # Real weights and real speech in miniature: Whisper-base on the lines of one actor a language
     # (fillets.py), with a Whisper-base as teacher that was tuned on all the speech there is. It
     # tests the method and the machinery at equal size, not the paper's claim from large to small.
-    # A window of 8 seconds, which 98 % of the clips fit, costs a quarter of Whisper's 30. Learning
+    # A window of 8 seconds, which 96 % of the clips fit, costs a quarter of Whisper's 30. Learning
     # rates were chosen on Czech validation (66 clips) with 200 training clips, WER and CER of the
     # best epoch: CLSR 3e-4 55.2/20.1, 1e-4 59.6/21.4 (after three epochs, then stopped), 1e-3
-    # 72.9/36.5 (after two); full 2e-5 50.8/17.7 and LoRA 1e-3 50.8/17.1, without a rival. Five
-    # epochs: none had its best before the second, and both baselines theirs in the last two.
+    # 72.9/36.5 (after two); full 2e-5 50.8/17.7 and LoRA 1e-3 50.8/17.1, without a rival. Those
+    # that ran to their end are in benchmarks/tuning.json. Five epochs: CLSR was best after the
+    # second, both baselines in the last two.
     "mini": Preset(
         "Whisper-base in models/whisper-base on Fish Fillets; a CPU or a T4; minutes a run",
         KIT,

@@ -33,7 +33,7 @@ these are, [README.md](README.md) says for the results here; the demo brings its
 the same files again, so `git diff results/` shows what came out otherwise. Tolerance: none on the
 same kind of machine with the same versions and number of threads: the record's
 `training.weights_sha256` is then the same. Elsewhere sums round otherwise, and training makes more
-of that: a rate then moves as between two seeds, and by its interval at most.
+of that: by how much a rate then moves has not been measured.
 
 A cell is the mean over its runs of `evaluations[...].scores.{NORMALIZER}` in `runs/<run>.json`,
 times 100; what was said is in `hypotheses/<run>-<domain>.jsonl.gz`.
