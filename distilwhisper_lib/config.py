@@ -250,6 +250,10 @@ class RunConfig:
         return Path("results/demo") if self.demo else Path("results")
 
     @property
+    def published_record(self) -> Path:
+        return self.results_dir / "runs" / f"{self.run_id}.json"
+
+    @property
     def data_report(self) -> Path:
         """Where notebook 01 publishes what the runs of this preset and language read.
 

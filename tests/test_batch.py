@@ -219,7 +219,7 @@ def test_finished_runs_are_skipped_unless_forced(kit, capsys):
     assert recorder.seen == needed[:1]  # it publishes what was read, too
     report = kit / resolve("zero_shot").data_report
     report.parent.mkdir(parents=True)
-    report.write_text("{}")
+    report.write_text('{"clips": 1}')
     recorder = Recorder()
     batch.run(["01"], root=kit, execute=recorder)
     assert recorder.seen == []
@@ -230,7 +230,7 @@ def test_finished_runs_are_skipped_unless_forced(kit, capsys):
     assert recorder.seen[1] == "05_js_distillation-ca-s77"
 
 
-@pytest.mark.parametrize("content", [None, "", '{"run_id": "js', "[]", '{"run_id": "other"}'])
+@pytest.mark.parametrize("content", [None, "", '{"run_id": "js', "{}"])
 @pytest.mark.parametrize("place", ["outputs", "results"])
 def test_a_run_is_finished_when_its_record_is_whole_here_and_published(kit, content, place):
     finish(kit, "js")
