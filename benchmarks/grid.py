@@ -162,7 +162,8 @@ def _timed(line: list[str], root: Path, **settings: str) -> tuple[str, float]:
     began = time.monotonic()
     done = subprocess.run(line, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
-        print(f"{' '.join(line)}: status {done.returncode}\n{done.stderr}", file=sys.stderr)
+        said = f"{done.stdout}\n{done.stderr}".strip()
+        raise SystemExit(f"{' '.join(line)}: status {done.returncode}\n{said}")
     return done.stdout.strip(), time.monotonic() - began
 
 
