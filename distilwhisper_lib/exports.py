@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -46,6 +47,30 @@ def cell(mean: float, sd: float = math.nan) -> str:
     return f"{mean:.1f}" if math.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
 
 
+def with_intervals(found: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `significance.Resampled` as a table of text: an error, or a difference in points with
+    its adjusted p-value, "-5.5 [-8.9, -2.3] p 0.007"; a note where there is neither."""
+    paired = "against" in found
+    rows = found.assign(
+        row=found["system"] + (" against " + found["against"] if paired else ""),
+        cell=[_with_interval(row, paired) for row in found.to_dict("records")],
+    )
+    texts = {}
+    for title, part in rows.groupby("training", sort=False):
+        text = part.pivot(index="row", columns=["domain", "language"], values="cell")
+        text = text.loc[part["row"].unique()]
+        texts[title] = text[sorted(text.columns, key=_place)].fillna(NOT_RUN)
+    return stacked(texts)
+
+
+def _with_interval(row: Mapping[str, Any], paired: bool) -> str:
+    value = row["difference" if paired else "error"]
+    if math.isnan(value):
+        return row["note"]
+    text = f"{value:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+    return f"{text} p {row['p (Holm)']:.2g}" if paired else text
+
+
 def stacked(texts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Tables of text one below the other; languages that a training size lacks were not run."""
     if len(texts) == 1:
@@ -75,13 +100,13 @@ def _sections(text: pd.DataFrame) -> Iterator[tuple[str | None, pd.DataFrame]]:
         yield title, text.loc[title]
 
 
-def to_markdown(text: pd.DataFrame) -> str:
-    """The table as a GitHub Markdown table, numbers to the right."""
+def to_markdown(text: pd.DataFrame, head: str = "System") -> str:
+    """The table as a GitHub Markdown table, numbers to the right; ``head`` names the rows."""
     heads = [
         "<br>".join(_markdown(part) for part in (DOMAINS.get(domain, domain), *rest) if part)
         for domain, *rest in text.columns
     ]
-    lines = [["System", *heads], [":--", *["--:"] * len(heads)]]
+    lines = [[head, *heads], [":--", *["--:"] * len(heads)]]
     for title, rows in _sections(text):
         lines += [[f"**{_markdown(title)}**", *[""] * len(heads)]] if title else []
         lines += [[_markdown(row), *map(_markdown, rows.loc[row])] for row in rows.index]

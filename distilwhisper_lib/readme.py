@@ -1,19 +1,27 @@
-"""The README's result blocks, made from records.
+"""The blocks of results in README.md and results/README.md, made from records.
 
 A test fails when they are stale; ``python -m distilwhisper_lib.results readme`` makes them anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import UserError
-from .exports import formatted, to_markdown
+from .exports import formatted, to_markdown, with_intervals
 from .files import write_atomic
 from .languages import find_language
 from .records import Record, load_records
-from .tables import results_tables, short_of_data, shown_metrics, title_of
+from .significance import COMPARISONS, resample
+from .tables import (
+    results_tables,
+    row_labels,
+    row_place,
+    short_of_data,
+    shown_metrics,
+    title_of,
+)
 
 _NORMALIZER_NOTES = {
     "marks": "marks kept: the kit's own rule, which keeps vowel signs and tone marks",
@@ -25,7 +33,8 @@ def readme_block(records: Sequence[Record]) -> str:
     """Markdown with the WER and CER tables of both normalisers and where each number is from."""
     if not records:
         return "No run is recorded here yet.\n"
-    parts = [_tables(records, "marks"), notes(records) + "\n"]
+    left_out = "A system that was not run at a size has no row there. "
+    parts = [_tables(records, "marks"), left_out + notes(records) + "\n"]
     parts.append(_folded("The same with Whisper's normaliser", _tables(records, "whisper")))
     parts.append(_folded("Date, commit, hardware and command of every run", _origins(records)))
     return "\n".join(parts)
@@ -36,7 +45,7 @@ def _tables(records: Sequence[Record], normalizer: str) -> str:
     parts = []
     for metric in shown_metrics(records, normalizer):
         tables = results_tables(records, metric, normalizer)
-        text = to_markdown(formatted(tables))
+        text = to_markdown(formatted({t: table.dropna(how="all") for t, table in tables.items()}))
         parts.append(f"**{title_of(tables)}** in percent, lower is better ({note})\n\n{text}")
     return "\n".join(parts)
 
@@ -91,7 +100,39 @@ def _origins(records: Sequence[Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_BLOCKS = {"demo": "demo", "full": "."}  # marker name -> folder below results/
+def intervals_block(records: Sequence[Record], folder: str | Path) -> str:
+    """Markdown with every rate's interval and the paired differences, from what was said."""
+    if not records:
+        return "No run is recorded here yet.\n"
+    found = resample(records, folder)
+    intervals, differences = (
+        found.intervals(),
+        found.differences((*COMPARISONS, *variants(records))),
+    )
+    drawn = " / ".join(sorted(set(intervals["blocked on"].dropna())))
+    parts = [
+        f"**{title_of(results_tables(records))}** in percent with 95 % intervals: "
+        f"{found.draws:,} resampled test sets, drawn by {drawn}",
+        to_markdown(with_intervals(intervals)),
+        "**Paired differences** in points, below zero where the first is better; p of a "
+        "permutation test, adjusted (Holm) for all pairs of a column",
+        to_markdown(with_intervals(differences), "Difference"),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def variants(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Each row with changed settings, and the row of its method that it is to be held against."""
+    rows = sorted(set(row_labels(records)), key=row_place)
+    return [(row, plain) for row in rows if (plain := row.partition(" (")[0]) != row]
+
+
+# marker name -> folder below results/, and what makes the block of its records
+_BLOCKS: dict[str, tuple[str, Callable[[Sequence[Record], Path], str]]] = {
+    "demo": ("demo", lambda records, _: readme_block(records)),
+    "full": (".", lambda records, _: readme_block(records)),
+    "intervals": (".", intervals_block),
+}
 
 
 def updated_readme(text: str, results: str | Path, source: str | Path = "README.md") -> str:
@@ -103,8 +144,9 @@ def updated_readme(text: str, results: str | Path, source: str | Path = "README.
             f"go: add it, and {_marker('results:demo', 'end')} below it"
         )
     for name in found:
-        block = readme_block(load_records(Path(results) / _BLOCKS[name]))
-        text = replace_between(text, f"results:{name}", block, source)
+        below, made = _BLOCKS[name]
+        folder = Path(results) / below
+        text = replace_between(text, f"results:{name}", made(load_records(folder), folder), source)
     return text
 
 
@@ -131,7 +173,7 @@ def replace_between(text: str, name: str, block: str, source: str | Path) -> str
 def update_readme(
     readme: str | Path = "README.md", results: str | Path = "results", check: bool = False
 ) -> bool:
-    """Bring the README's result blocks up to date; with ``check`` only look.
+    """Bring a page's blocks of results up to date; with ``check`` only look.
 
     Returns whether they already were.
     """

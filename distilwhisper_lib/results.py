@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     readme = commands.add_parser(
-        "readme", help="make the README's tables and results/reproduce.md anew"
+        "readme", help="make the tables of both READMEs and results/reproduce.md anew"
     )
     readme.add_argument("--check", action="store_true", help="only look: exit 1 when stale")
     readme.add_argument("--readme", default="README.md", metavar="FILE")
@@ -82,6 +82,9 @@ def _readme_command(given: argparse.Namespace) -> int:
         given.readme: update_readme(given.readme, given.results, given.check),
         Path(given.results) / PAGE: update_page(given.results, given.check),
     }
+    reading = Path(given.results) / "README.md"
+    if reading.is_file():
+        current[reading] = update_readme(reading, given.results, given.check)
     for path, was_so in current.items():
         if was_so:
             print(f"{path}: up to date with the records")

@@ -44,7 +44,8 @@ from .tables import (
 
 NO_HYPOTHESES = "no hypotheses published"
 OTHER_CLIPS = "not the same clips"
-# What the paper asks: is distillation better than its rivals, and is anything better than nothing?
+# What the paper asks: is distillation better than its rivals, are experts better than LoRA, and is
+# anything better than nothing?
 COMPARISONS = (
     ("js", "zero_shot"),
     ("js", "clsr"),
@@ -52,6 +53,8 @@ COMPARISONS = (
     ("js", "lora"),
     ("js", "full"),
     ("kl", "clsr"),
+    ("kl", "lora"),
+    ("clsr", "lora"),
     ("clsr", "zero_shot"),
     ("lora", "zero_shot"),
     ("full", "zero_shot"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from make_records import make_record
 
-from distilwhisper_lib import readme, reproduce, results
+from distilwhisper_lib import readme, reproduce, results, significance
 from distilwhisper_lib import records as record_files
 
 README = "# Kit\n<!-- results:demo:start -->\nold\n<!-- results:demo:end -->\ntail\n"
@@ -102,6 +102,45 @@ def test_block_leads_with_the_cer_of_languages_without_spaces():
 def test_block_is_the_same_in_any_order_of_records():
     records = [make_record("js", "ca"), make_record("lora", "cs"), make_record("kl", "ca", 1)]
     assert readme.readme_block(records) == readme.readme_block(copy.deepcopy(records[::-1]))
+
+
+def test_a_system_without_a_run_has_no_row_on_the_page():
+    block = readme.readme_block([make_record("js"), make_record("clsr")])
+    rows = [line.split(" | ")[0] for line in block.splitlines() if line.startswith("| +")]
+    assert set(rows) == {"| + CLSR", "| + CLSR + JS"}
+    assert "A system that was not run at a size has no row there." in block
+
+
+def test_the_reading_of_results_shows_intervals_and_differences(kit, tmp_path, capsys):
+    """Numbers as significance gives them; a changed setting is held against the unchanged one."""
+    demo = Path(__file__).parents[1] / "results" / "demo"
+    records = record_files.load_records(demo)
+    block = readme.intervals_block(records, demo)
+    found = significance.resample(records, demo)
+    for one in found.intervals().to_dict("records"):
+        assert f" {one['error']:.1f} [{one['low']:.1f}, {one['high']:.1f}] |" in block
+    table = block.partition("| Difference |")[2]
+    for one in found.differences().to_dict("records"):
+        told = (
+            f"{one['difference']:.1f} [{one['low']:.1f}, {one['high']:.1f}] p {one['p (Holm)']:.2g}"
+        )
+        (line,) = (
+            line
+            for line in table.splitlines()
+            if line.startswith(f"| {one['system']} against {one['against']} |")
+        )
+        assert f" {told} |" in line
+    assert "5,000 resampled test sets, drawn by speaker" in block
+    changed = [make_record("js", budget=0.3), make_record("js"), make_record("clsr")]
+    assert readme.variants(changed) == [("+ CLSR + JS (budget=0.3)", "+ CLSR + JS")]
+
+    page = tmp_path / "results" / "README.md"
+    page.write_text("# Read\n<!-- results:intervals:start -->\n<!-- results:intervals:end -->\n")
+    assert results.main([*kit, "--check"]) == 1
+    assert f"{page}: stale" in capsys.readouterr().err
+    assert results.main(kit) == 0
+    assert "No run is recorded here yet." in page.read_text()
+    assert results.main([*kit, "--check"]) == 0
 
 
 def test_show_prints_the_tables(kit, tmp_path, capsys):
