@@ -8,7 +8,8 @@ feed-forward network (FFN) of Whisper stays as the *shared* branch; each languag
 
 In training g is soft and noisy, and both branches are computed. At inference g is 0 or 1, and
 each token goes through the one branch that its gate picked; where a compiler or a captured graph
-needs shapes that do not depend on the gates, both are computed there too.
+needs shapes that do not depend on the gates, both are computed there too. What the model would say
+if inference were as soft as training, without its noise, mode "soft" tells.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from torch.nn import functional as F
 
 from .errors import UserError
 
-GATE_MODES = ("learned", "open", "closed")  # open: expert everywhere; closed: shared everywhere
+# Each token through one branch: the gate's, the expert everywhere, the shared network everywhere.
+HARD_MODES = ("learned", "open", "closed")
+GATE_MODES = (*HARD_MODES, "soft")  # soft: both branches, weighed as in training
 # One of these for all layers, or by layer name ("encoder.1"): layers not named are "learned".
 GateMode = str | Mapping[str, str]
 SHARED = -1  # the row of a batch that has no expert
@@ -130,6 +133,8 @@ class CLSR(nn.ModuleDict):
             return shared(x), Gates(torch.zeros(x.shape[:2], device=x.device), False)
         if self.training:
             return self._blend(x, shared, activation, inner_dropout, expert_ids, mode, noise, skip)
+        if mode == "soft":
+            return self._blend(x, shared, activation, 0.0, expert_ids, mode)
         route = self._route_densely if self._shapes_are_static(x) else self._route
         y, picked = route(x, shared, activation, expert_ids, mode)
         return y, Gates(picked.float(), False)
@@ -155,10 +160,10 @@ class CLSR(nn.ModuleDict):
         inner_dropout: float,
         expert_ids: Tensor,
         mode: str,
-        noise: float,
-        skip: float,
+        noise: float = 0.0,
+        skip: float = 0.0,
     ) -> tuple[Tensor, Gates]:
-        """Training: soft gates weigh both branches, token by token."""
+        """Training, and mode "soft": soft gates weigh both branches, token by token."""
         groups = self._groups(expert_ids, x.device)
         soft = [soft_gate(expert.gate, _take(x, rows), mode, noise) for expert, rows in groups]
         gates = torch.zeros(x.shape[:2], device=x.device)
@@ -255,7 +260,7 @@ def hard_gate(gate: Gate, x: Tensor, mode: str = "learned") -> Tensor:
 def soft_gate(gate: Gate, x: Tensor, mode: str, noise: float) -> Tensor:
     """(B, T, D) -> (B, T) in (0, 1): sigmoid(score + noise * N(0, 1))."""
     score = gate(x)
-    if mode != "learned":
+    if mode in ("open", "closed"):
         return torch.full_like(score, float(mode == "open"))
     return torch.sigmoid(score + noise * torch.randn_like(score))
 

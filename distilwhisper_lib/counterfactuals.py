@@ -1,10 +1,11 @@
-"""What a run would say with its gates forced: open, closed, or one layer's expert switched off.
+"""What a run would say with its gates forced: soft, open, closed, or one layer's expert off.
 
 A share of expert routing says who spoke, not who helped. Here the test clips are decoded again
-with all gates open, with all of them closed (the student without training), and with the expert
-of each layer off by itself, its gate closed while the others decide as they learned to. What was
-said is counted clip by clip and kept in ``<results>/gates/forced/<run_id>.json``, so that paired
-differences need that file alone. Whatever was decoded is not decoded again.
+with all gates soft (both branches weighed, as they were in training), with all open, with all
+closed (the student without training), and with the expert of each layer off by itself, its gate
+closed while the others decide as they learned to. What was said is counted clip by clip and kept
+in ``<results>/gates/forced/<run_id>.json``, so that paired differences need that file alone.
+Whatever was decoded is not decoded again.
 
     python -m distilwhisper_lib.counterfactuals outputs/<run_id> [--clips N] [--domain in_domain]
 """
@@ -52,7 +53,7 @@ COMMAND = "python -m distilwhisper_lib.counterfactuals"
 def gate_modes(model: Any) -> dict[str, GateMode]:
     """Every case that is compared with the learned gates, by its name in the file."""
     layers = {name: {name: "closed"} for name in model.layer_names}
-    return {"open": "open", "closed": "closed", **layers}
+    return {"soft": "soft", "open": "open", "closed": "closed", **layers}
 
 
 def hear_forced(
@@ -133,7 +134,7 @@ def ensure_forced(
 
 def _is_complete(found: ForcedGates, record: Record, domains: Sequence[str]) -> bool:
     layers = record["evaluations"][0]["gates"] or {}
-    wanted = ["open", "closed"]
+    wanted = ["soft", "open", "closed"]
     wanted += [f"{side}.{n + 1}" for side, shares in layers.items() for n in range(len(shares))]
     kept = found["domains"]
     return found["weights_sha256"] == record["training"]["weights_sha256"] and all(

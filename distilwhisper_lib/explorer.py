@@ -23,7 +23,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from .audio import SAMPLE_RATE
-from .clsr import GATE_MODES
+from .clsr import HARD_MODES
 from .config import RunConfig
 from .errors import UserError
 from .explorer_figures import sound_figure, write_static
@@ -80,7 +80,7 @@ class Explorer:
         self.domain = _dropdown("clips", [*places, ("my recordings", OWN)])
         self.clip = _dropdown("utterance")
         self.mode = widgets.ToggleButtons(
-            options=list(GATE_MODES),
+            options=list(HARD_MODES),
             tooltips=["each gate decides", "expert everywhere", "shared network everywhere"],
             style={"button_width": "6em"},
         )  # fmt: skip

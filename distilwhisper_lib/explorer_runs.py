@@ -18,7 +18,7 @@ import numpy as np
 
 from .audio import SAMPLE_RATE
 from .clips import COLUMNS
-from .clsr import GATE_MODES
+from .clsr import HARD_MODES
 from .config import TRAINED, WITH_EXPERTS, RunConfig
 from .corpora import open_corpus
 from .decoding import read_audio
@@ -112,7 +112,7 @@ class Heard:
 @dataclass(frozen=True)
 class Scene:
     """All that the explorer shows at one time. ``modes``: the run under each way to set its gates,
-    in the order of GATE_MODES, ``heard`` the one that was asked for; ``notes``: a sentence for each
+    in the order of HARD_MODES, ``heard`` the one that was asked for; ``notes``: a sentence for each
     thing that is missing."""
 
     clip: Clip
@@ -260,7 +260,7 @@ class Listener:
             samples = samples[: int(WINDOW * SAMPLE_RATE)]
         if samples is None and run.folder is not None:
             return Scene(clip, None, None, [], None, notes)
-        wanted = GATE_MODES if run.has_gates else ("learned",)
+        wanted = HARD_MODES if run.has_gates else ("learned",)
         found = [_attempt(notes, self.hear, run, clip, each) for each in wanted]
         modes = [heard for heard in found if heard is not None]
         asked = mode if run.has_gates else "learned"

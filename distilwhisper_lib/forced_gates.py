@@ -38,9 +38,9 @@ from .tables import HEADLINE, rate_of
 
 SCHEMA = 1
 LEARNED = "learned"
-# "open": the expert everywhere; "closed": the shared network everywhere; a layer's name: its
-# expert alone is off.
-CASES = re.compile(r"learned|open|closed|(encoder|decoder)\.[1-9]\d{0,2}")
+# "soft": both branches, weighed as in training; "open": the expert everywhere; "closed": the shared
+# network everywhere; a layer's name: its expert alone is off.
+CASES = re.compile(r"learned|soft|open|closed|(encoder|decoder)\.[1-9]\d{0,2}")
 
 ForcedGates = dict[str, Any]
 Row = Mapping[str, Any]
@@ -248,4 +248,4 @@ _COLUMNS = ["error", "difference", "low", "high", "p", "p (Holm)", "clips", "blo
 
 def _place(case: str) -> tuple[int, int]:
     side, _, layer = case.partition(".")
-    return (LEARNED, "open", "closed", "encoder", "decoder").index(side), int(layer or 0)
+    return (LEARNED, "soft", "open", "closed", "encoder", "decoder").index(side), int(layer or 0)

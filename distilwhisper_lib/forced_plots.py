@@ -10,25 +10,31 @@ from matplotlib.figure import Figure
 
 from .errors import UserError
 from .forced_gates import LEARNED, ForcedGates, differences
-from .plots import BLACK, BLUE, GREY, ORANGE, VERMILION, panels, style
+from .plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, panels, style
 from .records import DOMAINS
 from .titles import titles
 
 _LOOKS = {
+    "soft": {"color": GREEN, "marker": "v"},
     "open": {"color": ORANGE, "marker": "^"},
     "closed": {"color": GREY, "marker": "s"},
     "encoder": {"color": BLUE, "marker": "o"},
     "decoder": {"color": VERMILION, "marker": "D"},
 }
-_NAMES = {"open": "all open (expert only)", "closed": "all closed (no expert)"}
+_NAMES = {
+    "soft": "all soft (both, weighed)",
+    "open": "all open (expert only)",
+    "closed": "all closed (no expert)",
+}
 
 
 def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
     """What forcing the gates changes against the learned ones, in points, with 95 % intervals.
 
-    A column per domain. Above the whole model with its gates open and closed, below the expert of
-    one layer off at a time, on a scale of their own: one layer moves less than all of them. Right
-    of 0 forcing makes it worse, so the layers that reach far to the right carry the gain.
+    A column per domain. Above the whole model with its gates soft, open and closed, below the
+    expert of one layer off at a time, on a scale of their own: one layer moves less than all of
+    them. Right of 0 forcing makes it worse, so the layers that reach far to the right carry the
+    gain.
     UserError where the file has no forced case yet.
     """
     domains = [d for d in DOMAINS if len(forced["domains"].get(d, {}).get("cases", ())) > 1]

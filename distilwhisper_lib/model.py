@@ -372,8 +372,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
 
         ``language_ids``: language token of each row (B,); read from the decoder prompt when left
         out. ``expert_ids``: the same as indices, see expert_ids_of(). ``gate_mode``: "learned",
-        "open" (expert everywhere) or "closed" (shared everywhere); or one of these by layer name,
-        {"encoder.1": "closed"}, all others learned. ``gate_noise``: its alpha, in training.
+        "open" (expert everywhere), "closed" (shared everywhere) or "soft" (both, weighed as in
+        training); or one of these by layer name, {"encoder.1": "closed"}, all others learned.
+        ``gate_noise``: its alpha, in training.
         ``output_gates``: return a GateTrace. ``with_logits=False``: stop before the head, and
         return the decoder's final hidden states instead of logits (and of any loss).
         """

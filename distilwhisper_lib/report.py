@@ -234,9 +234,10 @@ def _forced(folder: str | Path) -> str:
             "What forced gates change: no run of distilwhisper_lib.counterfactuals yet."
         )
     about = page.note(
-        "The same clips with all gates open, all closed, and the expert of one layer off at a "
-        "time, against the gates as learned: 95 % intervals, paired, of a bootstrap that draws "
-        "whole speakers. Too narrow where there are fewer than 20 blocks."
+        "The same clips with all gates soft (both branches weighed, as in training), all open, all "
+        "closed, and the expert of one layer off at a time, against the gates as learned: 95 % "
+        "intervals, paired, of a bootstrap that draws whole speakers, or utterances where there "
+        "are fewer than six speakers. Too narrow where there are fewer than 20 blocks."
     )
     return about + "".join(
         page.figure(f"{forced['run_id']}: gates forced", forced_changes, forced) for forced in files

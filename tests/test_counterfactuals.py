@@ -88,7 +88,7 @@ def test_every_case_is_what_the_model_says_and_the_run_stays_as_it_is(js, config
     for evaluation in run.record["evaluations"]:
         domain = evaluation["domain"]
         cases = cases_of(path, domain)
-        assert list(cases) == ["learned", "open", "closed", *LAYERS]
+        assert list(cases) == ["learned", "soft", "open", "closed", *LAYERS]
         for normalizer, scores in cases["learned"]["scores"].items():
             for metric, value in scores.items():
                 assert value == pytest.approx(evaluation["scores"][normalizer][metric][metric])
@@ -99,12 +99,14 @@ def test_every_case_is_what_the_model_says_and_the_run_stays_as_it_is(js, config
                 run.model, run.processor, getattr(data, domain), gate_mode=mode, **options
             )
             assert cases[name]["errors"] == count_case(again, "ca")["errors"]
-    assert decoded == ["open", *({name: "closed"} for name in LAYERS)] * 2  # the rest is read
+    assert (
+        decoded == ["soft", "open", *({name: "closed"} for name in LAYERS)] * 2
+    )  # the rest is read
 
 
 def test_closed_gates_are_decoded_where_no_student_was_recorded(js, decoded):
     path = hear(js, domains=["in_domain"])
-    assert decoded[1] == "closed"
+    assert decoded[2] == "closed"
     closed = cases_of(path)["closed"]
     assert closed["source"] == "decoded"
     model, processor = load_student(js)
@@ -118,27 +120,27 @@ def test_an_interrupted_call_goes_on_and_nothing_is_decoded_twice(js, decoded):
     decoded.stop_after = 3
     with pytest.raises(KeyboardInterrupt):
         hear(js, run, domains=["in_domain"])
-    assert list(cases_of(file_of(js))) == ["learned", "open", "closed", "encoder.1"]
+    assert list(cases_of(file_of(js))) == ["learned", "soft", "open", "closed"]
     decoded.stop_after = None
     path = hear(js, run, domains=["in_domain"], clips=2)  # never fewer
     assert decoded == list(gate_modes(run.model).values())
     whole = path.read_bytes()
     hear(js, run, domains=["in_domain"], clips=2)
     hear(js, run, domains=["in_domain"])
-    assert path.read_bytes() == whole and len(decoded) == 6
+    assert path.read_bytes() == whole and len(decoded) == 7
 
     path.unlink()
     hear(js, run, domains=["in_domain"], clips=2)
     assert len(read_forced(path)["domains"]["in_domain"]["ids"]) == 2
     hear(js, run)  # more clips, and the other test set
-    assert len(decoded) == 6 + 6 + 12
+    assert len(decoded) == 7 + 7 + 14
     found = read_forced(path)
     assert json.loads(whole)["domains"]["in_domain"] == found["domains"]["in_domain"]
 
     other = found | {"weights_sha256": "5" * 64}
     path.write_text(json.dumps(other))
     hear(js, run, domains=["in_domain"], clips=1)
-    assert set(read_forced(path)["domains"]) == {"in_domain"} and len(decoded) == 30
+    assert set(read_forced(path)["domains"]) == {"in_domain"} and len(decoded) == 35
 
 
 def test_what_cannot_be_compared_is_one_sentence_and_writes_nothing(js, decoded, tmp_path):
@@ -172,18 +174,18 @@ def test_a_notebook_makes_the_file_once_and_says_what_there_is(js, decoded):
     assert f"no {file_of(js)}" in said and f"counterfactuals {folder}`" in said
     away.rename(folder)
     assert "is written" in ensure_forced(js, clips=2)
-    assert len(decoded) == 12
+    assert len(decoded) == 14
     assert ensure_forced(js, clips=2) == f"{file_of(js)} is complete"
     found = read_forced(file_of(js))
     file_of(js).write_text(json.dumps(found | {"weights_sha256": "5" * 64}))  # of older weights
-    assert "is written" in ensure_forced(js, clips=2) and len(decoded) == 24
+    assert "is written" in ensure_forced(js, clips=2) and len(decoded) == 28
     folder.rename(away)
     assert ensure_forced(js) == (
         f"{file_of(js)} is shown: the model that it tells of is not in outputs/"
     )
     away.rename(folder)
     file_of(js).write_text("{")
-    assert "is not JSON" in ensure_forced(js) and len(decoded) == 24
+    assert "is not JSON" in ensure_forced(js) and len(decoded) == 28
 
 
 def test_the_command_prints_a_table_and_refuses_in_one_sentence(js, capsys):

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSpeechSeq2Seq, WhisperConfig, WhisperForConditionalGeneration
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
-from distilwhisper_lib.clsr import SHARED, soft_gate
+from distilwhisper_lib.clsr import CLSR, SHARED, soft_gate
 from distilwhisper_lib.training import load_model
 
 FRAMES = 300
@@ -90,6 +90,24 @@ def test_hard_routing_equals_the_dense_equation(tiny_model):
         assert not gates.values[1].any()
         torch.testing.assert_close(y[1], layer._shared(x[1]), atol=1e-5, rtol=1e-5)
         assert {-1e3: gates.values.sum() == 0, 0.0: True, 1e3: gates.values.sum() == 40}[bias]
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_soft_mode_weighs_both_branches_without_noise_or_dropout(tiny_model, monkeypatch, dense):
+    """y = sigmoid(score) expert(x) + (1 - sigmoid(score)) shared(x), in the rows with an expert."""
+    monkeypatch.setattr(CLSR, "dense", dense)
+    model = tiny_model("ca", "cs").eval()
+    layer = model.model.encoder.layers[0]
+    x, ids = torch.randn(3, 20, 32), torch.tensor([1, SHARED, 0])
+    y, gates = layer.clsr(x, layer._shared, layer.activation_fn, 0.5, ids, "soft")
+    for row, code in ((0, "cs"), (2, "ca")):
+        g = layer.clsr[code].gate(x[row]).sigmoid()
+        torch.testing.assert_close(gates.values[row], g)
+        expert = layer.clsr[code](x[row], layer.activation_fn, 0.0)
+        blend = g[:, None] * expert + (1 - g[:, None]) * layer._shared(x[row])
+        torch.testing.assert_close(y[row], blend, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y[1], layer._shared(x[1]), atol=1e-5, rtol=1e-5)
+    assert not gates.values[1].any()
 
 
 def test_a_tie_counts_as_one(tiny_model):
