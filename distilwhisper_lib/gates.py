@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from transformers import WhisperProcessor
 
 from .audio import read_audio
 from .clsr import CLSR, Gates
-from .config import RunConfig
+from .config import WITH_EXPERTS, RunConfig, resolve
 from .errors import UserError
 from .features import audio_positions, extract_features
 from .model import DistilWhisperForConditionalGeneration
@@ -259,3 +260,18 @@ def load_gates(results: str | Path) -> list[dict[str, Any]]:
     if not paths:
         raise UserError(f"no gate files in {folder}: run notebooks 04 to 06 first")
     return [read_gates(path) for path in paths]
+
+
+def gates_of(
+    found: Sequence[dict[str, Any]], preset: str, seed: int, overrides: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Of these gate files, those of a notebook's parameters, whatever the language; all of them
+    where there is none: other seeds and training sizes would stand beside as if they were other
+    systems."""
+    languages = {g["language"] for g in found if g.get("preset") == preset}
+    runs = {
+        resolve(method, preset, language, seed, overrides).run_id
+        for method in WITH_EXPERTS
+        for language in languages
+    }
+    return [g for g in found if g["run_id"] in runs] or list(found)

@@ -10,6 +10,7 @@ import pytest
 from make_gates import DECODER, LAYERS, gate_file, make_rows
 
 from distilwhisper_lib import UserError, bootstrap
+from distilwhisper_lib.config import resolve
 from distilwhisper_lib.gate_counts import BINS, SCORE_EDGES, SIDES
 from distilwhisper_lib.gate_statistics import (
     agreement,
@@ -19,7 +20,7 @@ from distilwhisper_lib.gate_statistics import (
     mean_shares,
     summarise,
 )
-from distilwhisper_lib.gates import load_gates, read_gates
+from distilwhisper_lib.gates import gates_of, load_gates, read_gates
 
 
 def pooled(every, name):
@@ -221,3 +222,21 @@ def test_gate_files_of_the_first_format_are_read(tmp_path):
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             read_gates(path)
+
+
+def test_a_notebook_shows_the_runs_of_its_parameters_in_every_language():
+    """And all there are where none is: of another preset, say, or of other seeds alone."""
+
+    def file_of(method, language, seed, **overrides):
+        run_id = resolve(method, "demo", language, seed, overrides).run_id
+        return gate_file(language, seed, method, run_id=run_id)
+
+    found = [
+        file_of("js", "ca", 77), file_of("kl", "cs", 77), file_of("js", "ca", 78),
+        file_of("js", "ca", 77, train_size=200), gate_file("th", preset="elsewhere"),
+    ]  # fmt: skip
+    assert gates_of(found, "demo", 77, {}) == found[:2]
+    assert gates_of(found, "demo", 78, {}) == found[2:3]
+    assert gates_of(found, "demo", 77, {"train_size": 200}) == found[3:4]
+    assert gates_of(found, "demo", 79, {}) == found
+    assert gates_of(found[4:], "demo", 77, {}) == found[4:]
