@@ -97,7 +97,10 @@ def _origins(records: Sequence[Record]) -> str:
         day = made["created"].partition("T")[0]
         cells = [f"`{record['run_id']}`", day, commit, device, duration, command]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    trained = sum(record["training"]["seconds"] for record in records if record["training"])
+    heard = sum(e["seconds"] for record in records for e in record["evaluations"])
+    spent = f"{trained / 60:,.0f} min of training, {heard / 60:,.0f} min of transcribing test sets"
+    return "\n".join(lines) + f"\n\nAll of them together: {spent}.\n"
 
 
 def intervals_block(records: Sequence[Record], folder: str | Path) -> str:

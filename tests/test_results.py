@@ -35,6 +35,7 @@ def test_readme_command_rewrites_and_checks(kit, tmp_path, capsys):
     assert text.endswith("<!-- results:demo:end -->\ntail\n")
     assert "| + CLSR + JS | 12.3 |" in text and "old" not in text
     assert "`abcdef01`" in text and "A CPU, 2 cores" in text
+    assert "All of them together: 0 min of training, 1 min of transcribing" in text
     assert results.main([*kit, "--check"]) == 0
     assert results.main(kit) == 0
     assert (tmp_path / "README.md").read_text() == text
