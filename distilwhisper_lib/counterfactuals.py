@@ -8,6 +8,7 @@ in ``<results>/gates/forced/<run_id>.json``, so that paired differences need tha
 Whatever was decoded is not decoded again.
 
     python -m distilwhisper_lib.counterfactuals outputs/<run_id> [--clips N] [--domain in_domain]
+        [--cases soft open]
 """
 
 from __future__ import annotations
@@ -61,11 +62,13 @@ def hear_forced(
     *,
     domains: Sequence[str] = tuple(DOMAINS),
     clips: int | None = None,
+    cases: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Path:
     """Decode a run's test sets under every forced routing; returns the file written.
 
-    ``clips``: so many of each test set, the first ones; None for all. The file is written after
+    ``clips``: so many of each test set, the first ones; None for all. ``cases``: these alone
+    ("soft", "open", "closed" or a layer's name); None for all. The file is written after
     every case, and what stands in it for the same weights and clips is kept. It never shrinks:
     begun with more clips than are asked for, it is completed with those. Raises UserError for a
     run without gates, and when its hypotheses are not those of its record.
@@ -83,6 +86,8 @@ def hear_forced(
     learned = {domain: _learned(run, domain) for domain in domains}
     path = forced_path(config.results_dir, run.record["run_id"])
     modes = gate_modes(run.model)
+    for name in cases or ():
+        one_of("case", name, tuple(modes))
     run.model.to(best_device())
     with alone(run.folder / "forced", "decoding under forced gates"):
         found = _begun(path, run)
@@ -92,7 +97,7 @@ def hear_forced(
             begun = _begin_domain(run, domain, asked)
             if kept | {"cases": {LEARNED: kept["cases"].get(LEARNED)}} != begun:
                 kept = found["domains"][domain] = begun
-            missing = missing_cases(kept, modes)
+            missing = missing_cases(kept, cases or modes)
             table = _table(run.config, domain, asked) if missing else None
             for name in missing:
                 if progress:
@@ -265,10 +270,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--domain", action="append", choices=tuple(DOMAINS), help="one test set instead of both"
     )
+    parser.add_argument(
+        "--cases", nargs="+", metavar="CASE", help="soft, open, closed or encoder.1: these alone"
+    )
     given = parser.parse_args(arguments)
     domains = given.domain or tuple(DOMAINS)
     run = load_run(given.run, given.base, given.data_dir)
-    path = hear_forced(run, domains=domains, clips=given.clips)
+    path = hear_forced(run, domains=domains, clips=given.clips, cases=given.cases)
     found = read_forced(path)
     for domain in domains:
         table = differences(found, domain)

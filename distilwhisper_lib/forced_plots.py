@@ -57,7 +57,7 @@ def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
                 _draw_changes(axis, table.reindex(part))
             metric, learned = table.attrs["metric"].upper(), table.loc[LEARNED]
             axes[0, column].set_title(
-                f"{DOMAINS[domain].capitalize()}: {learned['error']:.1f} % {metric}, "
+                f"{DOMAINS[domain].capitalize()}: {learned['error']:.1f} % {metric}\n"
                 f"{learned['clips']:,} clips, {learned['blocks']:,} blocks",
                 fontsize=9,
             )

@@ -115,7 +115,8 @@ def intervals_block(records: Sequence[Record], folder: str | Path) -> str:
     drawn = " / ".join(sorted(set(intervals["blocked on"].dropna())))
     parts = [
         f"**{title_of(results_tables(records))}** in percent with 95 % intervals: "
-        f"{found.draws:,} resampled test sets, drawn by {drawn}",
+        f"{found.draws:,} resampled test sets, drawn by {drawn}; several seeds count as the mean "
+        "of their errors",
         to_markdown(with_intervals(intervals)),
         "**Paired differences** in points, below zero where the first is better; p of a "
         "permutation test, adjusted (Holm) for all pairs of a column",

@@ -57,13 +57,14 @@ _SCORES = Named(
 )
 _DATA = Maybe({"corpus": str, "clips": _COUNT, "hours": _MEASURE, "sha256": str})
 _MODEL = {"name": str, "sha256": Maybe(str), "commit": Optional(str)}  # of the hub's: commit
-# mode: "hidden", "top_k" or "online"; of stored ones also bytes, seconds of the build, and built:
-# whether this run built them or found them.
+# mode: "hidden", "top_k" or "online"; of stored ones also bytes, sha256 (of the files' hashes),
+# seconds of the build, and built: whether this run built them or found them.
 _TARGETS = {
     "mode": str,
     "bytes": Optional(_COUNT),
     "seconds": Optional(_MEASURE),
     "built": Optional(bool),
+    "sha256": Optional(str),
 }
 _TRAINING = {
     "steps": _COUNT,

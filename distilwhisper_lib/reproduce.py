@@ -31,9 +31,10 @@ record. Tolerance: none. `make test` does it too.
 **From training**: the command of a run, below, in a fresh clone with the same data and models (what
 these are, [README.md](README.md) says for the results here; the demo brings its own). It writes
 the same files again, so `git diff results/` shows what came out otherwise. Tolerance: none on the
-same kind of machine with the same versions and number of threads: the record's
-`training.weights_sha256` is then the same. Elsewhere sums round otherwise, and training makes more
-of that: by how much a rate then moves has not been measured.
+same kind of machine with the same versions and number of threads, in the building of the teacher's
+targets too: the record's `training.weights_sha256` is then the same. Elsewhere sums round
+otherwise, and training in bfloat16 makes as much of that as another seed does: expect a rate to
+move by what the seeds of its row differ by, 1 to 4 points in the miniature.
 
 A cell is the mean over its runs of `evaluations[...].scores.{NORMALIZER}` in `runs/<run>.json`,
 times 100; what was said is in `hypotheses/<run>-<domain>.jsonl.gz`.

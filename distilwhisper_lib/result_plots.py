@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,12 +149,19 @@ def interval_plot(intervals: pd.DataFrame) -> Figure:
     systems = list(dict.fromkeys(known["system"]))[::-1]  # the first on top
     domains = [domain for domain in DOMAINS if domain in set(known["domain"])]
     with style():
-        figure, axes = panels(1, len(domains), 4.0, 0.38 * len(systems) + 1.1, sharey=True)
+        labels = _wrapped(systems)
+        lines = sum(1 + label.count("\n") / 2 for label in labels)
+        figure, axes = panels(1, len(domains), 4.0, 0.38 * lines + 1.1, sharey=True)
         for axis, domain in zip(axes[0], domains, strict=True):
             _draw_intervals(axis, known[known["domain"] == domain], systems)
             axis.set(title=DOMAINS[domain].capitalize(), xlabel="error rate (%)")
-        axes[0][0].set_yticks(range(len(systems)), systems)
+        axes[0][0].set_yticks(range(len(systems)), labels)
     return figure
+
+
+def _wrapped(systems: Sequence[str]) -> list[str]:
+    """Long names over several lines, so that they leave room for what they name."""
+    return [textwrap.fill(system, 40) for system in systems]
 
 
 def _draw_intervals(axis: Axes, rows: pd.DataFrame, systems: Sequence[str]) -> None:
@@ -196,8 +204,10 @@ def error_kinds_bars(kinds: pd.DataFrame) -> Figure:
     kinds = _one_label_a_row(kinds)
     systems = list(dict.fromkeys(kinds["system"]))[::-1]
     domains = [domain for domain in DOMAINS if domain in set(kinds["domain"])]
+    labels = _wrapped(systems)
+    lines = sum(1 + label.count("\n") / 2 for label in labels)
     with style():
-        figure, axes = panels(1, len(domains), 4.0, 0.3 * len(systems) + 1.3, sharey=True)
+        figure, axes = panels(1, len(domains), 4.0, 0.3 * lines + 1.3, sharey=True)
         for axis, domain in zip(axes[0], domains, strict=True):
             mine = kinds[kinds["domain"] == domain]
             means = mine.groupby("system")[list(_KINDS)].mean().reindex(systems)
@@ -209,7 +219,7 @@ def error_kinds_bars(kinds: pd.DataFrame) -> Figure:
                 left += widths
             axis.set(title=DOMAINS[domain].capitalize(), xlabel="per cent of the reference")
             axis.grid(axis="y", visible=False)
-        axes[0][0].set_yticks(range(len(systems)), systems)
+        axes[0][0].set_yticks(range(len(systems)), labels)
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure

@@ -56,7 +56,7 @@ class StoredTargets:
 
     folder: Path
     places: dict[str, Place]
-    about: dict[str, Any]  # mode, bytes, seconds of the build, and whether this run built them
+    about: dict[str, Any]  # mode; of stored ones bytes, sha256, seconds of the build, and built
 
     def read(self, clip: str) -> dict[str, Tensor]:
         """One clip's targets by name, (N, ...) of its N labelled positions."""
@@ -225,8 +225,15 @@ def _verified(
         "bytes": sum(size for size, _ in sizes.values()),
         "seconds": seconds,
         "built": built,
+        "sha256": _hash_of({name: sha256 for name, (_, sha256) in sorted(sizes.items())}),
     }
     return StoredTargets(folder.absolute(), {place.clip: place for place in places}, about)
+
+
+def _hash_of(files: dict[str, str]) -> str:
+    """What tells two builds apart: the teacher on another machine, or with another number of
+    threads, rounds otherwise, and what learns from it comes out otherwise too."""
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def _unsound(folder: Path, what: str) -> UserError:

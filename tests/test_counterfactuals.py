@@ -13,6 +13,7 @@ from distilwhisper_lib.data import load_data
 from distilwhisper_lib.evaluation import transcribe
 from distilwhisper_lib.finished import load_run
 from distilwhisper_lib.forced_gates import count_case, forced_path, read_forced
+from distilwhisper_lib.forced_plots import forced_changes
 from distilwhisper_lib.runs import evaluate, record_run
 from distilwhisper_lib.training import load_student, train
 
@@ -113,6 +114,17 @@ def test_closed_gates_are_decoded_where_no_student_was_recorded(js, decoded):
     table = load_data(js).in_domain
     said = transcribe(model, processor, table, max_new_tokens=6, batch_size=4, progress=False)
     assert closed["errors"] == count_case(said, "ca")["errors"]
+
+
+def test_chosen_cases_are_decoded_alone_and_the_rest_later(js, decoded):
+    run = load_run(js.output_dir, data_dir=js.data_dir)
+    path = hear(js, run, domains=["in_domain"], cases=["soft"])
+    assert list(cases_of(path)) == ["learned", "soft"] and decoded == ["soft"]
+    assert len(forced_changes(read_forced(path)).axes) == 2
+    hear(js, run, domains=["in_domain"])
+    assert list(cases_of(path)) == ["learned", *gate_modes(run.model)]
+    with pytest.raises(UserError, match="unknown case 'encoder.9'"):
+        hear(js, run, cases=["encoder.9"])
 
 
 def test_an_interrupted_call_goes_on_and_nothing_is_decoded_twice(js, decoded):

@@ -130,7 +130,7 @@ def test_the_compact_mode_is_off_by_what_it_says(
 def test_every_loss_and_seed_shares_one_build(study, monkeypatch):
     config = study("js")
     first = targets_of(config)
-    assert first.about["built"] is True
+    assert first.about["built"] is True and len(first.about["sha256"]) == 64
     no_teacher(monkeypatch)
     for other in (study("kl"), study("kl", temperature=2.0), study("js", learning_rate=1e-4)):
         again = targets_of(other)
