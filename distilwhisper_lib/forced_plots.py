@@ -46,11 +46,12 @@ def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
     tables = [differences(forced, domain, normalizer=normalizer) for domain in domains]
     cases = max((list(table.index.drop(LEARNED)) for table in tables), key=len)
     parts = [[c for c in cases if "." not in c], [c for c in cases if "." in c]]
-    heights = [max(1, len(part)) + 0.6 for part in parts]
+    parts = [part for part in parts if part]
+    heights = [len(part) + 0.6 for part in parts]
     with style():
         figure, axes = panels(
-            2, len(domains), 4.2, (0.27 * sum(heights) + 1.4) / 2, sharex="row", sharey="row",
-            height_ratios=heights,
+            len(parts), len(domains), 4.2, 0.27 * sum(heights) / len(parts) + 0.7,
+            sharex="row", sharey="row", height_ratios=heights,
         )  # fmt: skip
         for column, (domain, table) in enumerate(zip(domains, tables, strict=True)):
             for axis, part in zip(axes[:, column], parts, strict=True):
@@ -61,7 +62,7 @@ def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
                 f"{learned['clips']:,} clips, {learned['blocks']:,} blocks",
                 fontsize=9,
             )
-            axes[1, column].set_xlabel(f"change in {metric} (points); right of 0: worse")
+            axes[-1, column].set_xlabel(f"change in {metric} (points); right of 0: worse")
         (title,) = titles([forced])
         figure.suptitle(f"{title} ({forced['run_id']}): gates forced", x=0.01, ha="left")
     return figure

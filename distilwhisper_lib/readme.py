@@ -5,16 +5,25 @@ A test fails when they are stale; ``python -m distilwhisper_lib.results readme``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
 
 from .errors import UserError
-from .exports import formatted, to_markdown, with_intervals
+from .exports import formatted, stacked, to_markdown, with_intervals
 from .files import write_atomic
+from .forced_gates import LEARNED, load_forced
 from .languages import find_language
-from .records import Record, load_records
+from .records import DOMAINS, Record, load_records
 from .significance import COMPARISONS, resample
 from .tables import (
+    HEADLINE,
+    NOT_RUN,
+    blocks,
+    rate_of,
     results_tables,
     row_labels,
     row_place,
@@ -125,6 +134,35 @@ def intervals_block(records: Sequence[Record], folder: str | Path) -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
+def soft_block(records: Sequence[Record], folder: str | Path) -> str:
+    """Markdown of what choosing a branch costs: each rate with the gates as learned, and soft."""
+    forced = {found["run_id"]: found for found in load_forced(folder)}
+    heard = [record for record in records if record["run_id"] in forced]
+    texts = {}
+    for title, group in blocks(heard).items():
+        cells: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
+        for record, label in zip(group, row_labels(group), strict=True):
+            language = record["config"]["language"]
+            rate = rate_of(HEADLINE, language)
+            for domain, part in forced[record["run_id"]]["domains"].items():
+                if "soft" in part["cases"]:
+                    scores = [part["cases"][case]["scores"]["marks"] for case in (LEARNED, "soft")]
+                    cells[label, domain, language].append([100 * s[rate] for s in scores])
+        texts[title] = _soft_table(cells)
+    return to_markdown(stacked(texts)) if texts else "No run was heard with soft gates yet.\n"
+
+
+def _soft_table(cells: Mapping[tuple[str, str, str], Sequence[Sequence[float]]]) -> pd.DataFrame:
+    """Means over seeds; how many, where there are several."""
+    table: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for (label, domain, language), pairs in sorted(cells.items(), key=lambda c: row_place(c[0][0])):
+        hard, soft = (fmean(values) for values in zip(*pairs, strict=True))
+        seeds = f" ({len(pairs)} seeds)" if len(pairs) > 1 else ""
+        table[domain, language][label] = f"{hard:.1f} → {soft:.1f}{seeds}"
+    order = sorted(table, key=lambda column: (list(DOMAINS).index(column[0]), column[1]))
+    return pd.DataFrame({column: table[column] for column in order}).fillna(NOT_RUN)
+
+
 def variants(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Each row with changed settings, and the row of its method that it is to be held against."""
     rows = sorted(set(row_labels(records)), key=row_place)
@@ -136,6 +174,7 @@ _BLOCKS: dict[str, tuple[str, Callable[[Sequence[Record], Path], str]]] = {
     "demo": ("demo", lambda records, _: readme_block(records)),
     "full": (".", lambda records, _: readme_block(records)),
     "intervals": (".", intervals_block),
+    "soft": (".", soft_block),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from make_records import make_record
 
-from distilwhisper_lib import readme, reproduce, results, significance
+from distilwhisper_lib import forced_gates, readme, reproduce, results, significance
 from distilwhisper_lib import records as record_files
 
 README = "# Kit\n<!-- results:demo:start -->\nold\n<!-- results:demo:end -->\ntail\n"
@@ -142,6 +142,19 @@ def test_the_reading_of_results_shows_intervals_and_differences(kit, tmp_path, c
     assert results.main(kit) == 0
     assert "No run is recorded here yet." in page.read_text()
     assert results.main([*kit, "--check"]) == 0
+
+
+def test_the_reading_of_results_shows_what_choosing_a_branch_costs():
+    demo = Path(__file__).parents[1] / "results" / "demo"
+    block = readme.soft_block(record_files.load_records(demo), demo)
+    (line,) = (line for line in block.splitlines() if line.startswith("| + CLSR + JS |"))
+    cells = [cell.strip() for cell in line.split("|")[2:-1]]
+    files = {f["language"]: f for f in forced_gates.load_forced(demo)}
+    places = [(domain, code) for domain in ("in_domain", "out_of_domain") for code in ("ca", "cs")]
+    for cell, (domain, code) in zip(cells, places, strict=True):
+        found = forced_gates.differences(files[code], domain)["error"]
+        assert cell == f"{found['learned']:.1f} → {found['soft']:.1f}"
+    assert readme.soft_block([], demo) == "No run was heard with soft gates yet.\n"
 
 
 def test_show_prints_the_tables(kit, tmp_path, capsys):
