@@ -109,9 +109,10 @@ PRESETS: dict[str, Preset] = {
     # rates were chosen on Czech validation (66 clips) with 200 training clips, WER/CER of the best
     # epoch: full 2e-5 50.8/17.7, 5e-5 51.3/17.8; LoRA 3e-4 54.2/19.2, 1e-3 50.8/17.1, 3e-3
     # 51.8/17.4; CLSR 1e-4 59.6/21.5, 3e-4 55.2/20.1, 1e-3 72.9/36.5 (after two epochs, then
-    # stopped). The paper's dropout of 0.3 on the expert's output stays: 0 gave 60.0/21.8. Five
-    # epochs: CLSR was best after the second, both baselines in the last two. Those that ran to
-    # their end are in benchmarks/tuning.json; KL and JS take what was chosen for CLSR.
+    # stopped). The paper's dropout of 0.3 on the expert's output stays: 0 gave 60.0/21.8. All
+    # within noise: CLSR's 3e-4, trained again with two threads, gave 59.1. Five epochs: CLSR was
+    # best after the second, both baselines in the last two. Those that ran to their end are in
+    # benchmarks/tuning.json; KL and JS take what was chosen for CLSR.
     "mini": Preset(
         "Whisper-base in models/whisper-base on Fish Fillets; a CPU or a T4; minutes a run",
         KIT,

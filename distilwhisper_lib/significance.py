@@ -57,6 +57,7 @@ COMPARISONS = (
     ("clsr", "lora"),
     ("clsr", "zero_shot"),
     ("lora", "zero_shot"),
+    ("full", "lora"),
     ("full", "zero_shot"),
 )
 

@@ -207,6 +207,13 @@ def test_the_committed_readme_shows_the_committed_records():
     assert results.main(["readme", "--check", *where]) == 0
 
 
+def test_links_of_the_pages_lead_to_files():
+    root = Path(__file__).parents[1]
+    for page in (root / "README.md", root / "results" / "README.md", root / "results/reproduce.md"):
+        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        assert links and not [link for link in links if not (page.parent / link).exists()]
+
+
 def test_every_cell_names_its_runs_and_their_commands(tmp_path):
     folder = tmp_path / "results"
     runs = [make_record("js", wer=0.1, seed=77), make_record("js", wer=0.2, seed=78)]
