@@ -37,9 +37,9 @@ otherwise, and training in bfloat16 makes as much of that as another seed does: 
 move by as much as seeds do, 2 to 8 points from best to worst of three in the miniature.
 
 The repeats that this is known from are in `benchmarks/repeats.json` (made by
-`python -m benchmarks.repeats`). Of the records of KL and JS in the miniature, the targets were built
-with two threads, whatever their commands say: with `OMP_NUM_THREADS=1` from the start they come out
-otherwise.
+`python -m benchmarks.repeats`). Of the records of KL and JS in the miniature, the targets were
+built with two threads, whatever their commands say: with `OMP_NUM_THREADS=1` from the start they
+come out otherwise.
 
 The tables below are the headline's, with marks kept. Everything else is made of the same files:
 CER, Whisper's normaliser, averages, intervals, differences and soft gates by
