@@ -117,10 +117,8 @@ def intervals_block(records: Sequence[Record], folder: str | Path) -> str:
     if not records:
         return "No run is recorded here yet.\n"
     found = resample(records, folder)
-    intervals, differences = (
-        found.intervals(),
-        found.differences((*COMPARISONS, *variants(records))),
-    )
+    intervals = found.intervals()
+    differences = found.differences((*COMPARISONS, *variants(records)))
     drawn = " / ".join(sorted(set(intervals["blocked on"].dropna())))
     parts = [
         f"**{title_of(results_tables(records))}** in percent with 95 % intervals: "
@@ -140,7 +138,7 @@ def soft_block(records: Sequence[Record], folder: str | Path) -> str:
     heard = [record for record in records if record["run_id"] in forced]
     texts = {}
     for title, group in blocks(heard).items():
-        cells: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
+        cells: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
         for record, label in zip(group, row_labels(group), strict=True):
             language = record["config"]["language"]
             rate = rate_of(HEADLINE, language)
@@ -148,7 +146,8 @@ def soft_block(records: Sequence[Record], folder: str | Path) -> str:
                 if "soft" in part["cases"]:
                     scores = [part["cases"][case]["scores"]["marks"] for case in (LEARNED, "soft")]
                     cells[label, domain, language].append([100 * s[rate] for s in scores])
-        texts[title] = _soft_table(cells)
+        if cells:
+            texts[title] = _soft_table(cells)
     return to_markdown(stacked(texts)) if texts else "No run was heard with soft gates yet.\n"
 
 

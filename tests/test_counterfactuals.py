@@ -100,9 +100,8 @@ def test_every_case_is_what_the_model_says_and_the_run_stays_as_it_is(js, config
                 run.model, run.processor, getattr(data, domain), gate_mode=mode, **options
             )
             assert cases[name]["errors"] == count_case(again, "ca")["errors"]
-    assert (
-        decoded == ["soft", "open", *({name: "closed"} for name in LAYERS)] * 2
-    )  # the rest is read
+    closed = [{name: "closed"} for name in LAYERS]
+    assert decoded == ["soft", "open", *closed] * 2  # the rest is read
 
 
 def test_closed_gates_are_decoded_where_no_student_was_recorded(js, decoded):
