@@ -2,7 +2,8 @@
 
     python -m benchmarks.repeats RECORD AGAIN [--note TEXT] [--out FILE]
 
-Both are records (results/runs/<run>.json of two checkouts). ``--out`` adds to the file.
+Both are records (results/runs/<run>.json of two checkouts). ``--out`` adds to the file, in
+the place of an earlier repeat of the same run and note.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from distilwhisper_lib.errors import UserError, command
-from distilwhisper_lib.files import write_atomic
 from distilwhisper_lib.records import Record, read_record
 from distilwhisper_lib.tables import own_evaluations
+
+from .tuning import add_row
 
 
 def compared(first: Record, again: Record, note: str = "") -> dict[str, Any]:
     """Commands, commits and threads of both; weights, hypotheses and WER (marks, per cent)."""
     if first["run_id"] != again["run_id"]:
         raise UserError(f"{again['run_id']} is another run than {first['run_id']}: name its record")
+    if not first["training"]:
+        raise UserError(f"{first['run_id']} trains nothing: name a run of notebooks 02 to 06")
     tests = zip(own_evaluations(first), own_evaluations(again), strict=True)
     return {
         "run_id": first["run_id"],
@@ -61,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     row = compared(read_record(given.record), read_record(given.again), given.note)
     print(json.dumps(row, indent=1))
     if given.out:
-        rows = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else []
-        write_atomic(given.out, json.dumps([*rows, row], indent=1) + "\n")
+        add_row(given.out, row, "run_id", "note")
     return 0
 
 

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row = tried(config, given.setting)
         print(told(row), flush=True)
         if given.out:
-            _add(given.out, row)
+            add_row(given.out, row, "run_id", "setting")
     return 0
 
 
@@ -68,9 +68,10 @@ def told(row: dict[str, Any]) -> str:
     )
 
 
-def _add(path: Path, row: dict[str, Any]) -> None:
+def add_row(path: Path, row: dict[str, Any], *names: str) -> None:
+    """Add a row to a file of them, in the place of one that has the same values of ``names``."""
     rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    rows = [r for r in rows if (r["run_id"], r["setting"]) != (row["run_id"], row["setting"])]
+    rows = [r for r in rows if any(r[name] != row[name] for name in names)]
     write_atomic(path, json.dumps([*rows, row], indent=1) + "\n")
 
 

@@ -258,9 +258,11 @@ def hard_gate(gate: Gate, x: Tensor, mode: str = "learned") -> Tensor:
 
 
 def soft_gate(gate: Gate, x: Tensor, mode: str, noise: float) -> Tensor:
-    """(B, T, D) -> (B, T) in (0, 1): sigmoid(score + noise * N(0, 1))."""
+    """(B, T, D) -> (B, T) in (0, 1): sigmoid(score + noise * N(0, 1)); mode "soft": without it."""
     score = gate(x)
-    if mode in ("open", "closed"):
+    if mode == "soft":
+        return score.sigmoid()
+    if mode != "learned":
         return torch.full_like(score, float(mode == "open"))
     return torch.sigmoid(score + noise * torch.randn_like(score))
 

@@ -251,6 +251,7 @@ class RunConfig:
 
     @property
     def published_record(self) -> Path:
+        """Where records.write_record puts its record."""
         return self.results_dir / "runs" / f"{self.run_id}.json"
 
     @property

@@ -33,6 +33,7 @@ from .finished import FinishedRun, add_run_arguments, is_run, load_run
 from .forced_gates import (
     LEARNED,
     SCHEMA,
+    WHOLE,
     ForcedGates,
     count_case,
     count_clips,
@@ -54,7 +55,7 @@ COMMAND = "python -m distilwhisper_lib.counterfactuals"
 def gate_modes(model: Any) -> dict[str, GateMode]:
     """Every case that is compared with the learned gates, by its name in the file."""
     layers = {name: {name: "closed"} for name in model.layer_names}
-    return {"soft": "soft", "open": "open", "closed": "closed", **layers}
+    return {mode: mode for mode in WHOLE} | layers
 
 
 def hear_forced(
@@ -139,7 +140,7 @@ def ensure_forced(
 
 def _is_complete(found: ForcedGates, record: Record, domains: Sequence[str]) -> bool:
     layers = record["evaluations"][0]["gates"] or {}
-    wanted = ["soft", "open", "closed"]
+    wanted = [*WHOLE]
     wanted += [f"{side}.{n + 1}" for side, shares in layers.items() for n in range(len(shares))]
     kept = found["domains"]
     return found["weights_sha256"] == record["training"]["weights_sha256"] and all(

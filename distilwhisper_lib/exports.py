@@ -55,8 +55,14 @@ def with_intervals(found: pd.DataFrame) -> pd.DataFrame:
         row=found["system"] + (" against " + found["against"] if paired else ""),
         cell=[_with_interval(row, paired) for row in found.to_dict("records")],
     )
+    return pivoted(rows)
+
+
+def pivoted(cells: pd.DataFrame) -> pd.DataFrame:
+    """A table of text from its cells: training, row, domain, language and cell of each; rows stand
+    in the order in which they come first."""
     texts = {}
-    for title, part in rows.groupby("training", sort=False):
+    for title, part in cells.groupby("training", sort=False):
         text = part.pivot(index="row", columns=["domain", "language"], values="cell")
         text = text.loc[part["row"].unique()]
         texts[title] = text[sorted(text.columns, key=_place)].fillna(NOT_RUN)

@@ -38,9 +38,10 @@ from .tables import HEADLINE, rate_of
 
 SCHEMA = 1
 LEARNED = "learned"
-# "soft": both branches, weighed as in training; "open": the expert everywhere; "closed": the shared
-# network everywhere; a layer's name: its expert alone is off.
-CASES = re.compile(r"learned|soft|open|closed|(encoder|decoder)\.[1-9]\d{0,2}")
+# Of all layers: both branches, weighed as in training; the expert everywhere; the shared network
+# everywhere. Beside them a layer's name: its expert alone is off.
+WHOLE = ("soft", "open", "closed")
+CASES = re.compile("|".join((LEARNED, *WHOLE, r"(encoder|decoder)\.[1-9]\d{0,2}")))
 
 ForcedGates = dict[str, Any]
 Row = Mapping[str, Any]
@@ -248,4 +249,4 @@ _COLUMNS = ["error", "difference", "low", "high", "p", "p (Holm)", "clips", "blo
 
 def _place(case: str) -> tuple[int, int]:
     side, _, layer = case.partition(".")
-    return (LEARNED, "soft", "open", "closed", "encoder", "decoder").index(side), int(layer or 0)
+    return (LEARNED, *WHOLE, "encoder", "decoder").index(side), int(layer or 0)

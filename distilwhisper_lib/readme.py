@@ -6,22 +6,21 @@ A test fails when they are stale; ``python -m distilwhisper_lib.results readme``
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
 
 from .errors import UserError
-from .exports import formatted, stacked, to_markdown, with_intervals
+from .exports import formatted, pivoted, to_markdown, with_intervals
 from .files import write_atomic
 from .forced_gates import LEARNED, load_forced
 from .languages import find_language
-from .records import DOMAINS, Record, load_records
+from .records import Record, load_records
 from .significance import COMPARISONS, resample
 from .tables import (
     HEADLINE,
-    NOT_RUN,
     blocks,
     rate_of,
     results_tables,
@@ -133,33 +132,36 @@ def intervals_block(records: Sequence[Record], folder: str | Path) -> str:
 
 
 def soft_block(records: Sequence[Record], folder: str | Path) -> str:
-    """Markdown of what choosing a branch costs: each rate with the gates as learned, and soft."""
+    """Markdown of what choosing a branch costs: rates with gates as learned, and soft, the means
+    over seeds."""
     forced = {found["run_id"]: found for found in load_forced(folder)}
     heard = [record for record in records if record["run_id"] in forced]
-    texts = {}
-    for title, group in blocks(heard).items():
-        cells: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
-        for record, label in zip(group, row_labels(group), strict=True):
+    rates: dict[tuple[str, str, str, str], list[list[float]]] = defaultdict(list)
+    for training, group in blocks(heard).items():
+        for record, row in sorted(zip(group, row_labels(group), strict=True), key=_row_place):
             language = record["config"]["language"]
             rate = rate_of(HEADLINE, language)
             for domain, part in forced[record["run_id"]]["domains"].items():
                 if "soft" in part["cases"]:
                     scores = [part["cases"][case]["scores"]["marks"] for case in (LEARNED, "soft")]
-                    cells[label, domain, language].append([100 * s[rate] for s in scores])
-        if cells:
-            texts[title] = _soft_table(cells)
-    return to_markdown(stacked(texts)) if texts else "No run was heard with soft gates yet.\n"
+                    rates[training, row, domain, language].append([100 * s[rate] for s in scores])
+    if not rates:
+        return "No run was heard with soft gates yet.\n"
+    cells = [(*place, _learned_and_soft(pairs)) for place, pairs in rates.items()]
+    return to_markdown(pivoted(pd.DataFrame(cells, columns=_CELL)))
 
 
-def _soft_table(cells: Mapping[tuple[str, str, str], Sequence[Sequence[float]]]) -> pd.DataFrame:
-    """Means over seeds; how many, where there are several."""
-    table: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for (label, domain, language), pairs in sorted(cells.items(), key=lambda c: row_place(c[0][0])):
-        hard, soft = (fmean(values) for values in zip(*pairs, strict=True))
-        seeds = f" ({len(pairs)} seeds)" if len(pairs) > 1 else ""
-        table[domain, language][label] = f"{hard:.1f} → {soft:.1f}{seeds}"
-    order = sorted(table, key=lambda column: (list(DOMAINS).index(column[0]), column[1]))
-    return pd.DataFrame({column: table[column] for column in order}).fillna(NOT_RUN)
+_CELL = ["training", "row", "domain", "language", "cell"]
+
+
+def _row_place(labelled: tuple[Record, str]) -> tuple[int, str]:
+    return row_place(labelled[1])
+
+
+def _learned_and_soft(pairs: Sequence[Sequence[float]]) -> str:
+    learned, soft = (fmean(values) for values in zip(*pairs, strict=True))
+    seeds = f" ({len(pairs)} seeds)" if len(pairs) > 1 else ""
+    return f"{learned:.1f} → {soft:.1f}{seeds}"
 
 
 def variants(records: Sequence[Record]) -> list[tuple[str, str]]:

@@ -149,8 +149,7 @@ def interval_plot(intervals: pd.DataFrame) -> Figure:
     systems = list(dict.fromkeys(known["system"]))[::-1]  # the first on top
     domains = [domain for domain in DOMAINS if domain in set(known["domain"])]
     with style():
-        labels = _wrapped(systems)
-        lines = sum(1 + label.count("\n") / 2 for label in labels)
+        labels, lines = _wrapped(systems)
         figure, axes = panels(1, len(domains), 4.0, 0.38 * lines + 1.1, sharey=True)
         for axis, domain in zip(axes[0], domains, strict=True):
             _draw_intervals(axis, known[known["domain"] == domain], systems)
@@ -159,9 +158,11 @@ def interval_plot(intervals: pd.DataFrame) -> Figure:
     return figure
 
 
-def _wrapped(systems: Sequence[str]) -> list[str]:
-    """Long names over several lines, so that they leave room for what they name."""
-    return [textwrap.fill(system, 40) for system in systems]
+def _wrapped(systems: Sequence[str]) -> tuple[list[str], float]:
+    """Long names over several lines, so that they leave room for what they name; and the height
+    that all need, in rows of one line."""
+    labels = [textwrap.fill(system, 40) for system in systems]
+    return labels, sum(1 + label.count("\n") / 2 for label in labels)
 
 
 def _draw_intervals(axis: Axes, rows: pd.DataFrame, systems: Sequence[str]) -> None:
@@ -204,8 +205,7 @@ def error_kinds_bars(kinds: pd.DataFrame) -> Figure:
     kinds = _one_label_a_row(kinds)
     systems = list(dict.fromkeys(kinds["system"]))[::-1]
     domains = [domain for domain in DOMAINS if domain in set(kinds["domain"])]
-    labels = _wrapped(systems)
-    lines = sum(1 + label.count("\n") / 2 for label in labels)
+    names, lines = _wrapped(systems)
     with style():
         figure, axes = panels(1, len(domains), 4.0, 0.3 * lines + 1.3, sharey=True)
         for axis, domain in zip(axes[0], domains, strict=True):
@@ -219,7 +219,7 @@ def error_kinds_bars(kinds: pd.DataFrame) -> Figure:
                 left += widths
             axis.set(title=DOMAINS[domain].capitalize(), xlabel="per cent of the reference")
             axis.grid(axis="y", visible=False)
-        axes[0][0].set_yticks(range(len(systems)), labels)
+        axes[0][0].set_yticks(range(len(systems)), names)
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+from make_records import make_record
 
 from benchmarks import __main__ as command
-from benchmarks import harness, inference, report
+from benchmarks import harness, inference, repeats, report
 from benchmarks.races import races
+from distilwhisper_lib.records import write_record
 
 KEYS = {
     "race", "ratio", "goal", "holds", "unit", "medians", "samples", "checks", "group", "device",
@@ -148,3 +150,25 @@ def test_a_stale_table_is_noticed_and_mended(tmp_path, capsys):
     assert "GPU: not run yet" in text
     readme.write_text("no markers")
     assert report.main(files) == 2
+
+
+# Repeats --------------------------------------------------------------------------------------
+
+
+def test_a_repeat_stands_beside_its_run_and_in_the_place_of_an_earlier_one(tmp_path, capsys):
+    first, again = make_record(wer=0.2), make_record(wer=0.21)
+    again["evaluations"][0]["hypotheses_sha256"] = "7" * 64
+    paths = [str(write_record(r, tmp_path / name)) for r, name in ((first, "a"), (again, "b"))]
+    out = tmp_path / "repeats.json"
+    for _ in range(2):
+        assert repeats.main([*paths, "--note", "again", "--out", str(out)]) == 0
+    (row,) = json.loads(out.read_text())
+    assert row["weights equal"] is True
+    assert row["tests"]["in_domain"] == {"first": 20.0, "again": 21.0, "hypotheses equal": False}
+    assert row["tests"]["out_of_domain"]["hypotheses equal"] is True
+    other, untrained = make_record(seed=78), make_record("zero_shot")
+    untrained["training"] = None
+    for record, message in ((other, "is another run"), (untrained, "trains nothing")):
+        path = str(write_record(record, tmp_path / "c"))
+        assert repeats.main([path if record is untrained else paths[0], path]) == 2
+        assert message in capsys.readouterr().err
