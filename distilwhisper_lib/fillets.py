@@ -13,7 +13,8 @@ An hour and a half a language of real actors with exact subtitles, GPL-2, from D
   its test set is that of ``fillets``.
 
 No scene stands in two splits, and both languages are split alike. No line stands in a language
-twice. All scenes are of one game and its two actors a language: out of domain means another voice.
+twice; how many of the test lines are much like one for training is told. All scenes are of one
+game and its two actors a language: out of domain means another voice.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ import re
 import shutil
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from .decoding import header_seconds
@@ -36,10 +39,12 @@ from .files import write_atomic
 from .text import normalize_marks
 
 LANGUAGES = ("cs", "nl")
+CORPORA = ("fillets", "fillets_ood", "fillets_teacher")
 GAME = "usr/share/games/fillets-ng"
 STUDENT, OTHER = "font_small", "font_big"  # the game tells speakers by the font of their subtitles
 SHARES = {"test": 0.3, "validation": 0.1}  # of the lines of both; the rest is for training
 MIN_WORDS, MIN_SECONDS, MAX_SECONDS = 3, 0.8, 25.0
+ALIKE = 0.75  # of the words of two lines, in order: SequenceMatcher.ratio()
 LICENCE = "GPL-2.0-only: Fish Fillets NG, Debian packages fillets-ng-data-cs and -nl\n"
 
 _SPEAKER = re.compile(r'dialogId\(\s*"([^"]+)"\s*,\s*"([^"]*)"')
@@ -69,15 +74,14 @@ def build(unpacked: str | Path, data_dir: str | Path = "data") -> dict[str, dict
     one of the corpora exists.
     """
     target = Path(data_dir)
-    names = ("fillets", "fillets_ood", "fillets_teacher")
-    if there := [name for name in names if (target / name).exists()]:
+    if there := [name for name in CORPORA if (target / name).exists()]:
         raise UserError(
             f"{target / there[0]} exists already: remove it, or name another --data-dir"
         )
     lines = [line for code in LANGUAGES for line in _lines(Path(unpacked) / GAME, code)]
     split = _split_scenes(lines)
     lines = _once_each(lines, split)
-    chosen = {name: [] for name in names}
+    chosen = {name: [] for name in CORPORA}
     for line in lines:
         part = split[line.scene]
         if line.speaker == STUDENT:
@@ -88,11 +92,11 @@ def build(unpacked: str | Path, data_dir: str | Path = "data") -> dict[str, dict
             chosen["fillets_teacher"].append(line)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fillets-", dir=target) as folder:
-        for name in names:
+        for name in CORPORA:
             _write(Path(folder) / name, chosen[name], split)
-        for name in names:
+        for name in CORPORA:
             (Path(folder) / name).rename(target / name)
-    return {name: _counted(chosen[name], split) for name in names}
+    return {name: _counted(chosen[name], split) for name in CORPORA}
 
 
 def _lines(game: Path, language: str) -> Iterator[Line]:
@@ -194,6 +198,36 @@ def _counted(lines: Sequence[Line], split: dict[str, str]) -> dict[str, int]:
     return {key: keys.count(key) for key in sorted(set(keys))}
 
 
+def near_lines(data_dir: str | Path = "data") -> dict[str, tuple[int, int]]:
+    """Who was trained and the language -> lines of both test sets that are like one of the training
+    lines, and all lines of both. Alike are two lines with ALIKE of their words in common, in
+    order."""
+    student, other, teacher = (_texts(Path(data_dir) / name) for name in CORPORA)
+    found = {}
+    for who, texts in (("student", student), ("teacher", teacher)):
+        for language in LANGUAGES:
+            heard = texts[language, "train"]
+            tested = student[language, "test"] + other[language, "test"]
+            near = sum(any(_alike(line, said) for said in heard) for line in tested)
+            found[f"{who} {language}"] = near, len(tested)
+    return found
+
+
+def _texts(folder: Path) -> dict[tuple[str, str], list[list[str]]]:
+    """Language, split -> the words of every line."""
+    found = defaultdict(list)
+    with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found[row["language"], row["split"]].append(normalize_marks(row["text"]).split())
+    return found
+
+
+def _alike(first: Sequence[str], second: Sequence[str]) -> bool:
+    matcher = SequenceMatcher(None, first, second, autojunk=False)
+    bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)  # cheap ones first
+    return all(bound() >= ALIKE for bound in bounds)
+
+
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -207,6 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, counts in build(given.unpacked, given.data_dir).items():
         told = ", ".join(f"{key} {count:,}" for key, count in counts.items())
         print(f"{given.data_dir / name}: {told}")
+    for who, (near, tested) in near_lines(given.data_dir).items():
+        print(f"{who}: {near} of {tested} test lines are much like one it is trained on")
     return 0
 
 

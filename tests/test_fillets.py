@@ -13,7 +13,6 @@ from distilwhisper_lib.data import load_data
 from distilwhisper_lib.subsets import check_disjoint
 
 SCENES = [f"scene{n}" for n in range(12)]
-CORPORA = ("fillets", "fillets_ood", "fillets_teacher")
 SPLITS = ("train", "validation", "test")
 
 
@@ -56,7 +55,7 @@ def scenes(rows):
 
 def test_no_scene_and_no_sentence_stands_in_two_splits(unpacked, tmp_path):
     counts = fillets.build(unpacked, tmp_path / "data")
-    assert list(counts) == list(CORPORA)
+    assert list(counts) == list(fillets.CORPORA)
     by_language = {}
     for language in fillets.LANGUAGES:
         student = table(tmp_path / "data", "fillets", language)
@@ -127,6 +126,31 @@ def test_lines_that_would_not_teach_are_left_out(unpacked, tmp_path):
         assert found["kept"] == 'he said "come here" and went'
 
 
+def test_test_lines_much_like_a_training_line_are_told(unpacked, tmp_path):
+    fillets.build(unpacked, tmp_path / "first")
+    scene = {
+        part: min(scenes(rows)) for part, rows in table(tmp_path / "first", "fillets", "nl").items()
+    }
+    for part, name, speaker, text in (
+        ("train", "said", "font_small", "the water here is cold and very deep"),
+        ("test", "close", "font_big", "The water here is warm, and very deep."),  # 7 of 8 words
+        ("test", "turned", "font_small", "deep very and cold is here water the"),
+        (
+            "train",
+            "crab",
+            "font_crab",
+            "nobody in this town can dance",
+        ),  # the teacher alone hears it
+        ("test", "danced", "font_small", "nobody in this town can sing"),
+    ):
+        say(unpacked / fillets.GAME, scene[part], "nl", name, speaker, text)
+    fillets.build(unpacked, tmp_path / "data")
+    before, after = (fillets.near_lines(tmp_path / name) for name in ("first", "data"))
+    assert before["student nl"][1] + 3 == after["student nl"][1]
+    grown = {who: after[who][0] - before[who][0] for who in after}
+    assert grown == {"student cs": 0, "student nl": 1, "teacher cs": 0, "teacher nl": 2}
+
+
 def test_nothing_is_written_over_and_nothing_from_half_the_packages(unpacked, tmp_path, capsys):
     data = tmp_path / "data"
     (data / "fillets_ood").mkdir(parents=True)
@@ -143,5 +167,6 @@ def test_nothing_is_written_over_and_nothing_from_half_the_packages(unpacked, tm
 def test_the_command_tells_what_it_wrote(unpacked, tmp_path, capsys):
     assert fillets.main([str(unpacked), "--data-dir", str(tmp_path / "data")]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0].rpartition("/")[2] for line in told] == list(CORPORA)
+    names = [line.split(":")[0].rpartition("/")[2] for line in told]
+    assert names == [*fillets.CORPORA, "student cs", "student nl", "teacher cs", "teacher nl"]
     assert (tmp_path / "data" / "fillets" / "LICENSE").read_text().startswith("GPL-2.0")
