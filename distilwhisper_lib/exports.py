@@ -49,20 +49,15 @@ def cell(mean: float, sd: float = math.nan) -> str:
 
 def with_intervals(found: pd.DataFrame) -> pd.DataFrame:
     """Rows of `significance.Resampled` as a table of text: an error, or a difference in points with
-    its adjusted p-value, "-5.5 [-8.9, -2.3] p 0.007"; a note where there is neither."""
+    its adjusted p-value, "-5.5 [-8.9, -2.3] p 0.007"; a note where there is neither. Rows stand
+    in the order in which they come first."""
     paired = "against" in found
     rows = found.assign(
         row=found["system"] + (" against " + found["against"] if paired else ""),
         cell=[_with_interval(row, paired) for row in found.to_dict("records")],
     )
-    return pivoted(rows)
-
-
-def pivoted(cells: pd.DataFrame) -> pd.DataFrame:
-    """A table of text from its cells: training, row, domain, language and cell of each; rows stand
-    in the order in which they come first."""
     texts = {}
-    for title, part in cells.groupby("training", sort=False):
+    for title, part in rows.groupby("training", sort=False):
         text = part.pivot(index="row", columns=["domain", "language"], values="cell")
         text = text.loc[part["row"].unique()]
         texts[title] = text[sorted(text.columns, key=_place)].fillna(NOT_RUN)

@@ -5,24 +5,21 @@ A test fails when they are stale; ``python -m distilwhisper_lib.results readme``
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 
 import pandas as pd
 
+from .config import WITH_EXPERTS
 from .errors import UserError
-from .exports import formatted, pivoted, to_markdown, with_intervals
+from .exports import formatted, to_markdown, with_intervals
 from .files import write_atomic
-from .forced_gates import LEARNED, load_forced
+from .forced_gates import load_forced
 from .languages import find_language
 from .records import Record, load_records
-from .significance import COMPARISONS, resample
+from .significance import COMPARISONS, SOFT, resample, soft_row
 from .tables import (
-    HEADLINE,
-    blocks,
-    rate_of,
+    LABELS,
     results_tables,
     row_labels,
     row_place,
@@ -117,51 +114,43 @@ def intervals_block(records: Sequence[Record], folder: str | Path) -> str:
         return "No run is recorded here yet.\n"
     found = resample(records, folder)
     intervals = found.intervals()
-    differences = found.differences((*COMPARISONS, *variants(records)))
     drawn = " / ".join(sorted(set(intervals["blocked on"].dropna())))
-    parts = [
+    about = (
         f"**{title_of(results_tables(records))}** in percent with 95 % intervals: "
         f"{found.draws:,} resampled test sets, drawn by {drawn}; several seeds count as the mean "
-        "of their errors",
-        to_markdown(with_intervals(intervals)),
+        "of their errors"
+    )
+    differences = found.differences((*COMPARISONS, *variants(records)))
+    return f"{about}\n\n{to_markdown(with_intervals(intervals))}\n{_paired(differences)}"
+
+
+def _paired(differences: pd.DataFrame) -> str:
+    about = (
         "**Paired differences** in points, below zero where the first is better; p of a "
-        "permutation test, adjusted (Holm) for all pairs of a column",
-        to_markdown(with_intervals(differences), "Difference"),
-    ]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+        "permutation test, adjusted (Holm) for all pairs of a column"
+    )
+    return f"{about}\n\n{to_markdown(with_intervals(differences), 'Difference')}"
 
 
 def soft_block(records: Sequence[Record], folder: str | Path) -> str:
-    """Markdown of what choosing a branch costs: rates with gates as learned, and soft, the means
-    over seeds."""
-    forced = {found["run_id"]: found for found in load_forced(folder)}
-    heard = [record for record in records if record["run_id"] in forced]
-    rates: dict[tuple[str, str, str, str], list[list[float]]] = defaultdict(list)
-    for training, group in blocks(heard).items():
-        for record, row in sorted(zip(group, row_labels(group), strict=True), key=_row_place):
-            language = record["config"]["language"]
-            rate = rate_of(HEADLINE, language)
-            for domain, part in forced[record["run_id"]]["domains"].items():
-                if "soft" in part["cases"]:
-                    scores = [part["cases"][case]["scores"]["marks"] for case in (LEARNED, "soft")]
-                    rates[training, row, domain, language].append([100 * s[rate] for s in scores])
-    if not rates:
+    """Markdown of what choosing a branch costs: the systems whose runs were all heard with soft
+    gates, held against themselves, each other, and LoRA and full fine-tuning."""
+    found = resample(records, folder, forced=load_forced(folder))
+    intervals = found.intervals()
+    soft = intervals[intervals["system"].str.contains(SOFT, regex=False)]
+    if soft.empty:
         return "No run was heard with soft gates yet.\n"
-    cells = [(*place, _learned_and_soft(pairs)) for place, pairs in rates.items()]
-    return to_markdown(pivoted(pd.DataFrame(cells, columns=_CELL)))
+    differences = found.differences(_SOFT_COMPARISONS)
+    return f"{to_markdown(with_intervals(soft))}\n{_paired(differences)}"
 
 
-_CELL = ["training", "row", "domain", "language", "cell"]
-
-
-def _row_place(labelled: tuple[Record, str]) -> tuple[int, str]:
-    return row_place(labelled[1])
-
-
-def _learned_and_soft(pairs: Sequence[Sequence[float]]) -> str:
-    learned, soft = (fmean(values) for values in zip(*pairs, strict=True))
-    seeds = f" ({len(pairs)} seeds)" if len(pairs) > 1 else ""
-    return f"{learned:.1f} → {soft:.1f}{seeds}"
+# What choosing costs; whether distillation helps where nothing is chosen; and the rivals.
+_SOFTLY = {method: soft_row(LABELS[method]) for method in WITH_EXPERTS}
+_SOFT_COMPARISONS = (
+    *((_SOFTLY[method], method) for method in WITH_EXPERTS),
+    *((_SOFTLY[method], _SOFTLY["clsr"]) for method in ("kl", "js")),
+    *((_SOFTLY[method], rival) for method in WITH_EXPERTS for rival in ("lora", "full")),
+)
 
 
 def variants(records: Sequence[Record]) -> list[tuple[str, str]]:

@@ -7,10 +7,10 @@ paired permutation test's (`permutation`), both of whole speakers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,6 +44,7 @@ from .tables import (
 
 NO_HYPOTHESES = "no hypotheses published"
 OTHER_CLIPS = "not the same clips"
+SOFT = "soft gates"  # said of a row whose runs weighed both branches at test as well
 # What the paper asks: is distillation better than its rivals, are experts better than LoRA, and is
 # anything better than nothing?
 COMPARISONS = (
@@ -162,46 +163,98 @@ def resample(
     metric: str = HEADLINE,
     normalizer: str = "marks",
     *,
+    forced: Iterable[Mapping[str, Any]] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Resampled:
     """Resample every test set of the records, whose hypotheses lie in the results ``folder``.
 
-    A run without published hypotheses is told so in the tables. The same seed gives the same
-    numbers, whatever other records there are. Raises UserError for an unknown name, a damaged
-    file of hypotheses, and fewer than 100 resamples.
+    A run without published hypotheses is told so in the tables. ``forced``, files of forced gates:
+    where all runs of a system were heard with soft gates on all clips of a test set, it stands
+    there a second time, as `soft_row` names it. The same seed gives the same numbers, whatever
+    other records there are. Raises UserError for an unknown name, a damaged file of hypotheses,
+    and fewer than 100 resamples.
     """
     one_of("metric", metric, METRICS)
     one_of("normalizer", normalizer, NORMALIZERS)
     if resamples < 100:
         raise UserError(f"resamples={resamples} is too few for a 95 % interval: expected >= 100")
-    published = Hypotheses.of(folder)
+    published, soft = Hypotheses.of(folder), {file["run_id"]: file for file in forced}
     found = {
-        title: _resample_block(group, published, metric, normalizer, resamples, seed)
+        title: _resample_block(
+            _listen(group, published, soft, metric, normalizer), metric, resamples, seed
+        )
         for title, group in blocks(records).items()
     }
     return Resampled(found, metric, normalizer, resamples, seed)
 
 
-def _resample_block(
-    records: Sequence[Record], published: Hypotheses, metric: str, normalizer: str,
-    resamples: int, seed: int,
-) -> Found:  # fmt: skip
-    runs: dict[tuple[str, str], dict[str, list[tuple[Record, dict[str, Any]]]]] = {}
-    labels = row_labels(records)
-    for record, label in zip(records, labels, strict=True):
+def soft_row(row: str) -> str:
+    """What a row's runs are called where their gates weigh both branches at test."""
+    name, _, changed = row.partition(" (")
+    return f"{name} ({SOFT}{', ' + changed if changed else ')'}"
+
+
+class _Heard(NamedTuple):
+    """One run on one test set, clip by clip."""
+
+    clips: list[Row] | None  # None where no hypotheses are published
+    errors: np.ndarray | None
+    units: np.ndarray | None
+    scored: np.ndarray | None
+
+
+# (domain, language) -> system -> its runs
+Listened = dict[tuple[str, str], dict[str, list[_Heard]]]
+
+
+def _listen(
+    records: Sequence[Record], published: Hypotheses, soft: Mapping[str, Mapping[str, Any]],
+    metric: str, normalizer: str,
+) -> Listened:  # fmt: skip
+    cells: Listened = {}
+    softly: Listened = {}
+    for record, label in zip(records, row_labels(records), strict=True):
         for evaluation in own_evaluations(record):
-            cell = runs.setdefault((evaluation["domain"], evaluation["language"]), {})
-            cell.setdefault(label, []).append((record, evaluation))
+            place = evaluation["domain"], evaluation["language"]
+            rate = rate_of(metric, evaluation["language"])
+            found = published.errors(record, evaluation, normalizer, rate)
+            heard = _Heard(None, None, None, None)
+            if found is not None:
+                rows = published.rows(record, evaluation)
+                heard = _Heard(rows, found.errors, found.units, found.scored)
+            cells.setdefault(place, {}).setdefault(label, []).append(heard)
+            errors = _soft_errors(soft.get(record["run_id"]), record, heard, place[0])
+            if errors is not None:
+                again = heard._replace(errors=np.array(errors[normalizer][rate]))
+                softly.setdefault(place, {}).setdefault(label, []).append(again)
+    for place, systems in softly.items():
+        for label, runs in systems.items():
+            if len(runs) == len(cells[place][label]):  # means over the same seeds
+                cells[place][soft_row(label)] = runs
+    return cells
+
+
+def _soft_errors(
+    forced: Mapping[str, Any] | None, record: Record, heard: _Heard, domain: str
+) -> Mapping[str, Any] | None:
+    """Of each clip by normaliser and metric; None unless the run's own weights heard them all."""
+    part = (forced or {"domains": {}})["domains"].get(domain)
+    if not part or "soft" not in part["cases"] or heard.clips is None:
+        return None
+    same_weights = forced["weights_sha256"] == record["training"]["weights_sha256"]
+    all_clips = part["ids"] == [row["id"] for row in heard.clips]
+    return part["cases"]["soft"]["errors"] if same_weights and all_clips else None
+
+
+def _resample_block(listened: Listened, metric: str, resamples: int, seed: int) -> Found:
     found: Found = {}
-    systems = sorted(set(labels), key=row_place)
+    systems = sorted({s for cell in listened.values() for s in cell}, key=row_place)
     for domain in DOMAINS:
-        languages = sorted(language for d, language in runs if d == domain)
+        languages = sorted(language for d, language in listened if d == domain)
         for language in languages:
-            cell = _resample_cell(
-                runs[domain, language], published, rate_of(metric, language), normalizer,
-                resamples, place=(seed, domain, language),
-            )  # fmt: skip
+            place = seed, domain, language
+            cell = _resample_cell(listened[domain, language], resamples, place)
             found |= {(s, domain, language): cell[s] for s in systems if s in cell}
         counted = averaged(languages, metric)
         for system in systems:
@@ -212,41 +265,33 @@ def _resample_block(
 
 
 def _resample_cell(
-    systems: Mapping[str, Sequence[tuple[Record, Mapping[str, Any]]]],
-    published: Hypotheses,
-    metric: str,
-    normalizer: str,
-    resamples: int,
-    place: tuple[int, str, str],
+    systems: Mapping[str, Sequence[_Heard]], resamples: int, place: tuple[int, str, str]
 ) -> dict[str, CellErrors | str]:
     """All systems of one test set. Those that heard the same clips share their draws."""
     cells: dict[str, CellErrors | str] = {}
-    groups: list[tuple[list[Row], list[str]]] = []
+    groups: list[dict[str, Sequence[_Heard]]] = []
     for system, runs in systems.items():
-        said = [published.rows(*run) for run in runs]
-        if any(rows is None for rows in said):
+        clips = runs[0].clips
+        if any(run.clips is None for run in runs):
             cells[system] = NO_HYPOTHESES
-        elif not all(same_clips(said[0], rows) for rows in said[1:]):
+        elif not all(same_clips(clips, run.clips) for run in runs[1:]):
             cells[system] = f"seeds: {OTHER_CLIPS}"
         else:
-            group = next((g for g in groups if same_clips(g[0], said[0])), None)
+            heard = (g for g in groups if same_clips(next(iter(g.values()))[0].clips, clips))
+            group = next(heard, None)
             if group is None:
-                groups.append(group := (said[0], []))
-            group[1].append(system)
-    for number, (clips, members) in enumerate(groups):
-        scores = {
-            system: [published.errors(*run, normalizer, metric) for run in systems[system]]
-            for system in members
-        }
+                groups.append(group := {})
+            group[system] = runs
+    for number, group in enumerate(groups):
         # Several seeds: the mean of their errors. The references, and so the units, are the same.
-        errors = [np.mean([run.errors for run in runs], axis=0) for runs in scores.values()]
-        any_run = next(iter(scores.values()))[0]
-        drawn = speaker_blocks([row["speaker"] for row in clips])
+        errors = [np.mean([run.errors for run in runs], axis=0) for runs in group.values()]
+        any_run = next(iter(group.values()))[0]
+        drawn = speaker_blocks([row["speaker"] for row in any_run.clips])
         rates = resampled_rates(
             np.column_stack(errors), any_run.units, drawn, resamples, generator(*place)
         )
         units = any_run.units.sum()
-        for column, system in enumerate(members):
+        for column, system in enumerate(group):
             cells[system] = CellErrors(
                 errors[column].sum() / units, rates[:, column],
                 np.bincount(drawn.of_utterance, errors[column], drawn.count) / units,

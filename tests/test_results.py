@@ -145,15 +145,19 @@ def test_the_reading_of_results_shows_intervals_and_differences(kit, tmp_path, c
 
 
 def test_the_reading_of_results_shows_what_choosing_a_branch_costs():
+    """The same numbers as forced_gates.py makes of the same file."""
     demo = Path(__file__).parents[1] / "results" / "demo"
     block = readme.soft_block(record_files.load_records(demo), demo)
-    (line,) = (line for line in block.splitlines() if line.startswith("| + CLSR + JS |"))
-    cells = [cell.strip() for cell in line.split("|")[2:-1]]
+    rows = {line.split(" | ")[0]: line for line in block.splitlines()}
     files = {f["language"]: f for f in forced_gates.load_forced(demo)}
-    places = [(domain, code) for domain in ("in_domain", "out_of_domain") for code in ("ca", "cs")]
-    for cell, (domain, code) in zip(cells, places, strict=True):
-        found = forced_gates.differences(files[code], domain)["error"]
-        assert cell == f"{found['learned']:.1f} → {found['soft']:.1f}"
+    for domain in ("in_domain", "out_of_domain"):
+        for code in ("ca", "cs"):
+            one = forced_gates.differences(files[code], domain).loc["soft"]
+            assert f"| {one['error']:.1f} [" in rows["| + CLSR + JS (soft gates)"]
+            told = f"| {one['difference']:.1f} [{one['low']:.1f}, {one['high']:.1f}] p "
+            assert told in rows["| + CLSR + JS (soft gates) against + CLSR + JS"]
+    assert "| + CLSR + JS (soft gates) against + LoRA" in rows
+    assert "| + CLSR" not in rows  # what is not soft stands in the table above
     assert readme.soft_block([], demo) == "No run was heard with soft gates yet.\n"
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from make_records import make_pairs, make_record, make_run
+from make_records import make_pairs, make_record, make_rows, make_run
 
 from distilwhisper_lib import tables
 from distilwhisper_lib.bootstrap import generator
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.forced_gates import count_case, count_clips
 from distilwhisper_lib.permutation import swap_p_value
 from distilwhisper_lib.significance import (
     NO_HYPOTHESES,
     OTHER_CLIPS,
     resample,
+    soft_row,
 )
 
 PAIR = [("js", "zero_shot")]
@@ -97,6 +99,47 @@ def test_seeds_count_as_the_mean_of_their_errors(tmp_path):
         tables.results_table(runs).loc["+ CLSR + JS", ("in_domain", "ca")]
     )
     assert row["low"] < row["error"] < row["high"]
+
+
+def soft_file(record, errors, clips=None):
+    """What a run said with soft gates, as forced_gates keeps it, of its test set in domain."""
+    said, asked = (make_rows(noise=0, errors=e)[:clips] for e in (errors, 0.0))
+    cases = {"soft": count_case(said, "ca")}
+    return {
+        "run_id": record["run_id"],
+        "weights_sha256": record["training"]["weights_sha256"],
+        "domains": {"in_domain": count_clips(asked, "ca") | {"cases": cases}},
+    }
+
+
+def test_soft_gates_stand_as_a_row_of_their_own_where_every_run_was_heard_so(tmp_path):
+    runs = [make_run(tmp_path, "js", seed=s, errors=e) for s, e in ((1, 0.4), (2, 0.5))]
+    rival = make_run(tmp_path, "lora", errors=0.3)
+    files = [soft_file(run, errors) for run, errors in zip(runs, (0.1, 0.2), strict=True)]
+    row = soft_row("+ CLSR + JS")
+
+    def found(forced):
+        return resample([*runs, rival], tmp_path, forced=forced, resamples=200)
+
+    softly = found(files)
+    place = {"domain": "in_domain", "language": "ca"}
+    rates = [
+        100 * f["domains"]["in_domain"]["cases"]["soft"]["scores"]["marks"]["wer"] for f in files
+    ]
+    cell = only(softly.intervals(), system=row, **place)
+    assert cell["error"] == pytest.approx(sum(rates) / 2)
+    assert cell["low"] < cell["error"] < cell["high"]
+    assert only(softly.differences([(row, "lora")]), **place)["high"] < 0
+    plain = softly.intervals()
+    plain = plain[plain["system"] != row].reset_index(drop=True)
+    assert plain.equals(found([]).intervals())  # what stands beside it is as without it
+    assert set(softly.intervals().query("system == @row")["domain"]) == {"in_domain"}
+
+    other = files[1] | {"weights_sha256": "5" * 64}
+    few = soft_file(runs[1], 0.2, clips=7)
+    for forced in ([files[0]], [files[0], other], [files[0], few], []):
+        assert row not in set(found(forced).intervals()["system"])
+    assert soft_row("+ CLSR (budget=0.3)") == "+ CLSR (soft gates, budget=0.3)"
 
 
 def test_the_average_of_unequal_seeds_is_the_tables(tmp_path):
