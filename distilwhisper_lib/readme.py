@@ -126,10 +126,11 @@ def intervals_block(records: Sequence[Record], folder: str | Path) -> str:
 
 def _paired(differences: pd.DataFrame) -> str:
     about = (
-        "**Paired differences** in points, below zero where the first is better; p of a "
-        "permutation test, adjusted (Holm) for all pairs of a column"
+        "In points, below zero where the first is better; 95 % intervals; p of a permutation test, "
+        "adjusted (Holm) for all pairs of a column"
     )
-    return f"{about}\n\n{to_markdown(with_intervals(differences), 'Difference')}"
+    text = f"{about}\n\n{to_markdown(with_intervals(differences), 'Difference')}"
+    return _folded("Paired differences", text)
 
 
 def soft_block(records: Sequence[Record], folder: str | Path) -> str:
