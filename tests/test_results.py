@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 from make_records import make_record
@@ -245,3 +248,14 @@ def test_no_table_stands_twice_and_short_runs_are_named(tmp_path):
     assert "WER in percent" in results.shown_tables(thai, "whisper")
     both = results.shown_tables([*thai, make_record("js", "ca", train_size=3000)])
     assert both.count("in percent") == 2
+
+
+def test_the_tolerance_told_is_what_the_repeats_show():
+    repeats = json.loads((Path(__file__).parents[1] / "benchmarks" / "repeats.json").read_text())
+    again = [r for r in repeats if not r["weights equal"]]
+    moved = [abs(t["first"] - t["again"]) for r in again for t in r["tests"].values()]
+    told = " ".join(reproduce.reproduce_page(Path("nowhere")).split())
+    half = math.ceil(10 * median(moved)) / 10
+    assert len(again) == 11 and "of the eleven runs of the miniature" in told
+    assert f"moved by less than {half} points, the furthest by {max(moved):.1f}." in told
+    assert any(r["weights equal"] for r in repeats)
