@@ -141,7 +141,8 @@ class Scene:
 
 
 def find_runs(here: RunConfig, outputs: str | Path = "outputs") -> tuple[list[Run], list[str]]:
-    """Trained runs of ``here``'s results folder that can be shown, those with a model here first.
+    """Trained runs of ``here``'s results folder that can be shown: those with a model here first,
+    of these and of the others those of ``here``'s seed and training size.
 
     And a sentence about each file that cannot be read. Records do not tell the folders of a path:
     where ``here`` names recordings or a student of the same name, those are taken.
@@ -163,7 +164,12 @@ def find_runs(here: RunConfig, outputs: str | Path = "outputs") -> tuple[list[Ru
             continue
         if run.folder or run.example:
             runs.setdefault(run.run_id, run)
-    return sorted(runs.values(), key=lambda run: (run.folder is None, run.run_id)), faults
+
+    def place(run: Run) -> tuple[bool, bool, str]:
+        asked = (run.config.seed, run.config.train_size) == (here.seed, here.train_size)
+        return run.folder is None, not asked, run.run_id
+
+    return sorted(runs.values(), key=place), faults
 
 
 def _placed(config: RunConfig, here: RunConfig) -> RunConfig:

@@ -35,7 +35,7 @@ from distilwhisper_lib.explorer_html import (
     tokens_html,
     transcripts_html,
 )
-from distilwhisper_lib.explorer_runs import Heard, Run, Scene
+from distilwhisper_lib.explorer_runs import Heard, Run, Scene, find_runs
 from distilwhisper_lib.finished import load_run, read_config
 from distilwhisper_lib.runs import evaluate, record_run
 from distilwhisper_lib.token_classes import REST
@@ -262,6 +262,20 @@ def test_nothing_to_explore_is_an_error_and_a_broken_record_a_note(study):
     shutil.rmtree("outputs")
     with pytest.raises(UserError, match="no run with gates in outputs/ or results/demo/gates"):
         Explorer(study("zero_shot"))
+
+
+def test_it_opens_at_a_run_of_the_notebooks_seed_and_training_size(study):
+    short = study("clsr", train_size=2)
+    data = load_data(short)
+    trained = train(short, data)
+    record_run(short, data, trained, evaluate(short, trained, data))
+    for asked in (short, study("clsr")):
+        runs, faults = find_runs(asked)
+        assert faults == [] and len(runs) == 4
+        assert runs[0].run_id == asked.run_id
+    shutil.rmtree(study("clsr").output_dir)  # what has no model here comes last, whoever asks
+    runs, _ = find_runs(study("clsr"))
+    assert runs[-1].run_id == study("clsr").run_id and runs[-1].folder is None
 
 
 def test_every_view_has_a_static_twin(study, tmp_path):
