@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .config import WITH_EXPERTS
+from .config import DISTILLED, WITH_EXPERTS
 from .errors import UserError
 from .exports import formatted, to_markdown, with_intervals
 from .files import write_atomic
@@ -149,7 +149,7 @@ def soft_block(records: Sequence[Record], folder: str | Path) -> str:
 _SOFTLY = {method: soft_row(LABELS[method]) for method in WITH_EXPERTS}
 _SOFT_COMPARISONS = (
     *((_SOFTLY[method], method) for method in WITH_EXPERTS),
-    *((_SOFTLY[method], _SOFTLY["clsr"]) for method in ("kl", "js")),
+    *((_SOFTLY[method], _SOFTLY["clsr"]) for method in DISTILLED),
     *((_SOFTLY[method], rival) for method in WITH_EXPERTS for rival in ("lora", "full")),
 )
 
