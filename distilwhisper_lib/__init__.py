@@ -7,9 +7,11 @@ The names below are the ones a user types; they are imported on first use, so th
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
+PACKAGE = Path(__file__).resolve().parent  # the only place that asks where this code lies
 
 _HOME = {
     "DistilWhisperConfig": "model",

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from . import PACKAGE
 from .checks import checked, coerce, one_of, parse_overrides
 from .errors import UserError
 from .hardware import settings_for
@@ -66,7 +67,6 @@ OF_DATA = {
 # Settings that name a file of clip ids.
 SUBSETS = {"train_subset", "validation_subset"}
 
-PACKAGE = Path(__file__).parent
 EMBEDDED = "embedded/"
 _LANGUAGE = "{language}"
 

@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from . import audio
+from . import PACKAGE, audio
 from .errors import UserError
 
 # Generous: decoding an hour of Opus takes seconds. A cap this side of for ever is all it takes.
@@ -125,7 +125,7 @@ class _Child:
     """One process that decodes, question by question."""
 
     def __init__(self) -> None:
-        package = str(Path(__file__).resolve().parents[1])
+        package = str(PACKAGE.parent)
         search = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._owner = os.getpid()
         self._process = subprocess.Popen(

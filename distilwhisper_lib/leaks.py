@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from . import PACKAGE
 from .errors import UserError
 from .files import write_atomic
 
@@ -215,8 +216,7 @@ def _given_paths(notebook: Any) -> Iterator[str]:
 def _host_paths(home: str, here: str, given: tuple[str, ...]) -> list[tuple[re.Pattern[str], str]]:
     """Patterns of this machine's folders, longest first, and what stands for each: of the checkout
     nothing, of a home ``~``, of Python's environment and of what was given the last part."""
-    package = Path(__file__).resolve().parents[1]
-    roots = {str(package)} if (package / "notebooks").is_dir() else set()
+    roots = {str(PACKAGE.parent)} if (PACKAGE.parent / "notebooks").is_dir() else set()
     roots |= {str(root) for root in (Path(here), Path(here).resolve()) if is_checkout(root)}
     named = {*given, *([sys.prefix] if sys.prefix != sys.base_prefix else [])}
     instead = {path: Path(path).name for path in named}

@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from . import ledger
+from . import PACKAGE, ledger
 from .execution import Outcome, Task, execute_one, keep_partial, seconds_since
 from .files import write_atomic
 from .leaks import mask
@@ -39,7 +39,7 @@ class Processes:
     """
 
     def __init__(self, jobs: int = 1, worker: str = "local") -> None:
-        package = str(Path(__file__).resolve().parents[1])
+        package = str(PACKAGE.parent)
         search = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
         if jobs > 1:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import PACKAGE, __version__
 
 # What decides a result; data, outputs and notes that lie about in a checkout do not.
 _CODE = ("distilwhisper_lib", "notebooks", "environment.yml", "pyproject.toml")
@@ -28,7 +28,7 @@ def provenance(
     and ``dirty`` are None; ``dirty`` leaves results/ and outputs/ out, because a run writes there.
     Absolute paths in ``command`` are cut to their last part.
     """
-    root = Path(root) if root else Path(__file__).resolve().parents[1]
+    root = Path(root) if root else PACKAGE.parent
     commit, dirty = git_state(root)
     return {
         "commit": commit,

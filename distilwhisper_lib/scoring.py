@@ -15,6 +15,7 @@ from typing import Any
 import jiwer
 import numpy as np
 
+from . import PACKAGE
 from .errors import UserError
 from .languages import find_language
 from .text import NORMALIZERS
@@ -22,7 +23,7 @@ from .text import NORMALIZERS
 METRICS = ("wer", "cer")
 COUNTS = ("substitutions", "deletions", "insertions", "hits")
 _KINDS = {"substitute": 0, "delete": 1, "insert": 2, "equal": 3}
-_METRIC_FOLDER = Path(__file__).resolve().parent / "metrics" / "asr_errors"
+_METRIC_FOLDER = PACKAGE / "metrics" / "asr_errors"
 
 
 def score(rows: Iterable[Mapping[str, Any]], language: str) -> dict[str, dict[str, Any]]:

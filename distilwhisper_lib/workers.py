@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from . import PACKAGE
 from .execution import Task
 from .notebooks import one_line
 from .processes import THREADS, Processes
@@ -50,10 +51,9 @@ def _processes(batch: str) -> Processes:
 
 def about_worker(note: str | None) -> dict[str, Any]:
     """What must be alike here and there: the folder (can it see the note?) and the code."""
-    package = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()}\n".encode() + path.read_bytes())
     return {
         "shares": note is None or _appears(Path(note)),
         "code": digest.hexdigest(),

@@ -6,10 +6,11 @@ import dataclasses
 import html
 import json
 import re
+import shlex
 
 import pytest
 
-from distilwhisper_lib import UserError, resolve
+from distilwhisper_lib import PACKAGE, UserError, resolve
 from distilwhisper_lib.config import METHODS, RunConfig, locate
 from distilwhisper_lib.languages import LANGUAGES
 from distilwhisper_lib.presets import CODE, KIT, PAPER, PRESETS, RECIPE, THIS_RUN
@@ -62,6 +63,32 @@ def test_strings_from_a_command_line_become_what_the_field_wants():
         "clsr", "demo", "ca", 5, {"learning_rate": 1e-4, "epochs": 3, "train_size": None}
     )
     assert (config.language, config.seed, config.learning_rate) == ("ca", 5, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("run_id", "method", "preset", "overrides"),
+    [
+        ("clsr-ca-s77-a3b5534e", "clsr", "demo", {}),
+        ("teacher-nl-s77-df0d2c3c", "teacher", "mini", {"train_size": 200}),
+        ("js-cs-s78-aefad441", "js", "cv10k", {}),
+        ("lora-ta-s77-c9077fae", "lora", "cv28k", {"hardware": "t4"}),
+        ("kl-sk-s79-f6d2e8f8", "kl", "cv3k", {"conventions": "authors"}),
+        ("full-gl-s77-086d63d8", "full", "own", {"learning_rate": "5e-5", "train_size": 100}),
+        ("zero-shot-th-s77-b264e9b5", "zero_shot", "cv10k", {}),
+    ],
+)
+def test_run_ids_stay_what_they_are(run_id, method, preset, overrides):
+    language, seed, _ = run_id.rsplit("-", 3)[1:]
+    assert resolve(method, preset, language, int(seed[1:]), overrides).run_id == run_id
+
+
+def test_the_command_in_a_committed_record_gives_the_id_of_the_record():
+    for path in sorted((PACKAGE.parent / "results").rglob("runs/*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        words = shlex.split(record["provenance"]["command"])
+        given = words[words.index("--overrides") + 1] if "--overrides" in words else None
+        identity = (record["config"][name] for name in ("method", "preset", "language", "seed"))
+        assert resolve(*identity, given).run_id == record["run_id"] == path.stem
 
 
 def test_the_run_id_covers_what_decides_numbers_and_nothing_else():

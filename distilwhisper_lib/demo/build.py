@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from distilwhisper_lib import PACKAGE
 from distilwhisper_lib.config import resolve
 from distilwhisper_lib.data import load_data
 from distilwhisper_lib.demo import lexicon, pair, pretraining, synthesis
@@ -38,7 +39,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.files import write_atomic
 from distilwhisper_lib.training import train
 
-DEMO = Path(__file__).resolve().parent
+DEMO = PACKAGE / "demo"
 STAGES = ("speech", "tokenizer", "teacher", "student", "experts", "pack")
 SEED = 77
 TARGETS = ("ca", "cs")
