@@ -55,11 +55,11 @@ $(READY): environment.yml pyproject.toml .ci/requirements.lock
 	@touch $(READY)
 
 demo: env
-	$(BIN)/python -m distilwhisper_lib.batch run --preset demo --languages $(LANGUAGES) --seeds $(SEEDS) --jobs $(JOBS)
-	@$(BIN)/python -m distilwhisper_lib.results show --demo
+	$(BIN)/python -m distilwhisper_lib batch run --preset demo --languages $(LANGUAGES) --seeds $(SEEDS) --jobs $(JOBS)
+	@$(BIN)/python -m distilwhisper_lib results show --demo
 
 report: env
-	$(BIN)/python -m distilwhisper_lib.results report
+	$(BIN)/python -m distilwhisper_lib results report
 
 test: env
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile

@@ -40,7 +40,7 @@ for _ in $(seq 120); do
 	sleep 1
 done
 where=$("$BIN/python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"])' "$address")
-"$BIN/python" -m distilwhisper_lib.batch run "$@" --scheduler "$where" &
+"$BIN/python" -m distilwhisper_lib batch run "$@" --scheduler "$where" &
 batch=$!
 # Once more after a signal, which ends the first wait before the batch has ended.
 wait "$batch" || wait "$batch"

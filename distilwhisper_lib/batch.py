@@ -2,10 +2,10 @@
 
 A wrong notebook, name, value or setting stops the batch before anything starts.
 
-    python -m distilwhisper_lib.batch run --languages ca cs --seeds 77
-    python -m distilwhisper_lib.batch run 05_js_distillation --overrides '{"max_steps": 2}'
-    python -m distilwhisper_lib.batch run grid.yaml --cluster
-    python -m distilwhisper_lib.batch plan --methods js kl --presets cv3k cv10k --languages ca th
+    python -m distilwhisper_lib batch run --languages ca cs --seeds 77
+    python -m distilwhisper_lib batch run 05_js_distillation --overrides '{"max_steps": 2}'
+    python -m distilwhisper_lib batch run grid.yaml --cluster
+    python -m distilwhisper_lib batch plan --methods js kl --presets cv3k cv10k --languages ca th
 
 grid.py reads a grid, tasks.py makes its tasks and their order, schedule.py runs them, and what
 executes one of them is processes.py on this machine or cluster.py with Dask.
@@ -160,7 +160,7 @@ def _studies(given: argparse.Namespace) -> list[Study]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m distilwhisper_lib.batch",
+        prog="python -m distilwhisper_lib batch",
         description="Run the notebooks in batch with papermill; wrong parameters stop it first.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="run|plan")

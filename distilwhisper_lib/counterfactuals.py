@@ -7,14 +7,13 @@ closed while the others decide as they learned to. What was said is counted clip
 in ``<results>/gates/forced/<run_id>.json``, so that paired differences need that file alone.
 Whatever was decoded is not decoded again.
 
-    python -m distilwhisper_lib.counterfactuals outputs/<run_id> [--clips N] [--domain in_domain]
+    python -m distilwhisper_lib gates outputs/<run_id> [--clips N] [--domain in_domain]
         [--cases soft open]
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ from .runs import RECORD
 from .subsets import take_usable
 from .tables import own_evaluations
 
-COMMAND = "python -m distilwhisper_lib.counterfactuals"
+COMMAND = "python -m distilwhisper_lib gates"
 
 
 def gate_modes(model: Any) -> dict[str, GateMode]:
@@ -285,7 +284,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{title}\n{table.round(2).to_string()}")
     print(f"\n{path}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,6 @@ import argparse
 import copy
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -287,7 +286,7 @@ def _new_folder(to: Path) -> Iterator[Path]:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distilwhisper_lib.export")
+    parser = argparse.ArgumentParser(prog="python -m distilwhisper_lib export")
     add_run_arguments(parser)
     parser.add_argument("--to", required=True, help="a new folder")
     parser.add_argument("--form", default="whisper", choices=FORMS)
@@ -305,7 +304,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(pd.DataFrame.from_dict(manifest["comparison"], orient="index").to_string())
     print(f"{folder}: {', '.join(manifest['files'])}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Recordings to text from the command line, going on where an earlier call stopped.
 
-    python -m distilwhisper_lib.listen recordings/ --language ca --to heard.jsonl
+    python -m distilwhisper_lib transcribe recordings/ --language ca --to heard.jsonl
 
 Everything else about it is Transcriber.stream().
 """
@@ -35,7 +35,7 @@ _BEGIN = b'{"error": '  # of every line of JSONL, its names being sorted
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 where a recording failed, which does not stop the others."""
-    parser = argparse.ArgumentParser(prog="python -m distilwhisper_lib.listen")
+    parser = argparse.ArgumentParser(prog="python -m distilwhisper_lib transcribe")
     parser.add_argument("source", nargs="+", help="recordings, or one folder of them")
     parser.add_argument("--language", help="name or code; left out, Whisper chooses")
     parser.add_argument("--model", default="openai/whisper-small", help="name or folder")
@@ -123,7 +123,3 @@ def _append(path: Path, transcript: Transcript) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json_line(transcript))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,12 @@
 """An export on the Hugging Face hub: only when asked, only what the export wrote.
 
-``python -m distilwhisper_lib.publish my-whisper you/whisper-small-ca --dry-run`` shows what would
+``python -m distilwhisper_lib publish my-whisper you/whisper-small-ca --dry-run`` shows what would
 go; without ``--dry-run`` it goes, into a private repository unless ``--public`` says otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,8 +134,8 @@ def _check_private(path: Path) -> None:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distilwhisper_lib.publish")
-    parser.add_argument("folder", help="what python -m distilwhisper_lib.export wrote")
+    parser = argparse.ArgumentParser(prog="python -m distilwhisper_lib publish")
+    parser.add_argument("folder", help="what python -m distilwhisper_lib export wrote")
     parser.add_argument("repository", help="owner/name on the hub")
     parser.add_argument("--public", action="store_true", help="for everybody to see")
     parser.add_argument("--dry-run", action="store_true", help="only show what would go")
@@ -151,7 +150,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(done)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """The blocks of results in README.md and results/README.md, made from records.
 
-A test fails when they are stale; ``python -m distilwhisper_lib.results readme`` makes them anew.
+A test fails when they are stale; ``python -m distilwhisper_lib results readme`` makes them anew.
 """
 
 from __future__ import annotations

@@ -21,10 +21,10 @@ _SECTIONS = {".": "Results", "demo": "The embedded demo"}  # folder below result
 _HEAD = f"""\
 # Every number, and how to get it again
 
-Made by `python -m distilwhisper_lib.results readme` from the records beside it; `make test` fails
+Made by `python -m distilwhisper_lib results readme` from the records beside it; `make test` fails
 when it is stale.
 
-**From what was said**, in seconds: `python -m distilwhisper_lib.results check` scores every
+**From what was said**, in seconds: `python -m distilwhisper_lib results check` scores every
 published hypothesis again, under both normalisers, and compares each rate and count with its
 record. Tolerance: none. `make test` does it too.
 
@@ -42,7 +42,7 @@ These repeats, and those that came out equal to the bit, are in `benchmarks/repe
 
 The tables below are the headline's, with marks kept. Everything else is made of the same files:
 CER, Whisper's normaliser, averages, intervals, differences and soft gates by
-`python -m distilwhisper_lib.results readme` (in the README above and the one here), gate shares and
+`python -m distilwhisper_lib results readme` (in the README above and the one here), gate shares and
 figures by notebook `08` from `gates/`, forgetting and costs by notebook `07` from `runs/`.
 
 A cell is the mean over its runs of `evaluations[...].scores.{NORMALIZER}` in `runs/<run>.json`,

@@ -2,10 +2,10 @@
 
 Records and published hypotheses are all that is read: nothing is decoded or trained.
 
-    python -m distilwhisper_lib.results readme [--check]
-    python -m distilwhisper_lib.results show [--demo]
-    python -m distilwhisper_lib.results report [--demo]
-    python -m distilwhisper_lib.results check [--demo]
+    python -m distilwhisper_lib results readme [--check]
+    python -m distilwhisper_lib results show [--demo]
+    python -m distilwhisper_lib results report [--demo]
+    python -m distilwhisper_lib results check [--demo]
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def shown_tables(records: Sequence[Record], normalizer: str = "marks") -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m distilwhisper_lib.results", description=__doc__
+        prog="python -m distilwhisper_lib results", description=__doc__
     )
     commands = parser.add_subparsers(dest="command", required=True)
     readme = commands.add_parser(
@@ -89,7 +89,7 @@ def _readme_command(given: argparse.Namespace) -> int:
         if was_so:
             print(f"{path}: up to date with the records")
         elif given.check:
-            again = "run `python -m distilwhisper_lib.results readme`"
+            again = "run `python -m distilwhisper_lib results readme`"
             print(f"{path}: stale: {again}", file=sys.stderr)
         else:
             print(f"{path}: made anew from the records")
@@ -133,7 +133,3 @@ def _check_command(given: argparse.Namespace) -> int:
             print(f"{folder}: {done}")
             differs = differs or bool(done.findings)
     return 1 if differs else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

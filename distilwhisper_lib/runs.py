@@ -110,7 +110,7 @@ def command(config: RunConfig, processes: int = 1) -> str:
     threads = "" if torch.cuda.is_available() else f"OMP_NUM_THREADS={torch.get_num_threads()} "
     if processes > 1:
         started = (
-            f"torchrun --nproc-per-node {processes} -m distilwhisper_lib.train {config.method} "
+            f"torchrun --nproc-per-node {processes} -m distilwhisper_lib train {config.method} "
             f"--preset {config.preset} --language {config.language} --seed {config.seed}"
         )
     else:

@@ -1,8 +1,8 @@
 """One run from the command line, by one process or, under a launcher, by several together.
 
-    python -m distilwhisper_lib.train js --preset cv10k --language ca
-    torchrun --nproc-per-node 2 -m distilwhisper_lib.train js --preset cv10k --language ca
-    accelerate launch --multi_gpu --num_processes 2 -m distilwhisper_lib.train js --preset cv10k
+    python -m distilwhisper_lib train js --preset cv10k --language ca
+    torchrun --nproc-per-node 2 -m distilwhisper_lib train js --preset cv10k --language ca
+    accelerate launch --multi_gpu --num_processes 2 -m distilwhisper_lib train js --preset cv10k
 
 It is what notebooks 02 to 06 do between their configuration and their record: the same run id, the
 same folder in outputs/, the same record. A notebook that runs afterwards reads everything back and
@@ -94,7 +94,7 @@ def _counted(processes: int) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m distilwhisper_lib.train",
+        prog="python -m distilwhisper_lib train",
         description="Train, evaluate and record one run; torchrun starts it on several GPUs.",
     )
     parser.add_argument("method", choices=METHODS)
@@ -104,7 +104,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overrides", default=None, metavar="JSON", help='{"max_steps": 2}')
     parser.add_argument("--root", default=None, metavar="FOLDER", help="where outputs/ is meant")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from distilwhisper_lib import clsr_figure
+from distilwhisper_lib.__main__ import WORDS
 from distilwhisper_lib.clsr_figure import FIGURE, RESULTS, main, routed, what_is_drawn
 from distilwhisper_lib.config import RunConfig
 from distilwhisper_lib.errors import UserError
@@ -119,9 +121,9 @@ def test_the_guides_commands_exist():
     lines = [line.split("#")[0].split() for line in block.splitlines() if " -m " in line]
     assert len(lines) == 6
     for words in lines:
-        module = words[words.index("-m") + 1]
-        source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
-        assert 'if __name__ == "__main__"' in source
+        package, word = words[words.index("-m") + 1 :][:2]
+        module = Path(importlib.util.find_spec(f"{package}.{WORDS[word][0]}").origin)
+        source = module.read_text(encoding="utf-8")
         for option in (word for word in words if word.startswith("--")):
             assert f'"{option}"' in source, (module, option)
         for number in filter(str.isdigit, words):

@@ -186,7 +186,7 @@ def test_show_prints_the_tables(kit, tmp_path, capsys):
 @pytest.mark.parametrize("buffered", [True, False])
 def test_show_ends_quietly_when_its_reader_has_seen_enough(kit, buffered):
     """As in ``... show | head -1``: the pipe is closed before all of it is written."""
-    command = [sys.executable, *([] if buffered else ["-u"]), "-m", "distilwhisper_lib.results"]
+    command = [sys.executable, *([] if buffered else ["-u"]), "-m", "distilwhisper_lib", "results"]
     read_end, write_end = os.pipe()
     os.close(read_end)
     done = subprocess.run(
@@ -209,7 +209,7 @@ def test_the_committed_readme_shows_the_committed_records():
     status = ["git", "-C", str(root), "status", "--porcelain", "--", "results", "README.md"]
     changed = subprocess.run(status, capture_output=True, text=True)
     if changed.returncode or changed.stdout:
-        pytest.skip("own runs lie in results/: `python -m distilwhisper_lib.results readme`")
+        pytest.skip("own runs lie in results/: `python -m distilwhisper_lib results readme`")
     where = ["--readme", str(root / "README.md"), "--results", str(root / "results")]
     assert results.main(["readme", "--check", *where]) == 0
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch.utils.data import SequentialSampler
 
-import distilwhisper_lib
 from distilwhisper_lib import UserError, ranks, trainer, training
 from distilwhisper_lib.config import resolve
 from distilwhisper_lib.data import load_data
@@ -104,7 +103,7 @@ def test_two_processes_do_what_one_does_and_go_on_when_one_is_killed(study_of, t
     elapsed = interrupted.output_dir / "checkpoints" / "elapsed.json"
     elapsed.write_text("1000")  # a run that began anew would not know of it
     shutil.copytree(interrupted.output_dir, "kept")
-    done = torchrun("-m", "distilwhisper_lib.train", *command_line(interrupted))
+    done = torchrun("-m", "distilwhisper_lib", "train", *command_line(interrupted))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("record   ") == 1
     by_two = train_here(interrupted)
@@ -160,7 +159,7 @@ def check_record(config):
     record = read_record(path)
     assert record["training"]["processes"] == 2
     assert (
-        "torchrun --nproc-per-node 2 -m distilwhisper_lib.train js"
+        "torchrun --nproc-per-node 2 -m distilwhisper_lib train js"
         in (record["provenance"]["command"])
     )
     data = load_data(config)
@@ -228,10 +227,11 @@ def test_one_process_trains_on_one_gpu(monkeypatch):
 
 def test_the_command_refuses_in_one_sentence(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train", "js", "--language", "xx", "--root", str(tmp_path)])
+    monkeypatch.setattr(
+        sys, "argv", ["distilwhisper", "train", "js", "--language", "xx", "--root", str(tmp_path)]
+    )
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("distilwhisper_lib.train", run_name="__main__")
+        runpy.run_module("distilwhisper_lib", run_name="__main__")
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not list(tmp_path.iterdir())
-    assert distilwhisper_lib.train is training.train  # the command does not hide the function
