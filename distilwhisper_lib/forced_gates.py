@@ -131,8 +131,8 @@ def read_forced(path: str | Path) -> ForcedGates:
     path = Path(path)
     forced = read_json(
         path,
-        f"no {path}: distilwhisper_lib.counterfactuals writes it",
-        "take it from version control, or remove it and run distilwhisper_lib.counterfactuals",
+        f"no {path}: `distilwhisper_lib gates` writes it",
+        "take it from version control, or remove it and run `distilwhisper_lib gates`",
     )
     validate(forced, path)
     if forced["run_id"] != path.stem:
@@ -155,7 +155,7 @@ def validate(forced: Any, source: str | Path) -> None:
         found = forced.get("schema") if isinstance(forced, dict) else None
         raise UserError(
             f"{source}: has schema {found!r}, expected {SCHEMA}: update the kit, or run "
-            "distilwhisper_lib.counterfactuals again"
+            "`distilwhisper_lib gates` again"
         )
     check(forced, _FILE, source)
     for name, domain in forced["domains"].items():

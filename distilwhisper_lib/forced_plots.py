@@ -41,7 +41,7 @@ def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
     if not domains:
         raise UserError(
             f"the file of {forced['run_id']} has learned gates only: run "
-            "distilwhisper_lib.counterfactuals to its end"
+            "`distilwhisper_lib gates` to its end"
         )
     tables = [differences(forced, domain, normalizer=normalizer) for domain in domains]
     cases = max((list(table.index.drop(LEARNED)) for table in tables), key=len)

@@ -231,7 +231,7 @@ def _forced(folder: str | Path) -> str:
     files = load_forced(folder)
     if not files:
         return page.note(
-            "What forced gates change: no run of distilwhisper_lib.counterfactuals yet."
+            "What forced gates change: no run of `distilwhisper_lib gates` yet."
         )
     about = page.note(
         "The same clips with all gates soft (both branches weighed, as in training), all open, all "

@@ -242,7 +242,7 @@ def test_what_is_no_json_object_is_one_sentence(tmp_path, text):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match="is not JSON|cannot be read as UTF-8|has schema None"):
         read_forced(path)
-    with pytest.raises(UserError, match="counterfactuals writes it"):
+    with pytest.raises(UserError, match="gates` writes it"):
         read_forced(tmp_path / "b.json")
 
 
@@ -296,7 +296,7 @@ def test_a_file_that_is_not_finished_is_drawn_as_far_as_it_goes():
 def test_the_report_shows_it_or_says_how_to_make_it(tmp_path):
     (tmp_path / "gates").mkdir()
     (tmp_path / "gates" / "js-ca-s77-0123abcd.json").write_text(json.dumps(gate_file()))
-    assert "no run of distilwhisper_lib.counterfactuals yet" in report._gates(tmp_path)
+    assert "no run of `distilwhisper_lib gates` yet" in report._gates(tmp_path)
     write(tmp_path, make_forced())
     page = report._gates(tmp_path)
     assert page.count("<svg") == 2 and "js-ca-s77-0123abcd: gates forced" in page
