@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
-PACKAGE = Path(__file__).resolve().parent  # the only place that asks where this code lies
+PACKAGE = Path(__file__).parent  # the only place that asks where this code lies
 
 _HOME = {
     "DistilWhisperConfig": "model",

@@ -45,7 +45,7 @@ from .records import Record, load_records
 from .subsets import read_subset
 from .target_files import TOP_K
 
-BENCHMARKS = PACKAGE.parent / "benchmarks" / "results.json"
+BENCHMARKS = PACKAGE.resolve().parent / "benchmarks" / "results.json"
 _SIDES = {"js": "cached js", "kl": "cached js"}  # of its training steps; others by their method
 
 # Python's part of a decoding step, 12 ms and 0.6 ms a layer: measured with decoders of 12 and 32

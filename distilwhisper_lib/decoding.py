@@ -125,7 +125,7 @@ class _Child:
     """One process that decodes, question by question."""
 
     def __init__(self) -> None:
-        package = str(PACKAGE.parent)
+        package = str(PACKAGE.resolve().parent)
         search = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._owner = os.getpid()
         self._process = subprocess.Popen(

@@ -216,7 +216,11 @@ def _given_paths(notebook: Any) -> Iterator[str]:
 def _host_paths(home: str, here: str, given: tuple[str, ...]) -> list[tuple[re.Pattern[str], str]]:
     """Patterns of this machine's folders, longest first, and what stands for each: of the checkout
     nothing, of a home ``~``, of Python's environment and of what was given the last part."""
-    roots = {str(PACKAGE.parent)} if (PACKAGE.parent / "notebooks").is_dir() else set()
+    roots = (
+        {str(PACKAGE.resolve().parent)}
+        if (PACKAGE.resolve().parent / "notebooks").is_dir()
+        else set()
+    )
     roots |= {str(root) for root in (Path(here), Path(here).resolve()) if is_checkout(root)}
     named = {*given, *([sys.prefix] if sys.prefix != sys.base_prefix else [])}
     instead = {path: Path(path).name for path in named}

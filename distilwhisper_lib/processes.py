@@ -39,7 +39,7 @@ class Processes:
     """
 
     def __init__(self, jobs: int = 1, worker: str = "local") -> None:
-        package = str(PACKAGE.parent)
+        package = str(PACKAGE.resolve().parent)
         search = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
         if jobs > 1:

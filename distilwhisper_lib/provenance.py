@@ -28,7 +28,7 @@ def provenance(
     and ``dirty`` are None; ``dirty`` leaves results/ and outputs/ out, because a run writes there.
     Absolute paths in ``command`` are cut to their last part.
     """
-    root = Path(root) if root else PACKAGE.parent
+    root = Path(root) if root else PACKAGE.resolve().parent
     commit, dirty = git_state(root)
     return {
         "commit": commit,

@@ -230,9 +230,7 @@ def _gates(folder: str | Path) -> str:
 def _forced(folder: str | Path) -> str:
     files = load_forced(folder)
     if not files:
-        return page.note(
-            "What forced gates change: no run of `distilwhisper_lib gates` yet."
-        )
+        return page.note("What forced gates change: no run of `distilwhisper_lib gates` yet.")
     about = page.note(
         "The same clips with all gates soft (both branches weighed, as in training), all open, all "
         "closed, and the expert of one layer off at a time, against the gates as learned: 95 % "

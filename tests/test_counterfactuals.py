@@ -182,7 +182,7 @@ def test_a_notebook_makes_the_file_once_and_says_what_there_is(js, decoded):
     folder, away = js.output_dir, js.output_dir.with_name("away")
     folder.rename(away)
     said = ensure_forced(js, clips=2)
-    assert f"no {file_of(js)}" in said and f"counterfactuals {folder}`" in said
+    assert f"no {file_of(js)}" in said and f"gates {folder}`" in said
     away.rename(folder)
     assert "is written" in ensure_forced(js, clips=2)
     assert len(decoded) == 14

@@ -39,7 +39,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.files import write_atomic
 from distilwhisper_lib.training import train
 
-DEMO = PACKAGE / "demo"
+DEMO = PACKAGE.resolve() / "demo"
 STAGES = ("speech", "tokenizer", "teacher", "student", "experts", "pack")
 SEED = 77
 TARGETS = ("ca", "cs")
