@@ -21,16 +21,16 @@ import numpy as np
 import pandas as pd
 from transformers import WhisperProcessor
 
-from distilwhisper_lib.config import WITH_EXPERTS
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib.config.settings import WITH_EXPERTS
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.evaluation import read_hypotheses
-from distilwhisper_lib.export import export_run, to_ctranslate2
-from distilwhisper_lib.features import SpeechDataset, extract_features
-from distilwhisper_lib.files import write_atomic
-from distilwhisper_lib.finished import load_run
-from distilwhisper_lib.provenance import provenance
-from distilwhisper_lib.scoring import score
+from distilwhisper_lib.evaluation.decoding import read_hypotheses
+from distilwhisper_lib.evaluation.run import load_run
+from distilwhisper_lib.export.bundle import export_run, to_ctranslate2
+from distilwhisper_lib.io.files import write_atomic
+from distilwhisper_lib.results.provenance import provenance
+from distilwhisper_lib.scoring.rates import score
+from distilwhisper_lib.speech.features import SpeechDataset, extract_features
 
 _BATCH = 16
 

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from distilwhisper_lib import audio, decoding
+from distilwhisper_lib.speech import audio
+from distilwhisper_lib.speech import guarded as decoding
 
 RATE = 48_000
 FORMATS = {"wav": (None, None), "flac": (None, None), "mp3": (None, None), "opus": ("OGG", "OPUS")}

@@ -25,10 +25,13 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
-from distilwhisper_lib import evaluation, runs, target_files, training
-from distilwhisper_lib.config import resolve
-from distilwhisper_lib.data import load_data, write_data_report
-from distilwhisper_lib.trainer import DistilTrainer
+from distilwhisper_lib.config.settings import resolve
+from distilwhisper_lib.data.splits import load_data, write_data_report
+from distilwhisper_lib.evaluation import decoding as evaluation
+from distilwhisper_lib.evaluation import record as runs
+from distilwhisper_lib.losses import target_files
+from distilwhisper_lib.training import loop as training
+from distilwhisper_lib.training.trainer import DistilTrainer
 
 LOG = "points.jsonl"
 SHARD_BYTES = 2**12  # so that a few clips fill several

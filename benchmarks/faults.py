@@ -35,13 +35,13 @@ import pyarrow.parquet
 import soundfile
 from safetensors.torch import load_file
 
-from distilwhisper_lib.audio import SAMPLE_RATE, read_audio
-from distilwhisper_lib.config import RunConfig, resolve
-from distilwhisper_lib.corpora import open_corpus
-from distilwhisper_lib.files import sha256_file, write_atomic
-from distilwhisper_lib.leaks import mask_values
-from distilwhisper_lib.provenance import provenance
-from distilwhisper_lib.weights import weights_hash
+from distilwhisper_lib.config.settings import RunConfig, resolve
+from distilwhisper_lib.data.corpora import open_corpus
+from distilwhisper_lib.io.files import sha256_file, write_atomic
+from distilwhisper_lib.io.leaks import mask_values
+from distilwhisper_lib.model.weights import weights_hash
+from distilwhisper_lib.results.provenance import provenance
+from distilwhisper_lib.speech.audio import SAMPLE_RATE, read_audio
 
 from .fault_child import KINDS, LOG, STAGES, attempt
 from .grid import NOT_COMPARED

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from distilwhisper_lib.config import locate
-from distilwhisper_lib.corpora import load_corpus
-from distilwhisper_lib.evaluation import transcribe
-from distilwhisper_lib.features import extract_features
-from distilwhisper_lib.training import load_model
+from distilwhisper_lib.config.settings import locate
+from distilwhisper_lib.data.corpora import load_corpus
+from distilwhisper_lib.evaluation.decoding import transcribe
+from distilwhisper_lib.model.loading import load_model
+from distilwhisper_lib.speech.features import extract_features
 
 from . import memory, models
 from .harness import Row, check, interleaved, largest_difference, row

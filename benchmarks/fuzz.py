@@ -189,7 +189,7 @@ def work(name: str, seconds: float, seed: int, folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from distilwhisper_lib import decoding
+    from distilwhisper_lib.speech import guarded as decoding
 
     from .fuzz_targets import TARGETS
 

@@ -22,39 +22,34 @@ import pandas as pd
 import soundfile
 import torch
 
-from distilwhisper_lib import (
-    authors,
-    config,
-    corpora,
-    decoding,
-    experts,
-    kept_gates,
-    subsets,
-    target_files,
-    targets,
-)
-from distilwhisper_lib.costs import cost_table
+from distilwhisper_lib.batch.grid import read_grid
+from distilwhisper_lib.batch.notebooks import checked_parameters
+from distilwhisper_lib.batch.tasks import expand
+from distilwhisper_lib.config import settings as config
+from distilwhisper_lib.data import corpora, subsets
+from distilwhisper_lib.data.fleurs import REVISION, TEXTS
+from distilwhisper_lib.data.inspection import MEMORY
+from distilwhisper_lib.data.releases import unpack_common_voice
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.explorer_html import notes_html, tokens_html, transcripts_html
-from distilwhisper_lib.explorer_runs import Listener, clips_of, find_runs
-from distilwhisper_lib.exports import write_tables
-from distilwhisper_lib.fleurs import REVISION, TEXTS
-from distilwhisper_lib.forced_gates import differences, load_forced
-from distilwhisper_lib.gates import load_gates
-from distilwhisper_lib.grid import read_grid
-from distilwhisper_lib.hypotheses import read_published
-from distilwhisper_lib.inspection import MEMORY
-from distilwhisper_lib.notebooks import checked_parameters
-from distilwhisper_lib.plots import gate_shares
-from distilwhisper_lib.published import COLUMNS, compared, read_published_values
-from distilwhisper_lib.readme import readme_block
-from distilwhisper_lib.records import load_records
-from distilwhisper_lib.releases import unpack_common_voice
-from distilwhisper_lib.report import report_html
-from distilwhisper_lib.results import shown_tables
-from distilwhisper_lib.tables import results_tables
-from distilwhisper_lib.tasks import expand
-from distilwhisper_lib.tensor_files import read_pickle
+from distilwhisper_lib.evaluation import kept_gates
+from distilwhisper_lib.explorer.html import notes_html, tokens_html, transcripts_html
+from distilwhisper_lib.explorer.runs import Listener, clips_of, find_runs
+from distilwhisper_lib.gates.files import load_gates
+from distilwhisper_lib.gates.forced import differences, load_forced
+from distilwhisper_lib.gates.routes import gate_shares
+from distilwhisper_lib.losses import target_files, targets
+from distilwhisper_lib.model import authors, experts
+from distilwhisper_lib.model.tensors import read_pickle
+from distilwhisper_lib.report.command import shown_tables
+from distilwhisper_lib.report.pages import readme_block
+from distilwhisper_lib.report.published import COLUMNS, compared, read_published_values
+from distilwhisper_lib.report.report import report_html
+from distilwhisper_lib.results.costs import cost_table
+from distilwhisper_lib.results.exports import write_tables
+from distilwhisper_lib.results.hypotheses import read_published
+from distilwhisper_lib.results.records import load_records
+from distilwhisper_lib.results.tables import results_tables
+from distilwhisper_lib.speech import guarded as decoding
 
 from .target import Escape, Files, Target
 

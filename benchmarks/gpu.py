@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from distilwhisper_lib.teacher import Teacher
+from distilwhisper_lib.losses.teacher import Teacher
 
 from .harness import Row, Samples, check, milliseconds, row
 from .models import routed

@@ -31,14 +31,14 @@ from typing import Any
 
 import psutil
 
-from distilwhisper_lib import ledger
-from distilwhisper_lib.config import METHODS, TRAINED
-from distilwhisper_lib.execution import Task
-from distilwhisper_lib.files import sha256_file, write_atomic
-from distilwhisper_lib.grid import read_grid
-from distilwhisper_lib.leaks import mask_values
-from distilwhisper_lib.provenance import provenance
-from distilwhisper_lib.tasks import configs_of, expand
+from distilwhisper_lib.batch import ledger
+from distilwhisper_lib.batch.grid import read_grid
+from distilwhisper_lib.batch.task import Task
+from distilwhisper_lib.batch.tasks import configs_of, expand
+from distilwhisper_lib.config.settings import METHODS, TRAINED
+from distilwhisper_lib.io.files import sha256_file, write_atomic
+from distilwhisper_lib.io.leaks import mask_values
+from distilwhisper_lib.results.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "grid.json"
@@ -196,7 +196,7 @@ def _notebooks(root: Path) -> list[psutil.Process]:
         try:
             # Its folder is the checkout, or the notebooks' within it.
             here = Path(process.cwd()).is_relative_to(root.resolve())
-            if here and "distilwhisper_lib.processes" in process.cmdline():
+            if here and "distilwhisper_lib.batch.processes" in process.cmdline():
                 found.append(process)
         except psutil.Error:
             continue

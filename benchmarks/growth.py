@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distilwhisper_lib.files import write_atomic
+from distilwhisper_lib.io.files import write_atomic
 
 from . import clips as made
 from .memory import MB, RETURNED
@@ -61,8 +61,9 @@ def _model(folder: Path, width: int, layers: int) -> None:
     import torch
     from transformers import GenerationConfig, WhisperProcessor
 
-    from distilwhisper_lib.config import locate
-    from distilwhisper_lib.model import DistilWhisperConfig, DistilWhisperForConditionalGeneration
+    from distilwhisper_lib.config.settings import locate
+    from distilwhisper_lib.model.layers import DistilWhisperConfig
+    from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 
     torch.manual_seed(0)
     demo = locate("embedded/student")
@@ -81,7 +82,7 @@ def _model(folder: Path, width: int, layers: int) -> None:
 
 
 def _config(clips: int, student: str = "student") -> Any:
-    from distilwhisper_lib.config import resolve
+    from distilwhisper_lib.config.settings import resolve
 
     settings = {
         "student": student, "teacher": "teacher", "in_domain": "common_voice",
@@ -95,23 +96,23 @@ def _config(clips: int, student: str = "student") -> Any:
 
 def unpack_common_voice(clips: int) -> None:
     """Mozilla's archive to files."""
-    from distilwhisper_lib.releases import unpack_common_voice as unpack
+    from distilwhisper_lib.data.releases import unpack_common_voice as unpack
 
     unpack("ca.tar.gz", "data/common_voice")
 
 
 def unpack_fleurs(clips: int) -> None:
     """Parquet files to recordings and a table."""
-    from distilwhisper_lib.corpora import open_corpus
+    from distilwhisper_lib.data.corpora import open_corpus
 
     assert len(open_corpus("fleurs", "ca", "test", "data").table) == clips
 
 
 def data(clips: int) -> None:
     """Notebook 01's path: four tables, every clip decoded and hashed, the report written."""
-    from distilwhisper_lib.data import load_data, write_data_report
-    from distilwhisper_lib.labels import label_limit
-    from distilwhisper_lib.preflight import preflight
+    from distilwhisper_lib.data.labels import label_limit
+    from distilwhisper_lib.data.preflight import preflight
+    from distilwhisper_lib.data.splits import load_data, write_data_report
 
     config = _config(clips)
     found = load_data(config)
@@ -121,7 +122,7 @@ def data(clips: int) -> None:
 
 def own_folder(clips: int) -> None:
     """Own recordings: metadata read and checked, every clip decoded and hashed."""
-    from distilwhisper_lib.corpora import corpus_hash, load_corpus
+    from distilwhisper_lib.data.corpora import corpus_hash, load_corpus
 
     corpus_hash(load_corpus("folder/own", "ca", "train", "data"))
 
@@ -131,9 +132,9 @@ def targets(clips: int) -> None:
 
     Into smaller shards, because a small teacher says less about a clip: 1,000 clips fill one.
     """
-    from distilwhisper_lib import target_files
-    from distilwhisper_lib.data import load_data
-    from distilwhisper_lib.training import build_targets
+    from distilwhisper_lib.data.splits import load_data
+    from distilwhisper_lib.losses import target_files
+    from distilwhisper_lib.training.loop import build_targets
 
     target_files.SHARD_BYTES = SHARD
     config = _config(clips)
@@ -142,8 +143,9 @@ def targets(clips: int) -> None:
 
 def train(clips: int) -> None:
     """Start-up, a few steps, a checkpoint and a validation, with workers that read audio."""
-    from distilwhisper_lib import target_files, training
-    from distilwhisper_lib.data import load_data
+    from distilwhisper_lib.data.splits import load_data
+    from distilwhisper_lib.losses import target_files
+    from distilwhisper_lib.training import loop as training
 
     target_files.SHARD_BYTES = SHARD
     config = _config(clips)
@@ -152,11 +154,11 @@ def train(clips: int) -> None:
 
 def test(clips: int) -> None:
     """A whole test set transcribed, written, scored, its gates summed up."""
-    from distilwhisper_lib import training
-    from distilwhisper_lib.data import load_data
-    from distilwhisper_lib.evaluation import scores_path, transcribe
-    from distilwhisper_lib.gate_statistics import summarise
-    from distilwhisper_lib.scoring import score
+    from distilwhisper_lib.data.splits import load_data
+    from distilwhisper_lib.evaluation.decoding import scores_path, transcribe
+    from distilwhisper_lib.gates.statistics import summarise
+    from distilwhisper_lib.scoring.rates import score
+    from distilwhisper_lib.training import loop as training
 
     config = _config(clips)
     found = load_data(config)
@@ -308,7 +310,7 @@ def run(numbers: Sequence[int], chosen: Sequence[str], keep: Path | None) -> lis
 
 
 def _about() -> dict[str, Any]:
-    from distilwhisper_lib.provenance import provenance
+    from distilwhisper_lib.results.provenance import provenance
 
     return {"row": ROW, "audio": AUDIO, "steps": STEPS, "workers": WORKERS} | provenance(
         "python -m benchmarks.growth", "cpu"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
-from distilwhisper_lib.evaluation import evaluating
+from distilwhisper_lib.evaluation.decoding import evaluating
 
 from . import models
 from .harness import Row, check, interleaved, largest_difference, row

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distilwhisper_lib.loss_block import States, token_losses
-from distilwhisper_lib.losses import IGNORE, cross_entropy, divergence
+from distilwhisper_lib.losses.chunked import States, token_losses
+from distilwhisper_lib.losses.divergences import cross_entropy, divergence
+from distilwhisper_lib.speech.features import IGNORE
 
 from . import memory
 from .harness import Row, check, interleaved, row

@@ -17,8 +17,9 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from distilwhisper_lib.clsr import CLSR
-from distilwhisper_lib.model import DistilWhisperConfig, DistilWhisperForConditionalGeneration
+from distilwhisper_lib.model.clsr import CLSR
+from distilwhisper_lib.model.layers import DistilWhisperConfig
+from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 
 SPECIAL = {
     "<|endoftext|>": 50257, "<|startoftranscript|>": 50258, "<|en|>": 50259, "<|pl|>": 50269,

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distilwhisper_lib.config.settings import Record
 from distilwhisper_lib.errors import UserError, command
-from distilwhisper_lib.records import Record, read_record
-from distilwhisper_lib.tables import own_evaluations
+from distilwhisper_lib.results.records import read_record
+from distilwhisper_lib.results.tables import own_evaluations
 
 from .tuning import add_row
 

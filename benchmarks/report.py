@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.files import write_atomic
-from distilwhisper_lib.readme import replace_between
+from distilwhisper_lib.io.files import write_atomic
+from distilwhisper_lib.report.pages import replace_between
 
 from .harness import Row
 from .setting import Setting

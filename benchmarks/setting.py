@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from distilwhisper_lib.provenance import provenance
+from distilwhisper_lib.results.provenance import provenance
 
 from . import models
 

@@ -15,13 +15,13 @@ import pandas as pd
 import soundfile
 import torch
 
-from distilwhisper_lib.callbacks import Clock
-from distilwhisper_lib.config import resolve
-from distilwhisper_lib.features import Collator
-from distilwhisper_lib.targets import StoredTargets, stored_targets
-from distilwhisper_lib.teacher import Teacher, TeacherSource
-from distilwhisper_lib.trainer import make_trainer
-from distilwhisper_lib.training import prepare
+from distilwhisper_lib.config.settings import resolve
+from distilwhisper_lib.losses.targets import StoredTargets, stored_targets
+from distilwhisper_lib.losses.teacher import Teacher, TeacherSource
+from distilwhisper_lib.model.loading import prepare
+from distilwhisper_lib.speech.features import Collator
+from distilwhisper_lib.training.callbacks import Clock
+from distilwhisper_lib.training.trainer import make_trainer
 
 from . import memory
 from .harness import Row, check, interleaved, milliseconds, row

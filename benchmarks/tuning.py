@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from distilwhisper_lib import session
-from distilwhisper_lib.checks import parse_overrides
-from distilwhisper_lib.config import TRAINED, RunConfig, resolve
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib.config.checks import parse_overrides
+from distilwhisper_lib.config.settings import TRAINED, RunConfig, resolve
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import command
-from distilwhisper_lib.files import write_atomic
-from distilwhisper_lib.provenance import provenance
-from distilwhisper_lib.training import train
+from distilwhisper_lib.io.files import write_atomic
+from distilwhisper_lib.results.provenance import provenance
+from distilwhisper_lib.training.loop import train
 
 
 @command

@@ -14,16 +14,16 @@ __version__ = "0.1.0"
 PACKAGE = Path(__file__).parent  # the only place that asks where this code lies
 
 _HOME = {
-    "DistilWhisperConfig": "model",
-    "DistilWhisperForConditionalGeneration": "model",
-    "RunConfig": "config",
-    "Transcriber": "transcriber",
+    "DistilWhisperConfig": "model.layers",
+    "DistilWhisperForConditionalGeneration": "model.whisper",
+    "RunConfig": "config.settings",
+    "Transcriber": "transcription.transcriber",
     "UserError": "errors",
-    "export_run": "export",
-    "push_to_hub": "publish",
-    "resolve": "config",
-    "train": "training",
-    "transcribe": "transcriber",
+    "export_run": "export.bundle",
+    "push_to_hub": "export.publish",
+    "resolve": "config.settings",
+    "train": "training.loop",
+    "transcribe": "transcription.transcriber",
 }
 __all__ = sorted(_HOME)
 

@@ -11,13 +11,19 @@ from distilwhisper_lib.errors import UserError, command
 
 # Word -> the module whose main() does it (imported when it is asked for) and what that is.
 WORDS = {
-    "transcribe": ("listen", "recordings to text and subtitles"),
-    "train": ("train", "train, evaluate and record one run; torchrun starts it on several GPUs"),
-    "batch": ("batch", "run the notebooks headlessly: a language, a study, a cluster"),
-    "results": ("results", "tables, report and pages of what was run; score the sentences again"),
-    "gates": ("counterfactuals", "decode a run's test clips again with its gates forced"),
-    "export": ("export", "a run as a plain Whisper, or as expert file and card"),
-    "publish": ("publish", "an export to the Hugging Face hub"),
+    "transcribe": ("transcription.command", "recordings to text and subtitles"),
+    "train": (
+        "training.command",
+        "train, evaluate and record one run; also under torchrun",
+    ),
+    "batch": ("batch.command", "run the notebooks headlessly: a language, a study, a cluster"),
+    "results": (
+        "report.command",
+        "tables, report and pages of what was run",
+    ),
+    "gates": ("evaluation.forced", "decode a run's test clips again with its gates forced"),
+    "export": ("export.bundle", "a run as a plain Whisper, or as expert file and card"),
+    "publish": ("export.publish", "an export to the Hugging Face hub"),
 }
 
 

@@ -9,9 +9,9 @@ import re
 import sys
 from pathlib import Path
 
-from .config import PACKAGE
-from .errors import UserError
-from .files import write_atomic
+from distilwhisper_lib.config.settings import PACKAGE
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.io.files import write_atomic
 
 _ADDRESS = re.compile(r'^Repository = "https://github.com/([^/"]+/[^/"]+)"$', re.M)
 _VALID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -25,13 +25,28 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from . import PACKAGE
-from .checks import one_of
-from .config import TRAINED, WITH_EXPERTS, RunConfig, published_name
-from .corpora import open_corpus
-from .errors import UserError
-from .facts import DEVICES, FLEURS_CLIPS, FLEURS_LABELLED, LABELLED, TEST_CLIPS, Device
-from .operations import (
+from distilwhisper_lib import PACKAGE
+from distilwhisper_lib.config.settings import (
+    TRAINED,
+    WITH_EXPERTS,
+    Record,
+    RunConfig,
+    published_name,
+)
+from distilwhisper_lib.data.corpora import open_corpus
+from distilwhisper_lib.data.subsets import read_subset
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.facts import (
+    DEVICES,
+    FLEURS_CLIPS,
+    FLEURS_LABELLED,
+    LABELLED,
+    TEST_CLIPS,
+    Device,
+)
+from distilwhisper_lib.io.checked import one_of
+from distilwhisper_lib.losses.target_files import TOP_K
+from distilwhisper_lib.operations import (
     KNOWN,
     PROMPT,
     all_values,
@@ -41,9 +56,7 @@ from .operations import (
     trained_values,
     training_operations,
 )
-from .records import Record, load_records
-from .subsets import read_subset
-from .target_files import TOP_K
+from distilwhisper_lib.results.records import load_records
 
 BENCHMARKS = PACKAGE.resolve().parent / "benchmarks" / "results.json"
 _SIDES = {"js": "cached js", "kl": "cached js"}  # of its training steps; others by their method
@@ -394,6 +407,6 @@ def _target_bytes(config: RunConfig) -> int:
 
 
 if __name__ == "__main__":
-    from .study import main
+    from distilwhisper_lib.study import main
 
     sys.exit(main())

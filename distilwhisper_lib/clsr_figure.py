@@ -21,11 +21,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from .config import PACKAGE
-from .errors import UserError, command
-from .files import write_atomic
-from .plots import BLACK, BLUE, GREEN, GREY, LIGHT, VERMILION, panels, readable, style
-from .titles import titles
+from distilwhisper_lib.config.settings import PACKAGE
+from distilwhisper_lib.errors import UserError, command
+from distilwhisper_lib.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT,
+    VERMILION,
+    panels,
+    readable,
+    style,
+)
+from distilwhisper_lib.io.files import write_atomic
+from distilwhisper_lib.titles import titles
 
 RESULTS = PACKAGE.parent / "results" / "demo"
 FIGURE = PACKAGE.parent / "notebooks" / "clsr.png"
@@ -187,7 +197,7 @@ def _wrapped(widths: Sequence[float]) -> list[tuple[float, int, float]]:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    from .gates import load_gates  # brings transformers
+    from distilwhisper_lib.gates.files import load_gates  # brings transformers
 
     parser = argparse.ArgumentParser(
         prog="python -m distilwhisper_lib.clsr_figure", description="Draw what CLSR is."

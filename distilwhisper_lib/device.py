@@ -6,7 +6,7 @@ import resource
 
 import torch
 
-from .config import RunConfig
+from distilwhisper_lib.config.settings import RunConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -33,10 +33,10 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from .decoding import header_seconds
-from .errors import UserError, command
-from .files import write_atomic
-from .text import normalize_marks
+from distilwhisper_lib.errors import UserError, command
+from distilwhisper_lib.io.files import write_atomic
+from distilwhisper_lib.scoring.text import normalize_marks
+from distilwhisper_lib.speech.guarded import header_seconds
 
 LANGUAGES = ("cs", "nl")
 CORPORA = ("fillets", "fillets_ood", "fillets_teacher")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from .errors import UserError
+from distilwhisper_lib.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from .config import TRAINED, WITH_EXPERTS, RunConfig, locate, resolve
-from .loss_block import States, token_losses
-from .model import DistilWhisperConfig, DistilWhisperForConditionalGeneration
-from .training import prepare
+from distilwhisper_lib.config.settings import TRAINED, WITH_EXPERTS, RunConfig, locate, resolve
+from distilwhisper_lib.losses.chunked import States, token_losses
+from distilwhisper_lib.model.layers import DistilWhisperConfig
+from distilwhisper_lib.model.loading import prepare
+from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 
 PROMPT = 3  # decoder inputs without a label: start, language, task (the fourth one predicts text)
 _TOKENS = {"expert_tokens": None, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}

@@ -12,7 +12,7 @@ import sys
 import tomllib
 import warnings
 
-from .config import PACKAGE
+from distilwhisper_lib.config.settings import PACKAGE
 
 # Colab's own builds of these must stay: others would need a restart, or lose the GPU.
 NEVER_INSTALL = ("torch", "numpy", "ipykernel")
@@ -61,7 +61,7 @@ def describe() -> str:
     import torch
     import transformers
 
-    from .provenance import git_state
+    from distilwhisper_lib.results.provenance import git_state
 
     commit, dirty = git_state(PACKAGE.parent)
     kit = f"{commit[:10]}{' with local changes' if dirty else ''}" if commit else "not in git"

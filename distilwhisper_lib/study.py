@@ -11,11 +11,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from . import capacity
-from .checks import one_of
-from .config import TRAINED, RunConfig, resolve
-from .errors import UserError
-from .facts import (
+from distilwhisper_lib import capacity
+from distilwhisper_lib.config.presets import PAPER_LANGUAGES, PRESETS, SEED
+from distilwhisper_lib.config.settings import LABELS, TRAINED, RunConfig, resolve
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.facts import (
     DEVICES,
     FLEURS_BYTES,
     FLEURS_LABELLED,
@@ -25,10 +25,14 @@ from .facts import (
     RELEASE_BYTES,
     Device,
 )
-from .languages import find_language
-from .operations import PROMPT, dimensions_of, hearing_operations, training_operations
-from .presets import PAPER_LANGUAGES, PRESETS, SEED
-from .tables import LABELS
+from distilwhisper_lib.io.checked import one_of
+from distilwhisper_lib.languages import find_language
+from distilwhisper_lib.operations import (
+    PROMPT,
+    dimensions_of,
+    hearing_operations,
+    training_operations,
+)
 
 SIZES = ("cv3k", "cv10k", "cv28k")
 UNTRAINED = ("zero_shot", "teacher")

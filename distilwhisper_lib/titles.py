@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import UserError
-from .languages import find_language
-from .records import Record
-from .tables import LABELS, changed_settings
+from distilwhisper_lib.config.settings import LABELS, Record, changed_settings
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.languages import find_language
 
 # A gate file, or run_about() of a record: language, and where known run_id, method, preset, seed
 # and settings (those that are not the preset's).

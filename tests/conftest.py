@@ -18,9 +18,10 @@ from transformers import GenerationConfig, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
-from distilwhisper_lib.config import locate, resolve
-from distilwhisper_lib.corpora import read_folder
-from distilwhisper_lib.model import DistilWhisperConfig, DistilWhisperForConditionalGeneration
+from distilwhisper_lib.config.settings import locate, resolve
+from distilwhisper_lib.data.corpora import read_folder
+from distilwhisper_lib.model.layers import DistilWhisperConfig
+from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 
 logging.disable_progress_bar()
 # The same inputs in every run; `python -m benchmarks.fuzz` is where others are tried, and more.

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration, resolve
-from distilwhisper_lib.authors import their_name
-from distilwhisper_lib.clsr import SHARED, Gates, GateTrace
-from distilwhisper_lib.loss_block import States
-from distilwhisper_lib.model import DistilWhisperConfig
-from distilwhisper_lib.objective import Counted, counted, gate_means, gate_noise, loss_parts
-from distilwhisper_lib.teacher import Teacher
+from distilwhisper_lib.losses.chunked import States
+from distilwhisper_lib.losses.objective import Counted, counted, gate_means, gate_noise, loss_parts
+from distilwhisper_lib.losses.teacher import Teacher
+from distilwhisper_lib.model.authors import their_name
+from distilwhisper_lib.model.clsr import SHARED, Gates, GateTrace
+from distilwhisper_lib.model.layers import DistilWhisperConfig
 
 EVERYWHERE = Counted(None, None)  # the positions that count under conventions "authors"
 

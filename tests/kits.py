@@ -9,7 +9,7 @@ from typing import Any
 import nbformat
 from make_records import make_record
 
-from distilwhisper_lib.batch import NOTEBOOKS
+from distilwhisper_lib.batch.command import NOTEBOOKS
 
 PARAMETERS = 'preset = "demo"  # a\nlanguage = "ca"  # b\nseed = 77  # c\noverrides = {}  # d'
 

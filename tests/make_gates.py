@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from distilwhisper_lib.gate_counts import SIDES
-from distilwhisper_lib.gate_statistics import summarise
+from distilwhisper_lib.gates.counts import SIDES
+from distilwhisper_lib.gates.statistics import summarise
 
 LAYERS = 3
 DECODER = ("prompt", "word_initial", "inside", "punctuation")

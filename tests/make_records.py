@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from distilwhisper_lib import scoring
-from distilwhisper_lib.config import resolve
-from distilwhisper_lib.hypotheses import FIELD, publish
-from distilwhisper_lib.records import write_record
+from distilwhisper_lib.config.settings import resolve
+from distilwhisper_lib.results.hypotheses import FIELD, publish
+from distilwhisper_lib.results.records import write_record
+from distilwhisper_lib.scoring import rates as scoring
 
 LATIN = ["el", "gat", "menja", "peix", "la", "casa", "gran", "però", "núria", "veu", "taula"]
 WORDS = {"th": ["แมว", "กิน", "ปลา", "บ้าน"]}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from distilwhisper_lib.authors import their_name
+from distilwhisper_lib.model.authors import their_name
 
 
 def theirs(model, experts=True):

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from distilwhisper_lib import audio
-from distilwhisper_lib.audio import (
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.speech import audio
+from distilwhisper_lib.speech.audio import (
     SAMPLE_RATE,
     audio_seconds,
     check_segment,
     decoded_seconds,
     read_audio,
 )
-from distilwhisper_lib.errors import UserError
 
 
 def tone(seconds: float, rate: int = SAMPLE_RATE, hertz: float = 440) -> np.ndarray:

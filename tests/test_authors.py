@@ -15,10 +15,11 @@ from transformers import (
     WhisperProcessor,
 )
 
-from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError, experts
-from distilwhisper_lib.authors import our_name, their_name
-from distilwhisper_lib.experts import convert_expert
-from distilwhisper_lib.files import sha256_file
+from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
+from distilwhisper_lib.io.files import sha256_file
+from distilwhisper_lib.model import experts
+from distilwhisper_lib.model.authors import our_name, their_name
+from distilwhisper_lib.model.experts import convert_expert
 
 REPOSITORY = "naver/stand-in"
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}

@@ -16,10 +16,12 @@ import nbformat
 import pytest
 from kits import finish, make_notebook, names
 
-from distilwhisper_lib import batch, execution, notebooks
-from distilwhisper_lib.config import resolve
+from distilwhisper_lib.batch import command as batch
+from distilwhisper_lib.batch import notebooks
+from distilwhisper_lib.batch import task as execution
+from distilwhisper_lib.config.settings import resolve
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.provenance import usable_cores
+from distilwhisper_lib.results.provenance import usable_cores
 
 REPORT = """
 import json, os, pathlib, sys
@@ -254,7 +256,7 @@ def test_jobs_must_be_a_count(kit, jobs):
 
 
 def command(root: Path, *arguments: str, **environment: str) -> list:
-    package = str(Path(batch.__file__).parents[1])
+    package = str(Path(batch.__file__).parents[2])
     settings = {"PYTHONPATH": package, **environment}
     line = [sys.executable, "-m", "distilwhisper_lib.batch", "run", *arguments, "--root", str(root)]
     return [line, {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | settings]

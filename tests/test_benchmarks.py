@@ -11,7 +11,7 @@ from make_records import make_record
 from benchmarks import __main__ as command
 from benchmarks import harness, inference, repeats, report
 from benchmarks.races import races
-from distilwhisper_lib.records import write_record
+from distilwhisper_lib.results.records import write_record
 
 KEYS = {
     "race", "ratio", "goal", "holds", "unit", "medians", "samples", "checks", "group", "device",

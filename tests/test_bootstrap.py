@@ -10,7 +10,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from distilwhisper_lib.bootstrap import (
+from distilwhisper_lib.scoring.permutation import least_p_value
+from distilwhisper_lib.scoring.resampling import (
     MIN_SPEAKERS,
     Blocks,
     generator,
@@ -19,7 +20,6 @@ from distilwhisper_lib.bootstrap import (
     resampled_rates,
     speaker_blocks,
 )
-from distilwhisper_lib.permutation import least_p_value
 
 
 def test_blocks_are_speakers_where_they_are_known():

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from distilwhisper_lib import capacity, operations, study
-from distilwhisper_lib.config import resolve
+from distilwhisper_lib.config.settings import resolve
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.facts import DEVICES, TEST_CLIPS
+from distilwhisper_lib.losses.target_files import plan
 from distilwhisper_lib.operations import KNOWN, PROMPT, Dimensions
-from distilwhisper_lib.target_files import plan
 
 SMALL = KNOWN["openai/whisper-small"]
 TINY = Dimensions(32, 4, 4, 2, 2, 64, 64, vocab_size=100, max_source_positions=20)
@@ -202,7 +202,7 @@ def test_races_of_a_device_beat_assumptions(small, tmp_path):
 
 
 def test_no_shard_of_teacher_targets_is_larger_than_its_bound():
-    from distilwhisper_lib.target_files import SHARD_BYTES
+    from distilwhisper_lib.losses.target_files import SHARD_BYTES
 
     width = 2560
     counts = {f"clip{n}": 1 + (n * 7919) % 448 for n in range(5000)}
@@ -253,8 +253,8 @@ def test_mistakes_are_one_line(capsys, arguments, message):
 
 
 def test_every_language_of_the_paper_has_its_test_set():
+    from distilwhisper_lib.config.presets import PRESETS
     from distilwhisper_lib.facts import RELEASE_BYTES
-    from distilwhisper_lib.presets import PRESETS
 
     wanted = {code for size in ("cv3k", "cv10k", "cv28k") for code in PRESETS[size].languages}
     assert wanted == set(TEST_CLIPS) == set(RELEASE_BYTES)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distilwhisper_lib.config import resolve
-from distilwhisper_lib.training import model_settings, prepare
+from distilwhisper_lib.config.settings import resolve
+from distilwhisper_lib.model.loading import model_settings, prepare
 
 RANDOM = dict(skip=0.5, dropout=0.1, attention_dropout=0.1, activation_dropout=0.1)
 

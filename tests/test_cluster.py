@@ -18,15 +18,22 @@ from kits import make_notebook
 
 pytest.importorskip("distributed")
 
-from distilwhisper_lib import batch, cluster, grid, ledger, schedule, tasks  # noqa: E402
-from distilwhisper_lib.cluster import Cluster  # noqa: E402
+from distilwhisper_lib.batch import (
+    cluster,
+    grid,
+    ledger,
+    schedule,
+    tasks,  # noqa: E402
+)
+from distilwhisper_lib.batch import command as batch
+from distilwhisper_lib.batch.cluster import Cluster  # noqa: E402
+from distilwhisper_lib.batch.workers import about_worker, difference  # noqa: E402
 from distilwhisper_lib.errors import UserError  # noqa: E402
-from distilwhisper_lib.workers import about_worker, difference  # noqa: E402
 
-PACKAGE = Path(batch.__file__).parents[1]
+PACKAGE = Path(batch.__file__).parents[2]
 RECORD = """
 import json, os, pathlib, time
-from distilwhisper_lib.config import resolve
+from distilwhisper_lib import resolve
 config = resolve(METHOD, preset, language, seed, overrides)
 folder = pathlib.Path("..") / config.output_dir
 shown = pathlib.Path("..") / config.results_dir / "runs" / f"{config.run_id}.json"

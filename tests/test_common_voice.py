@@ -21,14 +21,16 @@ from stand_ins import (
     write_clip,
 )
 
-from distilwhisper_lib import audio, inspection, resolve
-from distilwhisper_lib.clips import COLUMNS, TOO_LONG, VOTES
-from distilwhisper_lib.common_voice import MEMORY, find_release, open_common_voice
-from distilwhisper_lib.corpora import load_corpus, open_corpus
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib import resolve
+from distilwhisper_lib.data import inspection
+from distilwhisper_lib.data.clips import COLUMNS, TOO_LONG, VOTES
+from distilwhisper_lib.data.common_voice import MEMORY, find_release, open_common_voice
+from distilwhisper_lib.data.corpora import load_corpus, open_corpus
+from distilwhisper_lib.data.labels import LabelLimit
+from distilwhisper_lib.data.splits import load_data
+from distilwhisper_lib.data.subsets import take_usable
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.labels import LabelLimit
-from distilwhisper_lib.subsets import take_usable
+from distilwhisper_lib.speech import audio
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import shlex
 import pytest
 
 from distilwhisper_lib import PACKAGE, UserError, resolve
-from distilwhisper_lib.config import METHODS, RunConfig, locate
+from distilwhisper_lib.config.presets import CODE, KIT, PAPER, PRESETS, RECIPE, THIS_RUN
+from distilwhisper_lib.config.settings import METHODS, RunConfig, locate
 from distilwhisper_lib.languages import LANGUAGES
-from distilwhisper_lib.presets import CODE, KIT, PAPER, PRESETS, RECIPE, THIS_RUN
 
 
 @pytest.mark.parametrize(

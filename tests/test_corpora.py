@@ -13,18 +13,18 @@ import pandas as pd
 import pytest
 import soundfile
 
-from distilwhisper_lib import corpora, own_folder
-from distilwhisper_lib.config import locate, resolve
-from distilwhisper_lib.corpora import (
+from distilwhisper_lib.config.settings import locate, resolve
+from distilwhisper_lib.data import corpora, own_folder
+from distilwhisper_lib.data.corpora import (
     COLUMNS,
     corpus_hash,
     load_corpus,
     open_corpus,
     read_folder,
 )
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.scoring import score
+from distilwhisper_lib.scoring.rates import score
 
 
 def row(name: str, text: str = "bon dia", **others: object) -> dict[str, object]:

@@ -7,15 +7,17 @@ import json
 
 import pytest
 
-from distilwhisper_lib import UserError, counterfactuals
-from distilwhisper_lib.counterfactuals import ensure_forced, gate_modes, hear_forced
-from distilwhisper_lib.data import load_data
-from distilwhisper_lib.evaluation import transcribe
-from distilwhisper_lib.finished import load_run
-from distilwhisper_lib.forced_gates import count_case, forced_path, read_forced
-from distilwhisper_lib.forced_plots import forced_changes
-from distilwhisper_lib.runs import evaluate, record_run
-from distilwhisper_lib.training import load_student, train
+from distilwhisper_lib import UserError
+from distilwhisper_lib.data.splits import load_data
+from distilwhisper_lib.evaluation import forced as counterfactuals
+from distilwhisper_lib.evaluation.decoding import transcribe
+from distilwhisper_lib.evaluation.forced import ensure_forced, gate_modes, hear_forced
+from distilwhisper_lib.evaluation.record import evaluate, record_run
+from distilwhisper_lib.evaluation.run import load_run
+from distilwhisper_lib.gates.forced import count_case, forced_path, read_forced
+from distilwhisper_lib.gates.forced_plots import forced_changes
+from distilwhisper_lib.model.loading import load_student
+from distilwhisper_lib.training.loop import train
 
 LAYERS = ["encoder.1", "encoder.2", "decoder.1", "decoder.2"]
 

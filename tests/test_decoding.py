@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from distilwhisper_lib import audio, decoding
+from distilwhisper_lib.data.inspection import inspect_clip
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.explorer_runs import own_clip, read_clip
-from distilwhisper_lib.inspection import inspect_clip
+from distilwhisper_lib.explorer.runs import own_clip, read_clip
+from distilwhisper_lib.speech import audio
+from distilwhisper_lib.speech import guarded as decoding
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_a_recording_that_takes_too_much_memory_is_refused(tmp_path, clip, alone
 
 PARENT = """
 import os, sys, time
-from distilwhisper_lib import decoding
+from distilwhisper_lib.speech import guarded as decoding
 decoding.header_seconds(sys.argv[1])
 child = decoding._IDLE[0]._process.pid
 if os.fork() == 0:  # inherits the pipe, which then stays open when the parent is gone

@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 from make_records import make_record, make_rows, make_run
 
-from distilwhisper_lib import costs
-from distilwhisper_lib.alignment import Alignment, Piece, align, aligned_html
-from distilwhisper_lib.error_analysis import (
+from distilwhisper_lib.results import costs
+from distilwhisper_lib.results.error_analysis import (
     CHARACTERS,
     LOOP_RULE,
     TIMES,
@@ -25,8 +24,9 @@ from distilwhisper_lib.error_analysis import (
     normalizers_side_by_side,
     worst_utterances,
 )
-from distilwhisper_lib.hypotheses import FIELD, publish
-from distilwhisper_lib.significance import NO_HYPOTHESES
+from distilwhisper_lib.results.hypotheses import FIELD, publish
+from distilwhisper_lib.results.significance import NO_HYPOTHESES
+from distilwhisper_lib.scoring.alignment import Alignment, Piece, align, aligned_html
 
 SENTENCE = "Si us plau, subscriviu-vos al canal i activeu la campana de notificacions. "
 

@@ -10,15 +10,15 @@ from peft import LoraConfig, get_peft_model
 from transcribing import run
 
 from distilwhisper_lib import UserError
-from distilwhisper_lib import evaluation as kit_evaluation
-from distilwhisper_lib import gates as kit_gates
-from distilwhisper_lib.evaluation import (
+from distilwhisper_lib.evaluation import decoding as kit_evaluation
+from distilwhisper_lib.evaluation.decoding import (
     evaluating,
     read_hypotheses,
     scores_path,
     timing_path,
 )
-from distilwhisper_lib.features import SpeechDataset, extract_features
+from distilwhisper_lib.gates.recorder import GateRecorder, inspect_clip
+from distilwhisper_lib.speech.features import SpeechDataset, extract_features
 
 
 def test_rows_come_in_the_tables_order_with_all_fields(tiny_model, processor, table, tmp_path):
@@ -93,7 +93,7 @@ def test_recorded_gates_are_those_of_a_teacher_forced_pass(tiny_model, processor
     model = tiny_model("ca")
     clip = SpeechDataset(table)[5]
     features = extract_features(processor.feature_extractor, [clip["audio"]])
-    with kit_gates.GateRecorder(model) as recorder, torch.no_grad():
+    with GateRecorder(model) as recorder, torch.no_grad():
         ids = model.generate(
             features, language="ca", task="transcribe", max_new_tokens=6,
             return_dict_in_generate=True,
@@ -110,9 +110,7 @@ def test_recorded_gates_are_those_of_a_teacher_forced_pass(tiny_model, processor
 
 
 def test_one_clip_is_laid_open_gate_by_gate(tiny_model, processor, table):
-    example = kit_gates.inspect_clip(
-        tiny_model("ca"), processor, table.iloc[1].to_dict(), max_new_tokens=6
-    )
+    example = inspect_clip(tiny_model("ca"), processor, table.iloc[1].to_dict(), max_new_tokens=6)
     assert example["tokens"][:2] == ["<|startoftranscript|>", "<|ca|>"]
     assert len(example["token_gates"]) == 2
     assert {len(layer) for layer in example["token_gates"]} == {len(example["tokens"])}

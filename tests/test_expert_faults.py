@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
-from distilwhisper_lib.tensor_files import MAX_PICKLE_BYTES, read_pickle
+from distilwhisper_lib.model.tensors import MAX_PICKLE_BYTES, read_pickle
 
 FIRST = "model.encoder.layers.0.ffn_clsr."
 

@@ -7,8 +7,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from distilwhisper_lib import UserError, hub
-from distilwhisper_lib.experts import look_for_expert
+from distilwhisper_lib import UserError
+from distilwhisper_lib.model import hub
+from distilwhisper_lib.model.experts import look_for_expert
 
 
 @pytest.fixture

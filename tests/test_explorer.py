@@ -17,17 +17,13 @@ import soundfile
 from figures import draw, texts
 from make_records import make_record
 
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.evaluation import transcribe
-from distilwhisper_lib.explorer import NONE, OWN, Explorer, uploaded
-from distilwhisper_lib.explorer_figures import (
-    sound_figure,
-    tokens_figure,
-    transcripts_figure,
-    transcripts_table,
-)
-from distilwhisper_lib.explorer_html import (
+from distilwhisper_lib.evaluation.decoding import transcribe
+from distilwhisper_lib.evaluation.record import evaluate, record_run
+from distilwhisper_lib.evaluation.run import load_run, read_config
+from distilwhisper_lib.explorer.app import NONE, OWN, Explorer, uploaded
+from distilwhisper_lib.explorer.html import (
     contrast,
     fill,
     notes_html,
@@ -35,11 +31,16 @@ from distilwhisper_lib.explorer_html import (
     tokens_html,
     transcripts_html,
 )
-from distilwhisper_lib.explorer_runs import Heard, Run, Scene, find_runs
-from distilwhisper_lib.finished import load_run, read_config
-from distilwhisper_lib.runs import evaluate, record_run
-from distilwhisper_lib.token_classes import REST
-from distilwhisper_lib.training import load_model, train
+from distilwhisper_lib.explorer.runs import Heard, Run, Scene, find_runs
+from distilwhisper_lib.explorer.static import (
+    sound_figure,
+    tokens_figure,
+    transcripts_figure,
+    transcripts_table,
+)
+from distilwhisper_lib.gates.token_classes import REST
+from distilwhisper_lib.model.loading import load_model
+from distilwhisper_lib.training.loop import train
 
 RUNS = ("clsr", "js", "lora")
 
@@ -218,7 +219,7 @@ def test_what_other_libraries_raise_is_told_too(study, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("the device is <b>gone</b>")
 
-    monkeypatch.setattr("distilwhisper_lib.explorer_runs.inspect_clip", fail)
+    monkeypatch.setattr("distilwhisper_lib.explorer.runs.inspect_clip", fail)
     explorer.clip.index = 1
     assert "RuntimeError: the device is &lt;b&gt;gone&lt;/b&gt;" in explorer.notes.value
     assert explorer.sound.value  # the spectrogram needs no model

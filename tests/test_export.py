@@ -18,20 +18,21 @@ from peft import PeftModel
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from benchmarks.ctranslate import hear
-from distilwhisper_lib import export, publish
-from distilwhisper_lib.config import locate
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib.config.settings import locate
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.evaluation import transcribe
-from distilwhisper_lib.export import export_run, plain_whisper, read_manifest, to_ctranslate2
-from distilwhisper_lib.finished import load_run
-from distilwhisper_lib.model_card import model_card
-from distilwhisper_lib.publish import push_to_hub
-from distilwhisper_lib.records import read_record, write_record
-from distilwhisper_lib.runs import evaluate, record_run
-from distilwhisper_lib.tensor_files import read_metadata
-from distilwhisper_lib.training import train
-from distilwhisper_lib.transcriber import Transcriber
+from distilwhisper_lib.evaluation.decoding import transcribe
+from distilwhisper_lib.evaluation.record import evaluate, record_run
+from distilwhisper_lib.evaluation.run import load_run
+from distilwhisper_lib.export import bundle as export
+from distilwhisper_lib.export import publish
+from distilwhisper_lib.export.bundle import export_run, plain_whisper, read_manifest, to_ctranslate2
+from distilwhisper_lib.export.card import model_card
+from distilwhisper_lib.export.publish import push_to_hub
+from distilwhisper_lib.model.tensors import read_metadata
+from distilwhisper_lib.results.records import read_record, write_record
+from distilwhisper_lib.training.loop import train
+from distilwhisper_lib.transcription.transcriber import Transcriber
 
 # What a stock Whisper folder holds, for transformers and for the ctranslate2 converter.
 WHISPER_FILES = {
@@ -394,8 +395,8 @@ def test_ctranslate2_hears_what_plain_whisper_hears(tmp_path, processor):
     pytest.importorskip(
         "ctranslate2", reason="optional: pip install 'distilwhisper-lib[faster-whisper]'"
     )
-    from distilwhisper_lib.corpora import load_corpus
-    from distilwhisper_lib.training import load_model
+    from distilwhisper_lib.data.corpora import load_corpus
+    from distilwhisper_lib.model.loading import load_model
 
     model, _ = load_model("embedded/student")
     model.load_experts("cs", locate("embedded/experts"))

@@ -20,12 +20,15 @@ import pytest
 import torch
 
 from benchmarks import faults
-from distilwhisper_lib import UserError, checkpoints, disk, run_folder, trainer
-from distilwhisper_lib import targets as targets_module
-from distilwhisper_lib import training as kit
-from distilwhisper_lib.data import load_data, write_data_report
-from distilwhisper_lib.run_folder import CLAIM
-from distilwhisper_lib.runs import evaluate, record_run, scores_table
+from distilwhisper_lib import UserError
+from distilwhisper_lib.data.splits import load_data, write_data_report
+from distilwhisper_lib.evaluation import run_folder
+from distilwhisper_lib.evaluation.record import evaluate, record_run, scores_table
+from distilwhisper_lib.evaluation.run_folder import CLAIM
+from distilwhisper_lib.io import disk
+from distilwhisper_lib.losses import targets as targets_module
+from distilwhisper_lib.training import checkpoints, trainer
+from distilwhisper_lib.training import loop as kit
 
 
 @pytest.fixture
@@ -351,8 +354,8 @@ def test_a_folder_that_disappears_during_a_run_is_one_sentence(study, monkeypatc
             kit.train(config, data)
     trained = kit.train(config, data)
     with monkeypatch.context() as patch:
-        transcribe = "distilwhisper_lib.evaluation._transcribe_batch"
-        plain = sys.modules["distilwhisper_lib.evaluation"]._transcribe_batch
+        transcribe = "distilwhisper_lib.evaluation.decoding._transcribe_batch"
+        plain = sys.modules["distilwhisper_lib.evaluation.decoding"]._transcribe_batch
         patch.setattr(transcribe, lambda *a, **k: shutil.rmtree("outputs", True) or plain(*a, **k))
         with pytest.raises(UserError, match=gone):
             evaluate(config, trained, data)
@@ -415,7 +418,7 @@ def test_of_two_on_the_same_run_one_waits_and_reads_back(study, capsys, monkeypa
 def test_a_lock_dies_with_its_owner_and_a_helper_takes_none(study, monkeypatch, capsys):
     config = study("clsr")
     script = (
-        "import os, sys; from pathlib import Path; from distilwhisper_lib.files import alone\n"
+        "import os, sys; from pathlib import Path; from distilwhisper_lib.io.files import alone\n"
         f"with alone(Path({str(config.output_dir)!r}), 'training', '.call.lock'):\n"
         "    print('held', flush=True); os.kill(os.getpid(), 9)"
     )

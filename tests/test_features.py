@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from distilwhisper_lib import UserError
-from distilwhisper_lib.features import Collator, SpeechDataset, extract_features
-from distilwhisper_lib.losses import IGNORE
+from distilwhisper_lib.speech.features import IGNORE, Collator, SpeechDataset, extract_features
 
 
 def row(text="bon dia", language="ca", seconds=1.0):
@@ -58,7 +57,7 @@ def test_too_many_tokens_are_refused_by_name(processor):
 
 
 def test_a_dataset_reads_audio_when_asked(speech_folder):
-    from distilwhisper_lib.corpora import read_folder
+    from distilwhisper_lib.data.corpora import read_folder
 
     folder = speech_folder()
     dataset = SpeechDataset(read_folder(folder, "ca", "train"))

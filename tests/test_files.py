@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from distilwhisper_lib import files
+from distilwhisper_lib.io import files
 
 
 def test_write_atomic_writes_bytes_text_and_new_folders(tmp_path):

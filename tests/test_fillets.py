@@ -7,10 +7,10 @@ import pytest
 import soundfile
 
 from distilwhisper_lib import fillets
-from distilwhisper_lib.config import resolve
-from distilwhisper_lib.corpora import load_corpus
-from distilwhisper_lib.data import load_data
-from distilwhisper_lib.subsets import check_disjoint
+from distilwhisper_lib.config.settings import resolve
+from distilwhisper_lib.data.corpora import load_corpus
+from distilwhisper_lib.data.splits import load_data
+from distilwhisper_lib.data.subsets import check_disjoint
 
 SCENES = [f"scene{n}" for n in range(12)]
 SPLITS = ("train", "validation", "test")

@@ -10,13 +10,14 @@ import huggingface_hub
 import pytest
 from stand_ins import parquet, sentence
 
-from distilwhisper_lib import fleurs, resolve
-from distilwhisper_lib.audio import read_audio
-from distilwhisper_lib.clips import COLUMNS, SENTENCE
-from distilwhisper_lib.corpora import corpus_hash, load_corpus, open_corpus
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib import resolve
+from distilwhisper_lib.data import fleurs
+from distilwhisper_lib.data.clips import COLUMNS, SENTENCE
+from distilwhisper_lib.data.corpora import corpus_hash, load_corpus, open_corpus
+from distilwhisper_lib.data.fleurs import REVISION, open_fleurs
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.fleurs import REVISION, open_fleurs
+from distilwhisper_lib.speech.audio import read_audio
 
 
 @pytest.fixture

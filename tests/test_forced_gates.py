@@ -15,12 +15,14 @@ from make_gates import gate_file
 from make_records import make_rows, make_run
 from transcribing import run
 
-from distilwhisper_lib import UserError, forced_gates, report
-from distilwhisper_lib.clsr import CLSR
-from distilwhisper_lib.export import plain_whisper
-from distilwhisper_lib.forced_gates import count_case, count_clips, differences, read_forced
-from distilwhisper_lib.forced_plots import forced_changes
-from distilwhisper_lib.significance import resample
+from distilwhisper_lib import UserError
+from distilwhisper_lib.export.bundle import plain_whisper
+from distilwhisper_lib.gates import forced as forced_gates
+from distilwhisper_lib.gates.forced import count_case, count_clips, differences, read_forced
+from distilwhisper_lib.gates.forced_plots import forced_changes
+from distilwhisper_lib.model.clsr import CLSR
+from distilwhisper_lib.report import report
+from distilwhisper_lib.results.significance import resample
 
 LAYERS = ("encoder.1", "encoder.2", "decoder.1", "decoder.2")
 

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from distilwhisper_lib.config import resolve
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib.config.settings import resolve
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.forgetting import forgetting_table
-from distilwhisper_lib.hypotheses import hypotheses_path
-from distilwhisper_lib.runs import evaluate, record_run
-from distilwhisper_lib.training import train
+from distilwhisper_lib.evaluation.record import evaluate, record_run
+from distilwhisper_lib.results.costs import forgetting_table
+from distilwhisper_lib.results.hypotheses import hypotheses_path
+from distilwhisper_lib.training.loop import train
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_experts_leave_other_languages_and_translation_untouched_and_full_does_n
 def test_a_run_is_heard_once_and_its_record_stays(study, monkeypatch):
     config = study("zero_shot")
     first = complete(config)
-    monkeypatch.setattr("distilwhisper_lib.evaluation._transcribe_batch", None)
+    monkeypatch.setattr("distilwhisper_lib.evaluation.decoding._transcribe_batch", None)
     assert complete(config) == first
 
 

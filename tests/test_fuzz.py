@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from benchmarks import fuzz
 from benchmarks.fuzz_targets import TARGETS, recording
 from benchmarks.target import Escape, Target
-from distilwhisper_lib import corpora, fleurs, subsets
+from distilwhisper_lib.data import corpora, fleurs, subsets
 from distilwhisper_lib.errors import LONGEST, DiskError, UserError
-from distilwhisper_lib.files import parse_json
-from distilwhisper_lib.hypotheses import hypotheses_path, publish, read_published
+from distilwhisper_lib.io.files import parse_json
+from distilwhisper_lib.results.hypotheses import hypotheses_path, publish, read_published
 
 # Each draws figures or reads a whole folder of results.
 FEW = {"report": 1, "records": 3, "gate files": 5, "fleurs parquet": 6}

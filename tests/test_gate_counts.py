@@ -10,19 +10,13 @@ import torch
 from transcribing import run
 
 from distilwhisper_lib import UserError
-from distilwhisper_lib.clsr import SHARED
-from distilwhisper_lib.evaluation import read_hypotheses, scores_path
-from distilwhisper_lib.features import SpeechDataset, extract_features
-from distilwhisper_lib.gate_counts import (
-    BINS,
-    SCORE_EDGES,
-    SIDES,
-    add_histograms,
-    count_gates,
-)
-from distilwhisper_lib.gates import GateRecorder
-from distilwhisper_lib.kept_gates import kept_path, part_path, read_kept
-from distilwhisper_lib.token_classes import REST, token_classes, token_texts
+from distilwhisper_lib.evaluation.decoding import read_hypotheses, scores_path
+from distilwhisper_lib.evaluation.kept_gates import kept_path, part_path, read_kept
+from distilwhisper_lib.gates.counts import BINS, SCORE_EDGES, SIDES, add_histograms, count_gates
+from distilwhisper_lib.gates.recorder import GateRecorder
+from distilwhisper_lib.gates.token_classes import REST, token_classes, token_texts
+from distilwhisper_lib.model.clsr import SHARED
+from distilwhisper_lib.speech.features import SpeechDataset, extract_features
 
 # Token classes -------------------------------------------------------------------------------
 
@@ -169,7 +163,7 @@ def test_scores_are_each_rows_own_on_either_route(tiny_model, processor, table, 
     model = tiny_model("ca", "cs")
     languages = ["cs", "ca", "en", "ca", "cs", "en"]
     sparse, ids = listen(model, processor, table, language=languages)
-    monkeypatch.setattr("distilwhisper_lib.clsr.CLSR.dense", True)
+    monkeypatch.setattr("distilwhisper_lib.model.clsr.CLSR.dense", True)
     dense, same = listen(model, processor, table, language=languages)
     assert torch.equal(ids, same)
     experts = torch.tensor([1, 0, SHARED, 0, 1, SHARED])
@@ -182,7 +176,7 @@ def test_scores_are_each_rows_own_on_either_route(tiny_model, processor, table, 
     # Independent: the gates applied to what went into the first encoder layer's block.
     layer, inputs = model.model.encoder.layers[0], []
     layer.clsr.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    monkeypatch.setattr("distilwhisper_lib.clsr.CLSR.dense", False)
+    monkeypatch.setattr("distilwhisper_lib.model.clsr.CLSR.dense", False)
     listen(model, processor, table, language=languages)
     for row, code in enumerate(languages):
         if code != "en":

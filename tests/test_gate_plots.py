@@ -8,10 +8,11 @@ from figures import draw
 from make_gates import gate_file, make_rows
 from make_records import make_record
 
-from distilwhisper_lib import gate_plots, plots
+from distilwhisper_lib import figures as plots
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.gate_counts import BINS, SCORE_EDGES, SIDES
-from distilwhisper_lib.gate_statistics import agreement, groups_of_languages, summarise
+from distilwhisper_lib.gates import plots as gate_plots
+from distilwhisper_lib.gates.counts import BINS, SCORE_EDGES, SIDES
+from distilwhisper_lib.gates.statistics import agreement, groups_of_languages, summarise
 
 pytestmark = pytest.mark.usefixtures("clean_figures")
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from make_gates import DECODER, LAYERS, gate_file, make_rows
 
-from distilwhisper_lib import UserError, bootstrap
-from distilwhisper_lib.config import resolve
-from distilwhisper_lib.gate_counts import BINS, SCORE_EDGES, SIDES
-from distilwhisper_lib.gate_statistics import (
+from distilwhisper_lib import UserError
+from distilwhisper_lib.config.settings import resolve
+from distilwhisper_lib.gates.counts import BINS, SCORE_EDGES, SIDES
+from distilwhisper_lib.gates.files import gates_of, load_gates, read_gates
+from distilwhisper_lib.gates.statistics import (
     agreement,
     difference_interval,
     entropy,
@@ -20,7 +21,7 @@ from distilwhisper_lib.gate_statistics import (
     mean_shares,
     summarise,
 )
-from distilwhisper_lib.gates import gates_of, load_gates, read_gates
+from distilwhisper_lib.scoring import resampling as bootstrap
 
 
 def pooled(every, name):

@@ -7,9 +7,9 @@ import pytest
 from make_gates import LAYERS, gate_file, make_rows
 from make_records import make_record
 
-from distilwhisper_lib.gate_counts import BINS, SCORE_EDGES, SIDES
-from distilwhisper_lib.gate_statistics import summarise
-from distilwhisper_lib.gate_tables import (
+from distilwhisper_lib.gates.counts import BINS, SCORE_EDGES, SIDES
+from distilwhisper_lib.gates.statistics import summarise
+from distilwhisper_lib.gates.tables import (
     entropy_table,
     means_table,
     routes_table,

@@ -69,12 +69,12 @@ from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration
-from distilwhisper_lib.authors import their_name
-from distilwhisper_lib.losses import cross_entropy, gate_budget
-from distilwhisper_lib.objective import gate_means, gate_noise, loss_parts
-from distilwhisper_lib.scoring import score
-from distilwhisper_lib.teacher import Teacher
-from distilwhisper_lib.text import normalize_whisper
+from distilwhisper_lib.losses.divergences import cross_entropy, gate_budget
+from distilwhisper_lib.losses.objective import gate_means, gate_noise, loss_parts
+from distilwhisper_lib.losses.teacher import Teacher
+from distilwhisper_lib.model.authors import their_name
+from distilwhisper_lib.scoring.rates import score
+from distilwhisper_lib.scoring.text import normalize_whisper
 
 LOGITS = {"atol": 1e-4}
 SOFT_GATES = {"atol": 1e-5}

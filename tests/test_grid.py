@@ -17,11 +17,13 @@ from pathlib import Path
 import pytest
 from kits import finish, leave_record, make_notebook, names
 
-from distilwhisper_lib import batch, execution, grid, ledger, schedule, tasks
+from distilwhisper_lib.batch import command as batch
+from distilwhisper_lib.batch import grid, ledger, schedule, tasks
+from distilwhisper_lib.batch import task as execution
+from distilwhisper_lib.batch.plan import plan
+from distilwhisper_lib.batch.progress import Progress, results_grid
+from distilwhisper_lib.batch.task import Outcome, Task, claim, execute_one
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.execution import Outcome, Task, claim, execute_one
-from distilwhisper_lib.plan import plan
-from distilwhisper_lib.progress import Progress, results_grid
 
 
 def write(folder: Path, text: str | bytes) -> Path:
@@ -200,7 +202,7 @@ def test_the_papers_grid_hears_untrained_models_once_and_reports_on_every_traini
 
 
 def test_the_grid_of_the_guide_can_be_run(kit):
-    guide = Path(batch.__file__).parents[1] / "notebooks" / "SCALE.md"
+    guide = Path(batch.__file__).parents[2] / "notebooks" / "SCALE.md"
     (text,) = re.findall("```yaml\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
     assert len(tasks.expand(grid.read_grid(write(kit, text)), kit)) == 328
 
@@ -355,7 +357,7 @@ def test_jobs_may_grow_meanwhile(kit):
 
 HOLD = """
 import sys, time
-from distilwhisper_lib.execution import Task, claim
+from distilwhisper_lib.batch.task import Task, claim
 with claim(Task.from_json(sys.argv[1])) as mine:
     print(mine, flush=True)
     time.sleep(60)
@@ -366,7 +368,7 @@ def test_a_claim_dies_with_its_process(kit):
     (task,) = expand(kit, methods=["lora"], tables=False)
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD, task.to_json()],
-        stdout=subprocess.PIPE, text=True, cwd=Path(batch.__file__).parents[1],
+        stdout=subprocess.PIPE, text=True, cwd=Path(batch.__file__).parents[2],
     )  # fmt: skip
     try:
         assert other.stdout.readline() == "True\n"
@@ -401,13 +403,13 @@ def test_two_writers_of_the_ledger_tear_nothing(kit):
     (task,) = expand(kit, methods=["lora"], tables=False)
     write_many = """
 import sys
-from distilwhisper_lib import ledger
-from distilwhisper_lib.execution import Task
+from distilwhisper_lib.batch import ledger
+from distilwhisper_lib.batch.task import Task
 for i in range(60):
     ledger.note("done", [Task.from_json(sys.argv[1])], seconds=float(i + 1))
 """
     line = [sys.executable, "-c", write_many, task.to_json()]
-    root = Path(batch.__file__).parents[1]
+    root = Path(batch.__file__).parents[2]
     writers = [subprocess.Popen(line, cwd=root) for _ in range(2)]
     assert [writer.wait(60) for writer in writers] == [0, 0]
     lines = (kit / ledger.LEDGER).read_text().splitlines()
@@ -460,7 +462,7 @@ def test_notebooks_have_jupyter_folders_of_their_own_and_end_with_their_batch(ki
     cell += "pathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(120)"
     make_notebook(kit / "notebooks" / "03_lora_baseline.ipynb", cell)
     line = [sys.executable, "-m", "distilwhisper_lib.batch", "run", "03", "--root", str(kit)]
-    process = subprocess.Popen(line, cwd=Path(batch.__file__).parents[1], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(line, cwd=Path(batch.__file__).parents[2], stdout=subprocess.DEVNULL)
     mark, deadline = kit / "notebooks" / "pid", time.monotonic() + 60
     while not (mark.is_file() and mark.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -520,7 +522,7 @@ def test_the_table_has_a_block_for_each_study_and_no_cell_without_a_word(kit):
 
 
 def test_the_plan_tells_what_is_left_and_what_it_costs_without_writing(kit, capsys):
-    runs = Path(batch.__file__).parents[1] / "results" / "demo" / "runs"
+    runs = Path(batch.__file__).parents[2] / "results" / "demo" / "runs"
     shutil.copytree(runs, kit / "results" / "demo" / "runs")
     arguments = ["--methods", "zero_shot", "js", "kl", "full", "--seeds", "77", "78"]
     finish(kit, "kl")

@@ -12,11 +12,12 @@ import pytest
 from benchmarks import clips as made
 from benchmarks import growth
 from benchmarks.memory import MB, anonymous_bytes, watched
-from distilwhisper_lib import fleurs, target_files
-from distilwhisper_lib.config import locate
-from distilwhisper_lib.corpora import load_corpus
-from distilwhisper_lib.features import SpeechDataset
-from distilwhisper_lib.fleurs import unpack_fleurs
+from distilwhisper_lib.config.settings import locate
+from distilwhisper_lib.data import fleurs
+from distilwhisper_lib.data.corpora import load_corpus
+from distilwhisper_lib.data.fleurs import unpack_fleurs
+from distilwhisper_lib.losses import target_files
+from distilwhisper_lib.speech.features import SpeechDataset
 
 FEW, MANY = 100, 800
 # Rows and the allocator's whims take less than half of what the audio of the clips would, that MANY

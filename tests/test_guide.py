@@ -13,10 +13,10 @@ import pytest
 from distilwhisper_lib import clsr_figure
 from distilwhisper_lib.__main__ import WORDS
 from distilwhisper_lib.clsr_figure import FIGURE, RESULTS, main, routed, what_is_drawn
-from distilwhisper_lib.config import RunConfig
+from distilwhisper_lib.config.settings import RunConfig
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.gates import load_gates
-from distilwhisper_lib.plots import BLUE
+from distilwhisper_lib.figures import BLUE
+from distilwhisper_lib.gates.files import load_gates
 
 ROOT = Path(__file__).parents[1]
 GUIDE, README = ROOT / "notebooks" / "GUIDE.md", ROOT / "README.md"

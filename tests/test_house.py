@@ -11,7 +11,7 @@ from distilwhisper_lib import PACKAGE
 from distilwhisper_lib.__main__ import WORDS, main
 
 
-@pytest.mark.parametrize("name", ["config", "results", "readme"])
+@pytest.mark.parametrize("name", ["config.settings", "report.command", "report.pages"])
 def test_reading_records_needs_no_torch(name):
     code = (
         f"import sys, distilwhisper_lib.{name}\n"

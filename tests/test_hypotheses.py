@@ -10,7 +10,7 @@ import pytest
 from make_records import make_record
 
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.hypotheses import (
+from distilwhisper_lib.results.hypotheses import (
     COLUMNS,
     hypotheses_path,
     publish,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from distilwhisper_lib import UserError, resolve
-from distilwhisper_lib.features import Collator
-from distilwhisper_lib.labels import LabelLimit, label_limit
+from distilwhisper_lib.data.labels import LabelLimit, label_limit
+from distilwhisper_lib.speech.features import Collator
 
 
 def never():

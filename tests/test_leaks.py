@@ -14,16 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_records import make_record
 
-from distilwhisper_lib import leaks, ledger
-from distilwhisper_lib.batch import expand
-from distilwhisper_lib.config import resolve
+from distilwhisper_lib.batch import ledger
+from distilwhisper_lib.batch.command import expand
+from distilwhisper_lib.batch.notebooks import checked_parameters
+from distilwhisper_lib.batch.task import Task, execute_one
+from distilwhisper_lib.config.settings import resolve
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.execution import Task, execute_one
-from distilwhisper_lib.hypotheses import hypotheses_path, publish
-from distilwhisper_lib.leaks import REMOVED, mask, mask_notebook, mask_values, write_public
-from distilwhisper_lib.notebooks import checked_parameters
-from distilwhisper_lib.records import read_record, write_record
-from distilwhisper_lib.report import write_report
+from distilwhisper_lib.io import leaks
+from distilwhisper_lib.io.leaks import REMOVED, mask, mask_notebook, mask_values, write_public
+from distilwhisper_lib.report.report import write_report
+from distilwhisper_lib.results.hypotheses import hypotheses_path, publish
+from distilwhisper_lib.results.records import read_record, write_record
 
 ROOT = Path(__file__).parents[1]
 HUB = "hf_" + "aB3" * 11  # put together, so that no scanner takes this file for a leak

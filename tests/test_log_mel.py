@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
-from distilwhisper_lib.audio import read_audio
-from distilwhisper_lib.config import locate
-from distilwhisper_lib.features import Collator, extract_features
-from distilwhisper_lib.log_mel import log_mel
+from distilwhisper_lib.config.settings import locate
+from distilwhisper_lib.speech.audio import read_audio
+from distilwhisper_lib.speech.features import Collator, extract_features
+from distilwhisper_lib.speech.log_mel import log_mel
 
 RATE = 16_000
 
@@ -67,7 +67,7 @@ def test_a_batch_of_unequal_lengths_equals_its_clips(extractor):
 
 def test_real_speech_equals_transformers_with_the_demo_students_extractor(processor):
     folder = locate("embedded/speech")
-    from distilwhisper_lib.corpora import read_folder
+    from distilwhisper_lib.data.corpora import read_folder
 
     rows = read_folder(folder, "ca", "test").head(20).to_dict("records")
     audio = [read_audio(row["audio"], row["start"], row["end"]) for row in rows]

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from distilwhisper_lib import loss_block, resolve
-from distilwhisper_lib.loss_block import States, TopK, token_losses, top_k
-from distilwhisper_lib.losses import AUTHORS_EPSILON, IGNORE, cross_entropy, divergence
-from distilwhisper_lib.training import prepare
+from distilwhisper_lib import resolve
+from distilwhisper_lib.losses import chunked as loss_block
+from distilwhisper_lib.losses.chunked import States, TopK, token_losses, top_k
+from distilwhisper_lib.losses.divergences import AUTHORS_EPSILON, cross_entropy, divergence
+from distilwhisper_lib.model.loading import prepare
+from distilwhisper_lib.speech.features import IGNORE
 
 B, T, D, V = 3, 7, 12, 50
 
@@ -181,7 +183,7 @@ def test_the_tied_head_learns_in_full_fine_tuning(tiny_model, token):
 
 MEASURE = """
 import resource, sys, torch
-from distilwhisper_lib.loss_block import States, token_losses
+from distilwhisper_lib.losses.chunked import States, token_losses
 positions, vocabulary = int(sys.argv[1]), 51865
 torch.set_num_threads(1)
 student = States(torch.randn(1, positions, 8, requires_grad=True), torch.randn(vocabulary, 8))

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distilwhisper_lib.losses import (
+from distilwhisper_lib.losses.divergences import (
     AUTHORS_EPSILON,
-    IGNORE,
     combine,
     cross_entropy,
     divergence,
     gate_budget,
     gate_mean,
 )
+from distilwhisper_lib.speech.features import IGNORE
 
 
 def logits_of(*distributions):

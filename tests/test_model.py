@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForSpeechSeq2Seq, WhisperConfig, WhisperForConditionalGeneration
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
-from distilwhisper_lib.clsr import CLSR, SHARED, soft_gate
-from distilwhisper_lib.training import load_model
+from distilwhisper_lib.model.clsr import CLSR, SHARED, soft_gate
+from distilwhisper_lib.model.loading import load_model
 
 FRAMES = 300
 

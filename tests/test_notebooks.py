@@ -20,11 +20,11 @@ from transformers import WhisperProcessor
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration, __version__
 from distilwhisper_lib.badges import repository, write_badges
-from distilwhisper_lib.batch import NOTEBOOKS
-from distilwhisper_lib.config import METHODS, locate, resolve
-from distilwhisper_lib.data import sample_clips
+from distilwhisper_lib.batch.command import NOTEBOOKS
+from distilwhisper_lib.config.settings import METHODS, locate, resolve
+from distilwhisper_lib.data.splits import sample_clips
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.evaluation import transcribe
+from distilwhisper_lib.evaluation.decoding import transcribe
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from distilwhisper_lib import resolve
-from distilwhisper_lib.clsr import Gates, GateTrace
-from distilwhisper_lib.loss_block import States
-from distilwhisper_lib.losses import IGNORE
-from distilwhisper_lib.objective import Counted, counted, gate_means, gate_noise, loss_parts
+from distilwhisper_lib.losses.chunked import States
+from distilwhisper_lib.losses.objective import Counted, counted, gate_means, gate_noise, loss_parts
+from distilwhisper_lib.model.clsr import Gates, GateTrace
+from distilwhisper_lib.speech.features import IGNORE
 
 END = 9
 

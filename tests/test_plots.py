@@ -11,8 +11,11 @@ import pytest
 from figures import draw, texts
 from make_records import make_record
 
-from distilwhisper_lib import data_plots, plots
+from distilwhisper_lib import figures as plots
+from distilwhisper_lib.data import plots as data_plots
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.gates import routes
+from distilwhisper_lib.results import plots as result_plots
 
 pytestmark = pytest.mark.usefixtures("clean_figures")
 
@@ -57,7 +60,7 @@ def gate_file(language="ca", layers=3, tokens=("El", "Ġco", "txe", "<|endoftext
 
 def test_training_curves_draw_what_was_logged():
     record = trained_record(gate_mean=[0.7, None, 0.5], learning_rate=[1e-3, 2e-3, 0.0])
-    figure = draw(plots.training_curves(record))
+    figure = draw(result_plots.training_curves(record))
     assert [axis.get_title(loc="left") for axis in figure.axes] == [
         *("Training loss", "Mean gate", "Learning rate", "Validation error")
     ]
@@ -79,7 +82,7 @@ def test_training_curves_draw_what_was_logged():
 def test_training_curves_show_the_hard_gates_beside_the_soft_ones():
     record = trained_record(gate_mean=[0.7, None, 0.5])
     record["training"]["validation"][0]["gate_hard"] = 0.9
-    gate = draw(plots.training_curves(record)).axes[1]
+    gate = draw(result_plots.training_curves(record)).axes[1]
     (hard,) = [line for line in gate.lines if line.get_label() == "hard, validation"]
     np.testing.assert_allclose(hard.get_xydata(), [[250, 0.9]])
 
@@ -87,14 +90,14 @@ def test_training_curves_show_the_hard_gates_beside_the_soft_ones():
 def test_training_panels_without_data_are_left_out():
     record = trained_record()
     record["training"]["validation"] = []
-    assert len(plots.training_curves(record).axes) == 1
+    assert len(result_plots.training_curves(record).axes) == 1
 
 
 def test_training_curves_need_a_training():
     record = make_record("zero_shot")
     record["training"] = None
     with pytest.raises(UserError, match=f"run {record['run_id']} has no training log"):
-        plots.training_curves(record)
+        result_plots.training_curves(record)
 
 
 # ----------------------------------------------------------------------------------- results
@@ -105,7 +108,7 @@ def test_training_curves_need_a_training():
 
 def test_gate_shares_show_every_language_part_and_domain():
     files = [gate_file("ca"), gate_file("cs")]
-    figure = draw(plots.gate_shares(files))
+    figure = draw(routes.gate_shares(files))
     axes = np.array(figure.axes).reshape(2, 2)
     assert [axis.get_title(loc="left") for axis in axes[0]] == [
         *("Catalan, CLSR + JS", "Czech, CLSR + JS")
@@ -122,7 +125,7 @@ def test_gate_shares_show_every_language_part_and_domain():
 
 def test_panels_are_told_apart_by_what_differs_and_by_nothing_else():
     def panels(*files):
-        figure = draw(plots.gate_shares(list(files)))
+        figure = draw(routes.gate_shares(list(files)))
         return [title for axis in figure.axes if (title := axis.get_title(loc="left"))]
 
     one = gate_file() | {"method": "js", "seed": 77, "preset": "demo", "settings": {"epochs": 3}}
@@ -138,26 +141,26 @@ def test_panels_are_told_apart_by_what_differs_and_by_nothing_else():
     ]  # fmt: skip
     twin = one | {"run_id": "js-ca-s77-ffff"}
     assert panels(one, twin) == [f"{plain}\n{gates['run_id']}" for gates in (one, twin)]
-    shown = texts(draw(plots.token_heatmap(other, among=[one])))
+    shown = texts(draw(routes.token_heatmap(other, among=[one])))
     assert f"{plain}, budget=0.3: “El cotxe”" in shown
-    assert not any("budget" in text for text in texts(draw(plots.token_heatmap(other))))
+    assert not any("budget" in text for text in texts(draw(routes.token_heatmap(other))))
 
 
 def test_gate_shares_wrap_many_languages_and_miss_domains():
     files = [gate_file(code, layers=12) for code in ("ca", "cs", "gl", "hu", "pl", "ta")]
     del files[0]["domains"]["out_of_domain"]
-    figure = draw(plots.gate_shares(files))
+    figure = draw(routes.gate_shares(files))
     visible = [axis for axis in figure.axes if axis.get_visible()]
     assert len(visible) == 12
     assert figure.get_size_inches()[0] <= 10.5
     assert len(visible[0].lines) == 1
     with pytest.raises(UserError, match="no gate file was given"):
-        plots.gate_shares([])
+        routes.gate_shares([])
 
 
 def test_token_heatmap_shows_every_gate():
     gates = gate_file()
-    figure = draw(plots.token_heatmap(gates))
+    figure = draw(routes.token_heatmap(gates))
     frames, tokens = figure.axes
     np.testing.assert_array_equal(frames.images[0].get_array(), gates["example"]["frame_gates"])
     np.testing.assert_array_equal(tokens.images[0].get_array(), gates["example"]["token_gates"])
@@ -173,7 +176,7 @@ def test_tokens_that_no_font_can_draw_get_their_number(monkeypatch):
     monkeypatch.setattr(plots, "_charmaps", lambda: latin)
     gates = gate_file("th", tokens=("สวัส", "a", "$x$", ""))
     gates["example"]["text"] = "สวัส"
-    figure = draw(plots.token_heatmap(gates))
+    figure = draw(routes.token_heatmap(gates))
     labels = [label.get_text() for label in figure.axes[1].get_xticklabels()]
     assert labels == ["#1", "a", r"\$x\$", "#4"]
     assert "Thai, CLSR + JS: utterance utt-1" in texts(figure)
@@ -181,7 +184,7 @@ def test_tokens_that_no_font_can_draw_get_their_number(monkeypatch):
 
 def test_a_long_utterance_keeps_readable_labels():
     gates = gate_file(layers=12, tokens=["ab"] * 225)
-    figure = draw(plots.token_heatmap(gates))
+    figure = draw(routes.token_heatmap(gates))
     assert len(figure.axes[1].get_xticks()) <= 60
     assert figure.get_size_inches()[0] <= 14
 
@@ -189,7 +192,7 @@ def test_a_long_utterance_keeps_readable_labels():
 def test_token_heatmap_needs_an_example():
     gates = gate_file() | {"example": None}
     with pytest.raises(UserError, match="gate file of js-ca-s77-01234567 has no example"):
-        plots.token_heatmap(gates)
+        routes.token_heatmap(gates)
 
 
 # ------------------------------------------------------------------------------------ corpus
@@ -225,18 +228,18 @@ def test_corpus_overview_wraps_and_checks():
 
 
 def test_save_writes_both_files_with_the_same_bytes_each_time(tmp_path):
-    first = plots.save(plots.gate_shares([gate_file()]), tmp_path / "figures" / "gates.v1")
+    first = plots.save(routes.gate_shares([gate_file()]), tmp_path / "figures" / "gates.v1")
     assert [path.name for path in first] == ["gates.v1.png", "gates.v1.svg"]
     assert first[0].read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in first[1].read_bytes()
     old = [path.read_bytes() for path in first]
-    second = plots.save(plots.gate_shares([gate_file()]), tmp_path / "figures" / "gates.v1")
+    second = plots.save(routes.gate_shares([gate_file()]), tmp_path / "figures" / "gates.v1")
     assert [path.read_bytes() for path in second] == old
     assert sorted(os.listdir(tmp_path / "figures")) == ["gates.v1.png", "gates.v1.svg"]
 
 
 def test_save_writes_the_numbers_beside_the_figure(tmp_path):
     numbers = pd.DataFrame({"layer": [1, 2], "share": [0.5, 1.0]})
-    written = plots.save(plots.gate_shares([gate_file()]), tmp_path / "gates.v1", numbers)
+    written = plots.save(routes.gate_shares([gate_file()]), tmp_path / "gates.v1", numbers)
     assert [path.name for path in written] == ["gates.v1.png", "gates.v1.svg", "gates.v1.csv"]
     assert written[2].read_bytes() == b"layer,share\n1,0.5\n2,1.0\n"

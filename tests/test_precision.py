@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from distilwhisper_lib import UserError, clsr, trainer
-from distilwhisper_lib import training as kit
-from distilwhisper_lib.config import METHODS, resolve
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib import UserError
+from distilwhisper_lib.config.presets import PRESETS
+from distilwhisper_lib.config.settings import METHODS, resolve
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.device import multiplies_bf16, precision_here
 from distilwhisper_lib.hardware import PROFILES
-from distilwhisper_lib.losses import LossParts
-from distilwhisper_lib.presets import PRESETS
+from distilwhisper_lib.losses.divergences import LossParts
+from distilwhisper_lib.model import clsr
+from distilwhisper_lib.training import loop as kit
+from distilwhisper_lib.training import trainer
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MACHINES = {  # (a GPU, bfloat16 in hardware): what each setting becomes

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from distilwhisper_lib import provenance
+from distilwhisper_lib.results import provenance
 
 
 def git(folder, *arguments):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from make_records import make_record
 
-from distilwhisper_lib import records, schema
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.io import checked as schema
+from distilwhisper_lib.results import records
 
 
 def test_record_round_trip_is_stable(tmp_path):

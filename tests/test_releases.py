@@ -11,10 +11,10 @@ import types
 import pytest
 from stand_ins import clip, hostile_release, release, tarball, three_tables
 
-from distilwhisper_lib import releases
-from distilwhisper_lib.corpora import open_corpus
+from distilwhisper_lib.data import releases
+from distilwhisper_lib.data.corpora import open_corpus
+from distilwhisper_lib.data.releases import KEY, download_common_voice, unpack_common_voice
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.releases import KEY, download_common_voice, unpack_common_voice
 
 VERSION = "cv-corpus-13.0-2023-03-09"
 

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from make_records import make_record, make_rows, make_run
 
-from distilwhisper_lib import hypotheses, report, results
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.hypotheses import FIELD, publish
-from distilwhisper_lib.records import load_records, write_record
-from distilwhisper_lib.scoring import score
-from distilwhisper_lib.significance import NO_HYPOTHESES
+from distilwhisper_lib.report import command as results
+from distilwhisper_lib.report import report
+from distilwhisper_lib.results import hypotheses
+from distilwhisper_lib.results.hypotheses import FIELD, publish
+from distilwhisper_lib.results.records import load_records, write_record
+from distilwhisper_lib.results.significance import NO_HYPOTHESES
+from distilwhisper_lib.scoring.rates import score
 
 ROOT = Path(__file__).parents[1]
 NASTY = '<script>alert("1")</script>&<img src=x onerror=alert(2)>'

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from make_records import make_record, make_rows, make_run
 
-from distilwhisper_lib.hypotheses import FIELD, publish
-from distilwhisper_lib.records import load_records
-from distilwhisper_lib.rescoring import rescore
-from distilwhisper_lib.scoring import score
+from distilwhisper_lib.report.rescoring import rescore
+from distilwhisper_lib.results.hypotheses import FIELD, publish
+from distilwhisper_lib.results.records import load_records
+from distilwhisper_lib.scoring.rates import score
 
 
 @pytest.fixture

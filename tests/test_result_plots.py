@@ -11,8 +11,9 @@ from figures import draw, texts
 from make_records import make_pairs, make_record
 from matplotlib.colors import to_rgb
 
-from distilwhisper_lib import error_analysis, result_plots, significance, tables
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.results import error_analysis, significance, tables
+from distilwhisper_lib.results import plots as result_plots
 
 pytestmark = pytest.mark.usefixtures("clean_figures")
 

@@ -15,8 +15,12 @@ from statistics import median
 import pytest
 from make_records import make_record
 
-from distilwhisper_lib import forced_gates, readme, reproduce, results, significance
-from distilwhisper_lib import records as record_files
+from distilwhisper_lib.gates import forced as forced_gates
+from distilwhisper_lib.report import command as results
+from distilwhisper_lib.report import pages as readme
+from distilwhisper_lib.report import reproduce
+from distilwhisper_lib.results import records as record_files
+from distilwhisper_lib.results import significance
 
 README = "# Kit\n<!-- results:demo:start -->\nold\n<!-- results:demo:end -->\ntail\n"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distilwhisper_lib.clsr import SHARED, Gate, _rows, hard_gate
+from distilwhisper_lib.model.clsr import SHARED, Gate, _rows, hard_gate
 
 WIDTH = 32
 DENSITIES = (0.0, 0.25, 0.5, 0.75, 1.0)

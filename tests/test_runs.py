@@ -8,17 +8,18 @@ import weakref
 
 import pytest
 
-from distilwhisper_lib import UserError, training
-from distilwhisper_lib.clips import TOO_LONG
-from distilwhisper_lib.data import load_data, write_data_report
-from distilwhisper_lib.evaluation import read_hypotheses, transcribe
-from distilwhisper_lib.gates import gate_path, read_gates
-from distilwhisper_lib.hypotheses import read_published
-from distilwhisper_lib.kept_gates import read_kept
-from distilwhisper_lib.runs import evaluate, record_run, scores_table, written
-from distilwhisper_lib.scoring import score
-from distilwhisper_lib.subsets import read_subset
-from distilwhisper_lib.training import train
+from distilwhisper_lib import UserError
+from distilwhisper_lib.data.clips import TOO_LONG
+from distilwhisper_lib.data.splits import load_data, write_data_report
+from distilwhisper_lib.data.subsets import read_subset
+from distilwhisper_lib.evaluation.decoding import read_hypotheses, transcribe
+from distilwhisper_lib.evaluation.kept_gates import read_kept
+from distilwhisper_lib.evaluation.record import evaluate, record_run, scores_table, written
+from distilwhisper_lib.gates.files import gate_path, read_gates
+from distilwhisper_lib.results.hypotheses import read_published
+from distilwhisper_lib.scoring.rates import score
+from distilwhisper_lib.training import loop as training
+from distilwhisper_lib.training.loop import train
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_running_again_keeps_the_record_and_decodes_nothing(study, monkeypatch):
     config = study("clsr")
     first = complete(config)
     before = (config.output_dir / "record.json").stat().st_mtime_ns
-    monkeypatch.setattr("distilwhisper_lib.evaluation._transcribe_batch", None)
+    monkeypatch.setattr("distilwhisper_lib.evaluation.decoding._transcribe_batch", None)
     assert complete(config) == first
     assert (config.output_dir / "record.json").stat().st_mtime_ns == before
 
@@ -150,7 +151,7 @@ def test_there_is_no_teacher_in_memory_when_a_run_is_evaluated(study, monkeypatc
         return transcribe(*args, **kwargs)
 
     monkeypatch.setattr(training.Teacher, "__init__", remember)
-    monkeypatch.setattr("distilwhisper_lib.runs.transcribe", look)
+    monkeypatch.setattr("distilwhisper_lib.evaluation.record.transcribe", look)
     gc.disable()  # nobody comes by
     try:
         complete(study("js"))

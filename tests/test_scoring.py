@@ -11,10 +11,10 @@ from pathlib import Path
 import jiwer
 import pytest
 
-from distilwhisper_lib import scoring
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.scoring import METRICS, score
-from distilwhisper_lib.text import NORMALIZERS
+from distilwhisper_lib.scoring import rates as scoring
+from distilwhisper_lib.scoring.rates import METRICS, score
+from distilwhisper_lib.scoring.text import NORMALIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = json.loads((ROOT / "tests/golden/normalizer/cases.json").read_text(encoding="utf-8"))
@@ -134,7 +134,7 @@ def test_offline_without_sockets_from_a_home_that_cannot_be_written(tmp_path):
         "import socket\n"
         "def refuse(*args, **kwargs): raise AssertionError('network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from distilwhisper_lib.scoring import score\n"
+        "from distilwhisper_lib.scoring.rates import score\n"
         "rows = [{'reference': 'el gat', 'hypothesis': 'el gos'}]\n"
         "print(score(rows, 'ca')['marks']['wer']['wer'])\n"
     )

@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 from make_records import make_pairs, make_record, make_rows, make_run
 
-from distilwhisper_lib import tables
-from distilwhisper_lib.bootstrap import generator
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.forced_gates import count_case, count_clips
-from distilwhisper_lib.permutation import swap_p_value
-from distilwhisper_lib.significance import (
-    NO_HYPOTHESES,
-    OTHER_CLIPS,
-    resample,
-    soft_row,
-)
+from distilwhisper_lib.gates.forced import count_case, count_clips
+from distilwhisper_lib.results import tables
+from distilwhisper_lib.results.significance import NO_HYPOTHESES, OTHER_CLIPS, resample, soft_row
+from distilwhisper_lib.scoring.permutation import swap_p_value
+from distilwhisper_lib.scoring.resampling import generator
 
 PAIR = [("js", "zero_shot")]
 

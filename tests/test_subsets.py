@@ -9,8 +9,7 @@ import os
 import pandas as pd
 import pytest
 
-from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.subsets import (
+from distilwhisper_lib.data.subsets import (
     Leak,
     by_id,
     by_row_number,
@@ -21,6 +20,7 @@ from distilwhisper_lib.subsets import (
     within_window,
     write_subset,
 )
+from distilwhisper_lib.errors import UserError
 
 
 def table(*ids: str, **columns: list) -> pd.DataFrame:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from make_records import evaluation, make_record
 
-from distilwhisper_lib import exports, published, readme, report, tables
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.report import pages as readme
+from distilwhisper_lib.report import published, report
+from distilwhisper_lib.results import exports, tables
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,16 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distilwhisper_lib import UserError, resolve, target_files
-from distilwhisper_lib import training as kit
-from distilwhisper_lib.config import locate
-from distilwhisper_lib.data import load_data
-from distilwhisper_lib.features import Collator, SpeechDataset
-from distilwhisper_lib.loss_block import States
-from distilwhisper_lib.losses import IGNORE
-from distilwhisper_lib.objective import loss_parts
-from distilwhisper_lib.targets import FOLDER, StoredTargets
-from distilwhisper_lib.weights import checkpoint_hash, weights_hash
+from distilwhisper_lib import UserError, resolve
+from distilwhisper_lib.config.settings import locate
+from distilwhisper_lib.data.splits import load_data
+from distilwhisper_lib.losses import target_files
+from distilwhisper_lib.losses.chunked import States
+from distilwhisper_lib.losses.objective import loss_parts
+from distilwhisper_lib.losses.targets import FOLDER, StoredTargets
+from distilwhisper_lib.model import loading
+from distilwhisper_lib.model.weights import checkpoint_hash, weights_hash
+from distilwhisper_lib.speech.features import IGNORE, Collator, SpeechDataset
+from distilwhisper_lib.training import loop as kit
 
 ONE_CLIP = 400  # bytes: less than any clip of the tiny teacher takes, so a shard each
 
@@ -37,7 +38,7 @@ def study(study_of, monkeypatch):
 
 def targets_of(config, data=None):
     data = data or load_data(config)
-    student, processor = kit.load_model(config.student)
+    student, processor = loading.load_model(config.student)
     return kit.teacher_of(config, data, processor, kit.find_teacher(config), student.config)
 
 
@@ -73,7 +74,7 @@ def embedded(tmp_path_factory):
             teacher = targets_of(config, data)
         stored = isinstance(teacher, StoredTargets)
         rows = SpeechDataset(data.train, teacher.read if stored else None)
-        student, processor = kit.load_model(config.student)
+        student, processor = loading.load_model(config.student)
         torch.manual_seed(0)  # gates and dropout
         student = kit.prepare(student, config).train()
         batch = Collator(processor)(list(rows))
@@ -330,8 +331,10 @@ def test_states_beyond_half_precision_are_refused(study, tmp_path):
 
 SLOW = """
 import time
-from distilwhisper_lib import resolve, target_files, training
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib import resolve
+from distilwhisper_lib.data.splits import load_data
+from distilwhisper_lib.losses import target_files
+from distilwhisper_lib.training import loop as training
 target_files.SHARD_BYTES = {shard}
 plain = target_files._stored
 target_files._stored = lambda *said: time.sleep({pause}) or plain(*said)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.text import (
+from distilwhisper_lib.scoring.text import (
     NORMALIZERS,
     normalize,
     normalize_marks,

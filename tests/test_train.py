@@ -14,13 +14,15 @@ import pytest
 import torch
 from torch.utils.data import SequentialSampler
 
-from distilwhisper_lib import UserError, ranks, trainer, training
-from distilwhisper_lib.config import resolve
-from distilwhisper_lib.data import load_data
-from distilwhisper_lib.evaluation import read_hypotheses
-from distilwhisper_lib.records import read_record
-from distilwhisper_lib.shares import MicroBatches, Share
-from distilwhisper_lib.weights import trained_tensors
+from distilwhisper_lib import UserError, ranks
+from distilwhisper_lib.config.settings import resolve
+from distilwhisper_lib.data.splits import load_data
+from distilwhisper_lib.evaluation.decoding import read_hypotheses
+from distilwhisper_lib.model.weights import trained_tensors
+from distilwhisper_lib.results.records import read_record
+from distilwhisper_lib.training import loop as training
+from distilwhisper_lib.training import trainer
+from distilwhisper_lib.training.shares import MicroBatches, Share
 
 # Seven clips one by one in steps of four: no epoch ends with a whole step, and its last one has
 # three micro-batches for two processes.
@@ -39,8 +41,10 @@ STUDIES = [
 TRAIN_ALL = """
 import json, os, signal, sys
 from pathlib import Path
-from distilwhisper_lib import UserError, ranks, resolve, trainer, training
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib import UserError, ranks, resolve
+from distilwhisper_lib.data.splits import load_data
+from distilwhisper_lib.training import loop as training
+from distilwhisper_lib.training import trainer
 
 compute_loss = trainer.DistilTrainer.compute_loss
 

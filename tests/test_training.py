@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distilwhisper_lib import UserError, trainer
-from distilwhisper_lib import training as kit
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib import UserError
+from distilwhisper_lib.data.splits import load_data
+from distilwhisper_lib.model import loading
+from distilwhisper_lib.training import loop as kit
+from distilwhisper_lib.training import trainer
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def study(study_of):
 @pytest.mark.parametrize("method", ["full", "lora", "clsr", "kl", "js"])
 def test_each_method_trains_its_own_weights_and_saves_only_them(method, study, processor):
     config, data = study(method)
-    base, _ = kit.load_model("student")
+    base, _ = loading.load_model("student")
     before = {n: p.clone() for n, p in base.named_parameters()}
     trained = kit.train(config, data)
     moved = set()
@@ -94,7 +96,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_log(method, step, st
         kit.train(config, data)
     checkpoints = config.output_dir / "checkpoints"
     saved = load_file(checkpoints / "checkpoint-3" / trainer.WEIGHTS)
-    fresh = kit.prepare(kit.load_model("student", gate_dim=8)[0], config)
+    fresh = loading.prepare(loading.load_model("student", gate_dim=8)[0], config)
     assert saved.keys() == kit.trained_tensors(fresh).keys()
     monkeypatch.setattr(kit.DistilTrainer, "compute_loss", compute_loss)
     resumed = kit.train(config, data).summary

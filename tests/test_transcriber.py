@@ -12,17 +12,17 @@ import soundfile
 import torch
 
 import distilwhisper_lib
-from distilwhisper_lib import recordings
-from distilwhisper_lib import transcriber as module
-from distilwhisper_lib.audio import read_audio, samples_of
-from distilwhisper_lib.config import locate
-from distilwhisper_lib.corpora import load_corpus
+from distilwhisper_lib.config.settings import locate
+from distilwhisper_lib.data.corpora import load_corpus
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.evaluation import transcribe as transcribe_table
-from distilwhisper_lib.gates import GateRecorder
-from distilwhisper_lib.listen import main
-from distilwhisper_lib.recordings import cut_at_silence
-from distilwhisper_lib.transcriber import Transcriber
+from distilwhisper_lib.evaluation.decoding import transcribe as transcribe_table
+from distilwhisper_lib.gates.recorder import GateRecorder
+from distilwhisper_lib.speech.audio import read_audio, samples_of
+from distilwhisper_lib.transcription import recordings
+from distilwhisper_lib.transcription import transcriber as module
+from distilwhisper_lib.transcription.command import main
+from distilwhisper_lib.transcription.recordings import cut_at_silence
+from distilwhisper_lib.transcription.transcriber import Transcriber
 
 RATE = 16_000
 

@@ -7,7 +7,12 @@ import json
 import pytest
 
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.transcripts import Segment, Transcript, save_subtitles, save_transcripts
+from distilwhisper_lib.transcription.transcripts import (
+    Segment,
+    Transcript,
+    save_subtitles,
+    save_transcripts,
+)
 
 TIMED = Transcript(
     "talks/day 1.mp3",

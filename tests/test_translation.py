@@ -7,9 +7,9 @@ import sacrebleu
 import torch
 
 from distilwhisper_lib import UserError
-from distilwhisper_lib.corpora import read_folder
-from distilwhisper_lib.evaluation import transcribe
-from distilwhisper_lib.translation import pair_with_english, score_translation, translate
+from distilwhisper_lib.data.corpora import read_folder
+from distilwhisper_lib.evaluation.decoding import transcribe
+from distilwhisper_lib.evaluation.translation import pair_with_english, score_translation, translate
 
 
 @pytest.fixture

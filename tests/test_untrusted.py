@@ -12,14 +12,16 @@ import pytest
 import torch
 from make_releases import cached_snapshot
 
-from distilwhisper_lib import UserError, tensor_files
-from distilwhisper_lib import training as kit
-from distilwhisper_lib.config import resolve
-from distilwhisper_lib.data import load_data
-from distilwhisper_lib.hub import commit_of
-from distilwhisper_lib.presets import REVISIONS
-from distilwhisper_lib.tensor_files import read_pickle
-from distilwhisper_lib.trainer import WEIGHTS, make_trainer
+from distilwhisper_lib import UserError
+from distilwhisper_lib.config.presets import REVISIONS
+from distilwhisper_lib.config.settings import resolve
+from distilwhisper_lib.data.splits import load_data
+from distilwhisper_lib.model import loading
+from distilwhisper_lib.model import tensors as tensor_files
+from distilwhisper_lib.model.hub import commit_of
+from distilwhisper_lib.model.tensors import read_pickle
+from distilwhisper_lib.training import loop as kit
+from distilwhisper_lib.training.trainer import WEIGHTS, make_trainer
 
 ROOT = Path(__file__).parents[1]
 RUNS_CODE = {"dill", "joblib", "cloudpickle", "shelve", "marshal"}
@@ -143,7 +145,7 @@ def test_pickles_are_read_by_a_torch_that_keeps_its_promise(
     if accepted:
         assert read_pickle(path)["a"].tolist() == [1, 1]
     else:
-        for read in (lambda: read_pickle(path), lambda: kit.load_model("embedded/student")):
+        for read in (lambda: read_pickle(path), lambda: loading.load_model("embedded/student")):
             with pytest.raises(UserError, match=f"torch {version[:3]}.*CVE-2026-24747.*2.10 or"):
                 read()
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from distilwhisper_lib.config import resolve
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib.config.settings import resolve
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.features import Collator, SpeechDataset
-from distilwhisper_lib.finished import load_run
-from distilwhisper_lib.runs import evaluate, record_run
-from distilwhisper_lib.training import build_targets, find_teacher, load_model, train
-from distilwhisper_lib.transcriber import Transcriber
+from distilwhisper_lib.evaluation.record import evaluate, record_run
+from distilwhisper_lib.evaluation.run import load_run
+from distilwhisper_lib.model.loading import load_model
+from distilwhisper_lib.speech.features import Collator, SpeechDataset
+from distilwhisper_lib.training.loop import build_targets, find_teacher, train
+from distilwhisper_lib.transcription.transcriber import Transcriber
 
 SHORT = {"window_seconds": 2, "max_seconds": 2.0}
 

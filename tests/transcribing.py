@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distilwhisper_lib.evaluation import transcribe
+from distilwhisper_lib.evaluation.decoding import transcribe
 
 
 def run(model, processor, table, path=None, **options) -> list[dict[str, Any]]:

@@ -32,12 +32,12 @@ from transformers import (
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from distilwhisper_lib import PACKAGE
-from distilwhisper_lib.config import resolve
-from distilwhisper_lib.data import load_data
+from distilwhisper_lib.config.settings import resolve
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.demo import lexicon, pair, pretraining, synthesis
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.files import write_atomic
-from distilwhisper_lib.training import train
+from distilwhisper_lib.io.files import write_atomic
+from distilwhisper_lib.training.loop import train
 
 DEMO = PACKAGE.resolve() / "demo"
 STAGES = ("speech", "tokenizer", "teacher", "student", "experts", "pack")

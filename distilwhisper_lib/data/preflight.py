@@ -1,0 +1,149 @@
+"""What is in a run's data, and what is wrong with it, before anything is trained on it."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import pandas as pd
+
+from distilwhisper_lib.data.clips import (
+    EMPTY,
+    LABEL_TOO_LONG,
+    MISSING,
+    NO_TEXT,
+    TOO_LONG,
+    UNREADABLE,
+)
+from distilwhisper_lib.data.corpora import file_digest
+from distilwhisper_lib.data.labels import LabelLimit
+from distilwhisper_lib.data.splits import RunData, asked_for
+from distilwhisper_lib.scoring.text import normalize_marks
+
+_BARS = 32  # of the histogram of label lengths
+
+# Column of the table -> the reasons it counts; all others go to "other".
+_COLUMNS = {
+    "over the window": (TOO_LONG,),
+    "label over the limit": (LABEL_TOO_LONG,),
+    "no text": (NO_TEXT,),
+    "unreadable": (MISSING, EMPTY, UNREADABLE),
+}
+
+
+def preflight(data: RunData, labels: LabelLimit) -> dict[str, Any]:
+    """`RunData.report` with what takes a closer look, as plain values for JSON.
+
+    Each of "parts" gains its language and split; "tokens", the lengths of its labels (decoder
+    positions, prompt included; 'labels' knows the model's limit); "label_over_limit", the ids of
+    clips that are over it and stay, because they are transcribed and not learnt;
+    "repeated_sentences", how many clips say what an earlier one of the part says. Beside them:
+    "leaks", with speakers that stand in several parts of one corpus as well as sentences and ids;
+    "duplicates", groups of clips with the same recording to the byte.
+    """
+    report = data.report()
+    for part, table in data.tables().items():
+        counts = labels.count(list(table["text"]))
+        over = [id_ for id_, n in zip(table["id"], counts, strict=True) if n > labels.limit]
+        report["parts"][part] |= {
+            "language": table["language"].iloc[0],
+            "split": table["split"].iloc[0],
+            "tokens": _lengths(counts, labels.limit),
+            "label_over_limit": over,
+            "repeated_sentences": int(table["text"].map(normalize_marks).duplicated().sum()),
+        }
+    report["leaks"] += _shared_speakers(data)
+    report["duplicates"] = _same_recordings(data)
+    return report
+
+
+def preflight_table(report: dict[str, Any]) -> pd.DataFrame:
+    """A row a part: what it holds, what was left out by reason, what it shares, whose it is."""
+    return pd.DataFrame.from_dict(
+        {name: _row(name, part, report) for name, part in report["parts"].items()}, orient="index"
+    )
+
+
+def dropped_table(report: dict[str, Any]) -> pd.DataFrame:
+    """A row a clip that was left out: part, id, reason, detail; and those kept in spite of it."""
+    rows = [
+        {"part": name, **clip} for name, part in report["parts"].items() for clip in part["dropped"]
+    ]
+    rows += [
+        {"part": name, "id": id_, "reason": LABEL_TOO_LONG, "detail": "kept: not learnt"}
+        for name, part in report["parts"].items()
+        for id_ in part["label_over_limit"]
+    ]
+    return pd.DataFrame(rows, columns=["part", "id", "reason", "detail"])
+
+
+def _row(name: str, part: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    reasons = [clip["reason"] for clip in part["dropped"]]
+    counts = {column: sum(r in known for r in reasons) for column, known in _COLUMNS.items()}
+    leaks = [leak["kind"] for leak in report["leaks"] if name in leak["splits"]]
+    twice = sum(clip["part"] == name for group in report["duplicates"] for clip in group)
+    return {
+        "language": part["language"],
+        "split": part["split"],
+        "corpus": part["corpus"],
+        "clips": part["clips"],
+        "asked for": asked_for(part["asked"], part["clips"]),
+        "hours": round(part["hours"], 3),
+        "speakers": part["speakers"] or "not told apart",
+        "tokens, median": part["tokens"]["median"],
+        "tokens, longest": part["tokens"]["longest"],
+        **{f"dropped: {column}": count for column, count in counts.items()},
+        "dropped: other": len(reasons) - sum(counts.values()),
+        "label over the limit, kept": len(part["label_over_limit"]),
+        "same recording": twice,
+        "repeated sentences": part["repeated_sentences"],
+        "sentences elsewhere": leaks.count("text"),
+        "speakers elsewhere": leaks.count("speaker"),
+        "licence": part["about"]["licence"],
+        "source": part["about"]["source"],
+        "version": part["about"].get("release") or part["about"].get("revision") or "",
+    }
+
+
+def _lengths(counts: list[int], limit: int) -> dict[str, Any]:
+    """Mean, median, longest, and a histogram: clips in bars of `width` tokens from 0 on."""
+    longest, width = max(counts), max(1, math.ceil(limit / _BARS))
+    bars = [0] * (longest // width + 1)
+    for count in counts:
+        bars[count // width] += 1
+    series = pd.Series(counts)
+    return {
+        "mean": round(float(series.mean()), 2),
+        "median": float(series.median()),
+        "longest": longest,
+        "limit": limit,
+        "histogram": {"width": width, "clips": bars},
+    }
+
+
+def _shared_speakers(data: RunData) -> list[dict[str, Any]]:
+    """Leaks of kind "speaker"; the same name in another corpus is another person."""
+    places: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for part, table in data.tables().items():
+        for speaker in set(table["speaker"]) - {""}:
+            places[data.corpora[part], speaker].add(part)
+    return [
+        {"kind": "speaker", "value": speaker, "splits": sorted(parts)}
+        for (_, speaker), parts in sorted(places.items())
+        if len(parts) > 1
+    ]
+
+
+def _same_recordings(data: RunData) -> list[list[dict[str, str]]]:
+    """Clips of any part that hold the same segment of byte-identical files, in groups."""
+    first: dict[str, tuple[str, str]] = {}  # part and id; few recordings are met again
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for part, table in data.tables().items():
+        for clip in table.itertuples():
+            heard = f"{file_digest(clip.audio)} {clip.start} {clip.end}"
+            met = first.setdefault(heard, (part, clip.id))
+            if met != (part, clip.id):
+                groups.setdefault(heard, [met]).append((part, clip.id))
+    order = [groups[heard] for heard in first if heard in groups]
+    return [[{"part": part, "id": id_} for part, id_ in group] for group in order]

@@ -1,0 +1,176 @@
+"""What one run reads: four tables, checked before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from distilwhisper_lib.config.settings import TRAINED, RunConfig
+from distilwhisper_lib.data.clips import Dropped
+from distilwhisper_lib.data.corpora import corpus_hash, open_corpus
+from distilwhisper_lib.data.labels import label_limit
+from distilwhisper_lib.data.subsets import (
+    Leak,
+    check_disjoint,
+    read_subset,
+    take_usable,
+    write_subset,
+)
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.io.files import write_atomic
+from distilwhisper_lib.io.leaks import mask_values
+
+TESTS = ("in_domain", "out_of_domain")
+PARTS = ("train", "validation", *TESTS)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Corpus tables (columns of corpora.COLUMNS) of one run."""
+
+    train: pd.DataFrame
+    validation: pd.DataFrame
+    in_domain: pd.DataFrame  # test
+    out_of_domain: pd.DataFrame  # test
+    corpora: dict[str, str]  # part -> corpus name
+    dropped: dict[str, list[Dropped]]  # part -> clips that cannot be used, each with its reason
+    leaks: list[Leak]  # sentences or ids that stand in two parts
+    about: dict[str, dict[str, str]]  # part -> name, licence, source, ... of its corpus
+    asked: dict[str, int | None]  # part -> the clips that the configuration wants, None for all
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Corpus and where it is from, clips, hours and hash of each part."""
+        return {
+            part: {
+                "corpus": self.corpora[part],
+                "about": self.about[part],
+                "clips": len(table),
+                "hours": round(float(table["seconds"].sum()) / 3600, 4),
+                "sha256": corpus_hash(table),
+            }
+            for part, table in self.tables().items()
+        }
+
+    def report(self) -> dict[str, Any]:
+        """`describe` and, for each part, the number of clips that were asked for (None: all), its
+        speakers, and every clip that was left out, and why.
+        """
+        parts = self.describe()
+        for part, table in self.tables().items():
+            parts[part] |= {
+                "asked": self.asked[part],
+                "speakers": int(table["speaker"].replace("", pd.NA).nunique()),
+                "dropped": [clip._asdict() for clip in self.dropped[part]],
+            }
+        leaks = [leak._asdict() | {"splits": list(leak.splits)} for leak in self.leaks]
+        return {"parts": parts, "leaks": leaks}
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {part: getattr(self, part) for part in PARTS}
+
+    def summary(self) -> pd.DataFrame:
+        """One row a part, to look at."""
+        rows = {
+            part: {
+                "corpus": self.corpora[part],
+                "clips": len(table),
+                "asked for": asked_for(self.asked[part], len(table)),
+                "minutes": round(float(table["seconds"].sum()) / 60, 1),
+                "mean seconds": round(float(table["seconds"].mean()), 2),
+                "speakers": table["speaker"].replace("", pd.NA).nunique(),
+                "dropped": _count_reasons(self.dropped[part]) or "none",
+            }
+            for part, table in self.tables().items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def data_of(config: RunConfig, data: RunData) -> dict[str, dict[str, Any] | None]:
+    """The record's "data": what a run reads, None for what one that trains nothing does not."""
+    read = PARTS if config.method in TRAINED else TESTS
+    return {part: about if part in read else None for part, about in data.describe().items()}
+
+
+def asked_for(asked: int | None, clips: int) -> str:
+    """ "all", "3000", or, where the corpus has not so many that can be used, how many it lacks."""
+    lacking = "" if asked is None or clips >= asked else f" ({asked - clips} lacking)"
+    return "all" if asked is None else f"{asked}{lacking}"
+
+
+def load_data(config: RunConfig) -> RunData:
+    """Read a run's four tables, leave out what it cannot use, choose and check.
+
+    Left out are clips over the window, broken recordings of corpora that have such, and, where a
+    transcript has to be learnt, those too long for the decoder. A corpus with fewer clips than
+    asked for gives all that it has; tables and reports say so. Raises UserError when a corpus or
+    a recording that must be readable is not, and when a part is empty.
+    """
+    wanted = {
+        "train": (config.in_domain, "train", config.train_size),
+        "validation": (config.in_domain, "validation", config.validation_size),
+        "in_domain": (config.in_domain, "test", config.test_size),
+        "out_of_domain": (config.out_of_domain, "test", config.test_size),
+    }
+    subsets = {"train": config.train_subset, "validation": config.validation_subset}
+    tables: dict[str, pd.DataFrame] = {}
+    dropped: dict[str, list[Dropped]] = {}
+    about: dict[str, dict[str, str]] = {}
+    asked: dict[str, int | None] = {}
+    for part, (name, split, size) in wanted.items():
+        corpus = open_corpus(name, config.language, split, config.data_dir)
+        choice: dict[str, Any] = {}
+        if part == "train":
+            choice["label_over"] = label_limit(config).over
+        if (listed := subsets.get(part)) is not None:
+            choice["ids"] = read_subset(listed)
+            size = len(choice["ids"])
+        table, left_out = take_usable(corpus, size, config.max_seconds, **choice)
+        if table.empty:
+            raise UserError(
+                f"corpus {name!r} has no {split} clip in {config.language!r} of at most "
+                f"{config.max_seconds:g} s ({_count_reasons(left_out) or 'no rows'}): use shorter "
+                "clips or raise max_seconds"
+            )
+        tables[part], dropped[part], about[part] = table, left_out, corpus.about
+        asked[part] = size
+    corpora = {part: name for part, (name, _, _) in wanted.items()}
+    # An id names a clip within its corpus only.
+    named = {p: t.assign(id=f"{corpora[p]}:" + t["id"]) for p, t in tables.items()}
+    leaks = check_disjoint(named)
+    return RunData(
+        **tables, corpora=corpora, dropped=dropped, leaks=leaks, about=about, asked=asked
+    )
+
+
+def sample_clips(config: RunConfig, count: int | None) -> pd.DataFrame:
+    """The first clips of the in-domain test set alone, None for all: no other part is read."""
+    corpus = open_corpus(config.in_domain, config.language, "test", config.data_dir)
+    return take_usable(corpus, count, config.max_seconds)[0]
+
+
+def _count_reasons(dropped: list[Dropped]) -> str:
+    counts = Counter(clip.reason for clip in dropped)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
+def write_data_report(
+    config: RunConfig, data: RunData, report: dict[str, Any] | None = None
+) -> list[str]:
+    """Publish what the runs of this preset and language read; returns the files written.
+
+    ``config.data_report``: `report`, as preflight.preflight makes it, or `RunData.report`.
+    ``subsets/``, by the same name, ``-<part>.txt``: the chosen clips with the list's SHA-256. The
+    report is written last: where it stands, the lists do, too.
+    """
+    about, path = {"preset": config.preset, "language": config.language}, config.data_report
+    told = mask_values(about | (report or data.report()), path)
+    lists = [
+        write_subset(table, config.results_dir / "subsets" / f"{path.stem}-{part}.txt")
+        for part, table in data.tables().items()
+    ]
+    write_atomic(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    return [str(written) for written in (path, *lists)]

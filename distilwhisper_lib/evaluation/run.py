@@ -1,0 +1,123 @@
+"""A finished run read back from its folder: the model it trained, and what its record says."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import WhisperProcessor
+
+from distilwhisper_lib.config.settings import TRAINED, Record, RunConfig
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.model.loading import load_model, model_settings, read_trained
+from distilwhisper_lib.model.weights import trained_tensors, weights_hash
+from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
+from distilwhisper_lib.results.records import read_record
+
+
+@dataclass
+class Trained:
+    """A model that is ready to transcribe, and how it came to be.
+
+    ``summary`` is the record's "training" (None without training); ``models`` names and hashes
+    what it started from.
+    """
+
+    model: Any
+    processor: WhisperProcessor
+    summary: dict[str, Any] | None
+    models: dict[str, Any]
+
+
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """``model`` as the run evaluated it: with its expert, its LoRA adapter, or fine-tuned.
+
+    ``config``: as the record tells it, with the folder of recordings that load_run() was given.
+    """
+
+    folder: Path
+    record: Record
+    config: RunConfig
+    model: Any
+    processor: WhisperProcessor
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return (Path(folder) / RECORD).is_file()
+
+
+def read_config(record: Record) -> RunConfig:
+    """The configuration that a record tells of; settings this version does not know are left out.
+
+    A path on the machine of the run has lost its folders in the record, see RunConfig.published.
+    """
+    known = typing.get_type_hints(RunConfig)
+    return RunConfig(**{k: v for k, v in record["config"].items() if k in known})
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """A command's arguments ``run``, ``base`` and ``data_dir``: those of load_run()."""
+    parser.add_argument("run", help="folder of a finished run in outputs/")
+    parser.add_argument("--base", help="the base model, where it lay in a folder of its own")
+    parser.add_argument("--data-dir", help="its recordings, where they lay in a folder of its own")
+
+
+def load_run(
+    folder: str | Path, base: str | None = None, data_dir: str | None = None
+) -> FinishedRun:
+    """Load what a run of this kit trained, from its folder in outputs/.
+
+    ``base``: the model it started from, and ``data_dir``: its recordings, each needed only where
+    it lay in a folder of its own. Raises UserError when there is no finished run that trained
+    something, or when the weights are not those of its record.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise UserError(
+            f"{folder} holds no finished run (no {RECORD}): name a folder in outputs/ whose "
+            "notebook has run to its end"
+        )
+    record = read_record(folder / RECORD)
+    config = read_config(record)
+    if config.method not in TRAINED:
+        raise UserError(
+            f"run {record['run_id']} trained nothing (method {config.method!r}): name a run of "
+            f"{', '.join(TRAINED)}"
+        )
+    model, processor = _base(config, base, record)
+    model = read_trained(model, config, folder)
+    if weights_hash(trained_tensors(model)) != record["training"]["weights_sha256"]:
+        raise UserError(
+            f"the weights in {folder} are not those that its {RECORD} tells of: run the notebook "
+            "again"
+        )
+    config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
+    return FinishedRun(folder, record, config, model.eval(), processor)
+
+
+def _base(
+    config: RunConfig, base: str | None, record: Record
+) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
+    """The model that the run started from, and no other."""
+    name = base or config.student
+    revision = config.student_revision if name == config.student else None
+    try:
+        model, processor = load_model(name, revision, **model_settings(config))
+    except UserError as error:
+        raise UserError(f"{error}; name the model that the run started from with base") from None
+    expected = record["models"]["student"]["sha256"]
+    if expected and weights_hash(dict(model.named_parameters())) != expected:
+        raise UserError(
+            f"{name!r} is not the model that the run started from (other "
+            "weights): name that with base"
+        )
+    return model, processor

@@ -1,0 +1,244 @@
+"""Expert files: one language's experts and gates in one file.
+
+Ours are safetensors. Names inside are ``{encoder,decoder}.{layer}.{fc1,fc2}.{weight,bias}``,
+``...gate.inner.{weight,bias}`` and ``...gate.outer.weight``: nothing in them depends on the
+language code, which stands in the metadata with the base model and the format version. The
+authors' ``.bin`` files are read and written too; authors.py knows their names.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.io.files import sha256_file, write_atomic
+from distilwhisper_lib.languages import whisper_language
+from distilwhisper_lib.model.authors import our_names, their_name
+from distilwhisper_lib.model.clsr import Expert
+from distilwhisper_lib.model.hub import NotThere, find_file
+from distilwhisper_lib.model.tensors import (
+    read_metadata,
+    read_pickle,
+    read_safetensors,
+    write_pickle,
+)
+
+if TYPE_CHECKING:
+    from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
+
+FORMAT_VERSION = "1"
+LAYOUTS = ("kit", "authors")
+_IN_MODEL = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.clsr\.([a-z]+)\.(.+)")
+
+
+# Names ---------------------------------------------------------------------------------------
+
+
+def file_names(language: str) -> tuple[str, str, str]:
+    """What a language's expert file may be called: ours first, then the authors' two ways."""
+    code, name = whisper_language(language)
+    return f"expert.{name}.safetensors", f"expert.{name}.bin", f"{code}-experts.bin"
+
+
+def layer_names(model: DistilWhisperForConditionalGeneration) -> list[str]:
+    """``encoder.0``, ... for each of the model's routed layers, in its own order."""
+    sides = ("encoder", "decoder")
+    return [f"{s}.{i}" for s in sides for i in range(len(getattr(model.model, s).layers))]
+
+
+def from_model_names(state: dict[str, Tensor], code: str) -> dict[str, Tensor]:
+    """One language's tensors of a model's state dict, under the names of an expert file."""
+    found = {}
+    for name, tensor in state.items():
+        match = _IN_MODEL.fullmatch(name)
+        if match and match[3] == code:
+            found[f"{match[1]}.{match[2]}.{match[4]}"] = tensor
+    return found
+
+
+def to_model_names(tensors: dict[str, Tensor], code: str) -> dict[str, Tensor]:
+    """The inverse of from_model_names()."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        side, layer, rest = name.split(".", 2)
+        renamed[f"model.{side}.layers.{layer}.clsr.{code}.{rest}"] = tensor
+    return renamed
+
+
+# Writing -------------------------------------------------------------------------------------
+
+
+def write_expert(
+    tensors: dict[str, Tensor], code: str, folder: str | Path, about: dict[str, str]
+) -> Path:
+    """Write an expert file whole or not at all, with language and format in its metadata."""
+    path = Path(folder) / file_names(code)[0]
+    metadata = {"format": "pt", "version": FORMAT_VERSION, "language": code}
+    metadata |= {key: str(value) for key, value in about.items()}
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_atomic(path, save(kept, metadata))
+
+
+def write_authors_expert(tensors: dict[str, Tensor], code: str, folder: str | Path) -> Path:
+    """Write ``expert.<name>.bin`` as the public code loads it; it has no room for metadata."""
+    theirs = {their_name(name): t for name, t in to_model_names(tensors, code).items()}
+    return write_pickle(theirs, Path(folder) / file_names(code)[1])
+
+
+def convert_expert(path: str | Path, language: str) -> Path:
+    """Write our safetensors beside an authors' ``.bin``, with its name and SHA-256 in the metadata.
+
+    It is written again only when the ``.bin`` has changed since. Raises UserError when a file that
+    was not made of it is in the way.
+    """
+    path, (code, _) = Path(path), whisper_language(language)
+    about = {"source": path.name, "source_sha256": sha256_file(path)}
+    target = path.parent / file_names(code)[0]
+    if target.exists():
+        earlier = read_metadata(target)
+        if earlier.get("source_sha256") == about["source_sha256"]:
+            return target
+        if "source_sha256" not in earlier or earlier.get("source") != path.name:
+            raise UserError(
+                f"{target} is there already and is not made of {path.name}: move it away"
+            )
+    return write_expert(read_expert(path, code), code, path.parent, about)
+
+
+# Reading -------------------------------------------------------------------------------------
+
+
+def find_expert(language: str, source: str | Path, **hub: Any) -> Path:
+    """The expert file of a language in ``source``: a file, a folder or a hub repository.
+
+    A ``.bin`` of a repository gives way to the safetensors that it was once converted to.
+    """
+    remedy = "train one, or name the folder or hub repository that holds it"
+    names = file_names(language)
+    path = find_file(source, names, remedy, **hub)
+    converted = path.with_name(names[0])
+    return converted if not Path(source).is_file() and converted.is_file() else path
+
+
+def look_for_expert(language: str, source: str | Path, **hub: Any) -> Path | None:
+    """As find_expert(), but None when ``source`` could be looked into and has none."""
+    try:
+        return find_expert(language, source, **hub)
+    except NotThere:
+        return None
+
+
+def up_to_date(path: Path, convert: bool) -> Path:
+    """``path``, unless it was converted from a ``.bin`` beside it that has changed since.
+
+    Then it is the ``.bin`` that counts, with ``convert``; else a UserError.
+    """
+    about = read_metadata(path) if path.suffix == ".safetensors" else {}
+    if not about.keys() >= {"source", "source_sha256"}:
+        return path
+    source = path.parent / Path(about["source"]).name
+    if not source.is_file():  # gone; the authors' other name may hold a newer one
+        named = [path.parent / name for name in file_names(about["language"])[1:]]
+        source = next((other for other in named if other.is_file()), source)
+    if not source.is_file() or sha256_file(source) == about["source_sha256"]:
+        return path
+    if not convert:
+        raise UserError(
+            f"{path} was made of another {source.name} than the one that lies beside it: load with "
+            "convert=True to make it again, or move one of the two away"
+        )
+    return source
+
+
+def read_expert(path: Path, code: str) -> dict[str, Tensor]:
+    """The tensors of an expert file, ours or (any suffix but .safetensors) the authors'.
+
+    Raises UserError when it is unreadable, of another language or a newer format.
+    """
+    if path.suffix != ".safetensors":
+        return _read_authors(path, code)
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("version") != FORMAT_VERSION:
+        raise UserError(
+            f"expert file {path} has format version {metadata.get('version')!r}, expected "
+            f"{FORMAT_VERSION!r}: update the kit or write the file again"
+        )
+    _check_language(path, [metadata.get("language")], code)
+    return tensors
+
+
+def _read_authors(path: Path, code: str) -> dict[str, Tensor]:
+    renamed, languages = our_names(read_pickle(path), path)
+    _check_language(path, languages, code)
+    tensors = from_model_names(renamed, code)
+    if len(tensors) < len(renamed):
+        alien = next(n for n in renamed if not from_model_names({n: renamed[n]}, code))
+        raise UserError(
+            f"expert file {path} holds {alien!r}, which belongs to no expert (one of "
+            f"{len(renamed) - len(tensors)}): name a file with experts only"
+        )
+    return tensors
+
+
+def _check_language(path: Path, found: list[str | None], code: str) -> None:
+    if found != [code]:
+        names = ", ".join(map(repr, found)) or "no language"
+        raise UserError(
+            f"expert file {path} is for {names}, not {code!r}: load it under its own language"
+        )
+
+
+def build_experts(
+    model: DistilWhisperForConditionalGeneration, tensors: dict[str, Tensor]
+) -> list[Expert]:
+    """Checked tensors -> an expert for each layer, with the layer's dtype and device."""
+    built = []
+    for prefix, layer in zip(layer_names(model), model.routed_layers(), strict=True):
+        like = layer.fc1.weight
+        # Without drawing weights first, which takes time and numbers from the random generator.
+        expert = layer.new_expert("meta").to(like.dtype).to_empty(device=like.device)
+        mine = [name for name in tensors if name.startswith(f"{prefix}.")]
+        expert.load_state_dict({name.removeprefix(f"{prefix}."): tensors[name] for name in mine})
+        built.append(expert)
+    return built
+
+
+def check_expert(
+    model: DistilWhisperForConditionalGeneration, code: str, tensors: dict[str, Tensor]
+) -> None:
+    """Raise UserError unless the tensors are just those this model needs, in name and shape.
+
+    Their values must be finite, and stay so in the model's dtype.
+    """
+    wanted = {}
+    for prefix, layer in zip(layer_names(model), model.routed_layers(), strict=True):
+        blueprint = layer.new_expert("meta").state_dict()
+        wanted |= {f"{prefix}.{k}": tuple(v.shape) for k, v in blueprint.items()}
+    faults = [f"{name} is missing" for name in wanted if name not in tensors]
+    faults += [f"{name} is not expected" for name in tensors if name not in wanted]
+    faults += [
+        f"{name} has shape {tuple(tensors[name].shape)}, not {shape}"
+        for name, shape in wanted.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    if faults:
+        raise UserError(
+            f"the expert file for {code!r} does not fit this model: {faults[0]}"
+            + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
+            + ": use the Whisper size and gate_dim that it was trained with"
+        )
+    largest = torch.finfo(model.dtype).max
+    for name, tensor in tensors.items():
+        # Both are NaN where one value is. isfinite takes ten times as long.
+        lowest, highest = (bound.item() for bound in tensor.aminmax())
+        if not -largest <= lowest <= highest <= largest:
+            raise UserError(
+                f"the expert file for {code!r} holds values in {name} that are not finite in "
+                f"{model.dtype}: get the file again, train it anew or load the model in float32"
+            )

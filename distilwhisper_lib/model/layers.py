@@ -1,0 +1,152 @@
+"""Whisper's encoder and decoder layers, their feed-forward block routed by CLSR.
+
+transformers hands every keyword of a model's forward pass down to each layer: what routing needs
+(``_ROUTE``) travels that way and is taken out before the rest reaches attention.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperEncoderLayer
+
+from distilwhisper_lib.model import authors
+from distilwhisper_lib.model.clsr import CLSR, Expert, mode_of
+
+
+class DistilWhisperConfig(WhisperConfig):
+    """A Whisper configuration plus the experts that are resident and how they train."""
+
+    model_type = "distilwhisper"
+    # Whisper code -> id of its language token; the order is the order of expert ids.
+    expert_tokens: dict | None = None
+    gate_dim: int = 64
+    gate_dropout: float | int = 0.1
+    expert_dropout: float | int = 0.3
+    skip: float | int = 0.2
+
+    @property
+    def expert_languages(self) -> list[str]:
+        return list(self.expert_tokens or {})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers', and from the config.json of the authors' checkpoints."""
+        return super().from_dict(authors.our_config(config_dict), **kwargs)
+
+
+if TYPE_CHECKING:
+    from distilwhisper_lib.model.layers import DistilWhisperConfig
+
+
+class _RoutedFFN:
+    """The feed-forward block of a layer: stock FFN and experts, blended by CLSR."""
+
+    def _add_clsr(self, config: DistilWhisperConfig, index: int) -> None:
+        self.config = config
+        self.route_name = f"{self._side}.{index + 1}"  # counted as in figures, from 1
+        self.clsr = CLSR({code: self.new_expert() for code in config.expert_languages})
+
+    def new_expert(self, device: str | torch.device | None = None) -> Expert:
+        """An expert of this layer's dimensions, its weights still to be set."""
+        c = self.config
+        with torch.device(device or torch.get_default_device()):
+            return Expert(
+                c.d_model, self.fc1.out_features, c.gate_dim, c.gate_dropout, c.expert_dropout
+            )
+
+    def _shared(self, x: Tensor) -> Tensor:
+        hidden = F.dropout(
+            self.activation_fn(self.fc1(x)), self.activation_dropout, training=self.training
+        )
+        return F.dropout(self.fc2(hidden), self.dropout, training=self.training)
+
+    def _ffn(self, x: Tensor, route: dict[str, Any]) -> Tensor:
+        """Residual, layer norm and the blend: (B, T, D) -> (B, T, D)."""
+        trace = route.get("gate_trace")
+        y, gates = self.clsr(
+            self.final_layer_norm(x),
+            self._shared,
+            self.activation_fn,
+            self.activation_dropout,
+            expert_ids=route.get("expert_ids"),
+            mode=mode_of(route.get("gate_mode", "learned"), self.route_name),
+            noise=route.get("gate_noise", 0.0),
+            skip=self.config.skip,
+        )
+        if trace is not None:
+            trace.add(self._side, gates)
+        return x + y
+
+
+# What a forward pass tells its layers about routing; the rest of **kwargs goes to attention.
+_ROUTE = ("expert_ids", "gate_mode", "gate_noise", "gate_trace")
+
+
+def _split_route(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs.pop(name) for name in _ROUTE if name in kwargs}
+
+
+class RoutedEncoderLayer(_RoutedFFN, WhisperEncoderLayer):
+    """Whisper's encoder layer with a routed FFN."""
+
+    _side = "encoder"  # of the gate trace
+
+    def __init__(self, config: DistilWhisperConfig, layer_idx: int) -> None:
+        super().__init__(config)
+        self._add_clsr(config, layer_idx)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        route = _split_route(kwargs)
+        x = self.self_attn_layer_norm(hidden_states)
+        x, _ = self.self_attn(hidden_states=x, attention_mask=attention_mask, **kwargs)
+        hidden_states = hidden_states + F.dropout(x, self.dropout, training=self.training)
+        hidden_states = self._ffn(hidden_states, route)
+        if hidden_states.dtype == torch.float16:  # as stock Whisper: keep float16 finite
+            limit = torch.finfo(torch.float16).max - 1000
+            hidden_states = hidden_states.clamp(-limit, limit)
+        return hidden_states
+
+
+class RoutedDecoderLayer(_RoutedFFN, WhisperDecoderLayer):
+    """Whisper's decoder layer with a routed FFN."""
+
+    _side = "decoder"
+
+    def __init__(self, config: DistilWhisperConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self._add_clsr(config, layer_idx)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = True,
+        **kwargs: Any,
+    ) -> Tensor:
+        route = _split_route(kwargs)
+        x = self.self_attn_layer_norm(hidden_states)
+        x, _ = self.self_attn(
+            x, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
+        )
+        hidden_states = hidden_states + F.dropout(x, self.dropout, training=self.training)
+        if encoder_hidden_states is not None:
+            x = self.encoder_attn_layer_norm(hidden_states)
+            x, _ = self.encoder_attn(
+                x,
+                key_value_states=encoder_hidden_states,
+                attention_mask=encoder_attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+            hidden_states = hidden_states + F.dropout(x, self.dropout, training=self.training)
+        return self._ffn(hidden_states, route)

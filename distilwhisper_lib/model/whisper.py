@@ -1,0 +1,415 @@
+"""Whisper with language experts, on top of transformers' own Whisper.
+
+The base keeps its stock weight names (``fc1`` and ``fc2`` *are* the shared branch) and the experts
+live beside them under ``clsr``, so any stock checkpoint loads as it is, a model without experts
+is stock Whisper bit for bit, and a saved base loads as stock Whisper again.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSpeechSeq2Seq,
+    GenerationConfig,
+    WhisperForConditionalGeneration,
+)
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
+
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.languages import whisper_language
+from distilwhisper_lib.model import authors, experts
+from distilwhisper_lib.model.clsr import SHARED, Expert, GateMode, GateTrace, check_gate_mode
+from distilwhisper_lib.model.hub import hub_options, loading
+from distilwhisper_lib.model.layers import (
+    DistilWhisperConfig,
+    RoutedDecoderLayer,
+    RoutedEncoderLayer,
+)
+from distilwhisper_lib.model.tensors import require_safe_torch
+
+
+@dataclass
+class DistilWhisperOutput(Seq2SeqLMOutput):
+    """transformers' output plus the gates of this pass (with ``output_gates=True``).
+
+    ``last_hidden_state``: (B, T, D), what the tied head reads; with ``with_logits=False``.
+    """
+
+    gates: GateTrace | None = None
+    last_hidden_state: Tensor | None = None
+
+
+class _ExpertsFromPrompt(GenerationMixin):
+    """Reads each row's language from its decoder prompt.
+
+    Whisper's ``generate`` calls ``super().generate`` once per 30 s segment with just the rows that
+    are still running; standing there, in the method resolution order, makes mixed-language
+    batches, beams, long recordings and temperature fallback route rightly by public names alone.
+    """
+
+    def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        prompt = kwargs.get("decoder_input_ids")
+        if kwargs.get("expert_ids") is None and prompt is not None:
+            kwargs["expert_ids"] = self.expert_ids_of_prompt(prompt)
+        return super().generate(inputs, *args, **kwargs)
+
+
+class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _ExpertsFromPrompt):
+    """Whisper whose layers route tokens between the shared FFN and one expert per language.
+
+    Several languages can be resident and one batch can mix them. Rows whose language has no
+    expert, and ``task="translate"``, use the shared branch.
+    """
+
+    config_class = DistilWhisperConfig
+    config: DistilWhisperConfig
+    # forward() takes **kwargs but ignores num_items_in_batch: without this line the Trainer
+    # would not divide the loss by the accumulation steps.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["RoutedEncoderLayer", "RoutedDecoderLayer"]
+    # Rounded weights of a gate would flip tokens.
+    _keep_in_fp32_modules_strict = ["gate"]
+
+    def __init__(self, config: DistilWhisperConfig) -> None:
+        super().__init__(config)
+        encoder, decoder = self.model.encoder, self.model.decoder
+        encoder.layers = nn.ModuleList(
+            RoutedEncoderLayer(config, i) for i in range(config.encoder_layers)
+        )
+        decoder.layers = nn.ModuleList(
+            RoutedDecoderLayer(config, i) for i in range(config.decoder_layers)
+        )
+        self.hub: dict[str, Any] = {}  # the options that it was loaded with, see hub.OPTIONS
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Load a stock Whisper, a saved DistilWhisper or a checkpoint of the authors' layout.
+
+        From a folder or a hub name. Fields of DistilWhisperConfig can be given by name, as with
+        any transformers model. Raises UserError when there is no such model, or it cannot be read.
+        """
+        require_safe_torch()  # it may be a .bin
+        hub = hub_options(kwargs)
+        given = "config" in kwargs
+        with loading(name):
+            fields = _read_config(name, hub, optional=given)
+            own = [] if given else [key for key in kwargs if hasattr(DistilWhisperConfig, key)]
+            if authors.is_theirs(fields):
+                fields |= {key: kwargs.pop(key) for key in own}
+                model = cls._from_authors(name, fields, hub, *args, **kwargs)
+            else:
+                if fields.pop("model_type", None) == "whisper" and not given:
+                    fields |= {key: kwargs.pop(key) for key in own}
+                    kwargs["config"] = DistilWhisperConfig.from_dict(fields)
+                model = super().from_pretrained(name, *args, **kwargs)
+        (model[0] if isinstance(model, tuple) else model).hub = hub
+        return model
+
+    @classmethod
+    def _from_authors(
+        cls,
+        name: str | Path,
+        fields: dict[str, Any],
+        hub: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Load the authors' layout, and any experts in it.
+
+        The tensors are renamed here: transformers' own ``key_mapping`` would write the authors'
+        names again in save_pretrained.
+        """
+        state, languages = authors.read_base(name, **hub)
+        generation_config = authors.read_generation_config(name, **hub)
+        config = copy.deepcopy(kwargs.pop("config", None)) or DistilWhisperConfig.from_dict(fields)
+        tokens = {code: authors.language_token(generation_config, code) for code in languages}
+        config.expert_tokens = tokens or None
+        elsewhere = (*hub, "use_safetensors", "variant", "weights_only", "output_loading_info")
+        model, info = super().from_pretrained(
+            None,
+            *args,
+            config=config,
+            state_dict=state,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported just below
+            **{key: value for key, value in kwargs.items() if key not in elsewhere},
+        )
+        authors.check_complete(info, name)
+        model.generation_config = generation_config or model.generation_config
+        model.name_or_path = model.config.name_or_path = str(name)
+        return (model, info) if kwargs.get("output_loading_info") else model
+
+    # Experts -----------------------------------------------------------------------------
+
+    @property
+    def languages(self) -> list[str]:
+        """Whisper codes of the resident experts."""
+        return self.config.expert_languages
+
+    def routed_layers(self) -> list[RoutedEncoderLayer | RoutedDecoderLayer]:
+        """Every layer that routes, the encoder's first."""
+        return [*self.model.encoder.layers, *self.model.decoder.layers]
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The names that a gate_mode gives layers: encoder.1, ..., decoder.1, ..."""
+        return [layer.route_name for layer in self.routed_layers()]
+
+    def add_expert(self, language: str) -> str:
+        """Give ``language`` (name or code) an expert in every layer; returns its code.
+
+        Each expert starts as a copy of the layer's FFN, each gate as N(0, init_std)
+        with bias 0. Raises UserError when it is there already or the tokenizer has no such
+        language.
+        """
+        code, _ = whisper_language(language)
+        if code in self.languages:
+            raise UserError(f"language {code!r} has an expert already: remove_expert() it first")
+        self._language_token(code)
+        fresh = []
+        for layer in self.routed_layers():
+            expert = layer.new_expert(layer.fc1.weight.device)
+            for linear in (expert.gate.inner, expert.gate.outer):
+                nn.init.normal_(linear.weight, std=self.config.init_std)
+            nn.init.zeros_(expert.gate.inner.bias)
+            expert.fc1.load_state_dict(layer.fc1.state_dict())
+            expert.fc2.load_state_dict(layer.fc2.state_dict())
+            fresh.append(expert.to(layer.fc1.weight))
+        self._attach(code, fresh)
+        return code
+
+    def _attach(self, code: str, fresh: list[Expert]) -> None:
+        """Give every layer its new expert: the model changes here and nowhere before."""
+        token = self._language_token(code)
+        for layer, expert in zip(self.routed_layers(), fresh, strict=True):
+            layer.clsr[code] = expert.train(self.training)
+        self.config.expert_tokens = {**(self.config.expert_tokens or {}), code: token}
+
+    def remove_expert(self, language: str) -> None:
+        """Take a language's experts and gates out of every layer."""
+        code = self._resident(language)
+        for layer in self.routed_layers():
+            del layer.clsr[code]
+        remaining = {k: v for k, v in self.config.expert_tokens.items() if k != code}
+        self.config.expert_tokens = remaining or None
+
+    def load_experts(
+        self,
+        language: str,
+        source: str | Path | None = None,
+        *,
+        convert: bool = False,
+        **hub: Any,
+    ) -> None:
+        """Load one language's experts; ``language`` is a name or a code, in any case.
+
+        ``source``: an expert file, or a folder or hub repository that is searched for
+        ``expert.<name>.safetensors``, ``expert.<name>.bin`` and ``<code>-experts.bin``, in this
+        order; None: where this model came from. ``hub``: revision, token, cache_dir,
+        local_files_only, force_download, subfolder. ``convert``: also write our safetensors beside
+        an authors' ``.bin``, and again when that has changed since, which is an error without it.
+        All is checked first, and a failed load, a UserError, leaves the model as it was.
+        """
+        code, _ = whisper_language(language)
+        if code not in self.languages:
+            self._language_token(code)
+        if source is None:
+            if not self.name_or_path:
+                raise UserError(
+                    "this model was loaded from nowhere that could hold experts: name their source"
+                )
+            source, hub = self.name_or_path, self.hub | hub
+        path = experts.up_to_date(experts.find_expert(code, source, **hub), convert)
+        tensors = experts.read_expert(path, code)
+        experts.check_expert(self, code, tensors)
+        if convert and path.suffix != ".safetensors":
+            experts.convert_expert(path, code)
+        if code in self.languages:
+            self.load_state_dict(experts.to_model_names(tensors, code), strict=False)
+        else:
+            self._attach(code, experts.build_experts(self, tensors))
+
+    def save_experts(
+        self,
+        language: str,
+        folder: str | Path,
+        layout: str = "kit",
+        dtype: torch.dtype = torch.float32,
+        **metadata: str,
+    ) -> Path:
+        """Write one language's experts to ``folder/expert.<name>.safetensors``, with ``metadata``.
+
+        layout "authors": to ``folder/expert.<name>.bin``, which the public code loads, and which
+        has no room for metadata. float16 halves the file; loading turns it back into the model's
+        dtype.
+        """
+        code = self._resident(language)
+        if layout not in experts.LAYOUTS:
+            raise UserError(
+                f"layout {layout!r} is unknown: expected one of {', '.join(experts.LAYOUTS)}"
+            )
+        tensors = experts.from_model_names(self.state_dict(), code)
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        if layout == "authors":
+            return experts.write_authors_expert(tensors, code, folder)
+        return experts.write_expert(tensors, code, folder, {"base": self.name_or_path, **metadata})
+
+    def freeze_all_but_expert(self, language: str) -> None:
+        """Let only one language's experts and gates train."""
+        code = self._resident(language)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(f".clsr.{code}." in name)
+
+    def set_language_task(self, language: str | None = None, task: str = "transcribe") -> None:
+        """What ``generate`` does when it is given neither ``language`` nor ``task``."""
+        self.generation_config.language = language and whisper_language(language)[1]
+        self.generation_config.task = task
+
+    def _resident(self, language: str) -> str:
+        code, _ = whisper_language(language)
+        if code not in self.languages:
+            raise UserError(
+                f"language {code!r} has no expert here (resident: {', '.join(self.languages)}): "
+                "add_expert() or load_experts() it first"
+            )
+        return code
+
+    def _language_token(self, code: str) -> int:
+        return authors.language_token(self.generation_config, code)
+
+    # Routing -----------------------------------------------------------------------------
+
+    def expert_ids_of(self, language_ids: Tensor) -> Tensor:
+        """Language token ids (B,) -> index of each row's expert, or SHARED (B,).
+
+        On the CPU, where the layers look at them: on a GPU each look would wait for the device.
+        """
+        index = {token: i for i, token in enumerate((self.config.expert_tokens or {}).values())}
+        return torch.tensor([index.get(token, SHARED) for token in language_ids.tolist()])
+
+    def expert_ids_of_prompt(self, prompt: Tensor) -> Tensor:
+        """Decoder prompts (B, T), "... start language task ...", -> (B,) as expert_ids_of()."""
+        start = (prompt == self.config.decoder_start_token_id).int().argmax(1)
+
+        def token_after_start(offset: int) -> Tensor:
+            position = (start + offset).clamp(max=prompt.shape[1] - 1)
+            return prompt.gather(1, position[:, None]).squeeze(1)
+
+        ids = self.expert_ids_of(token_after_start(1))
+        tasks = getattr(self.generation_config, "task_to_id", None) or {}
+        # An expert learns to transcribe: translation goes through the shared branch.
+        translates = token_after_start(2).cpu() == tasks.get("translate", SHARED)
+        return ids.masked_fill(translates, SHARED)
+
+    def encode(self, input_features: Tensor, languages: list[str]) -> BaseModelOutput:
+        """The encoder alone, each row through its own expert: (B, mels, frames) -> (B, T, D).
+
+        As ``generate(encoder_outputs=...)`` takes it, whatever route the decoder then follows.
+        """
+        codes = [whisper_language(name)[0] for name in languages]
+        tokens = torch.tensor([self._language_token(code) for code in codes])
+        return self.model.encoder(input_features, expert_ids=self.expert_ids_of(tokens))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Whisper's generate(), with ``language`` (or a list, one a row) by any name or code.
+
+        Without a language it is Whisper that detects one for each row, through the shared route,
+        and the row then goes through the expert of what was detected, if there is one. In
+        forward(), a prompt without a language takes the shared route.
+        """
+        if (given := kwargs.get("language")) is not None:
+            config = kwargs.get("generation_config") or self.generation_config
+            listed = given if isinstance(given, (list, tuple)) else [given]
+            codes = [_prompt_language(language, config) for language in listed]
+            kwargs["language"] = codes if listed is given else codes[0]
+        return super().generate(*args, **kwargs)
+
+    def forward(
+        self,
+        input_features: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        encoder_outputs: Any = None,
+        decoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        language_ids: Tensor | None = None,
+        expert_ids: Tensor | None = None,
+        gate_mode: GateMode = "learned",
+        gate_noise: float = 0.0,
+        output_gates: bool = False,
+        with_logits: bool = True,
+        **kwargs: Any,
+    ) -> DistilWhisperOutput:
+        """Whisper's forward, routed.
+
+        ``language_ids``: language token of each row (B,); read from the decoder prompt when left
+        out. ``expert_ids``: the same as indices, see expert_ids_of(). ``gate_mode``: "learned",
+        "open" (expert everywhere), "closed" (shared everywhere) or "soft" (both, weighed as in
+        training); or one of these by layer name, {"encoder.1": "closed"}, all others learned.
+        ``gate_noise``: its alpha, in training.
+        ``output_gates``: return a GateTrace. ``with_logits=False``: stop before the head, and
+        return the decoder's final hidden states instead of logits (and of any loss).
+        """
+        if gate_mode != "learned":
+            check_gate_mode(gate_mode, self.layer_names)
+        if decoder_input_ids is None and labels is not None:
+            decoder_input_ids = shift_tokens_right(
+                labels, self.config.pad_token_id, self.config.decoder_start_token_id
+            )
+        if expert_ids is None and language_ids is not None:
+            expert_ids = self.expert_ids_of(language_ids)
+        if expert_ids is None and decoder_input_ids is not None:
+            expert_ids = self.expert_ids_of_prompt(decoder_input_ids)
+        trace = GateTrace() if output_gates else None
+        if with_logits:
+            kwargs["labels"] = labels
+        out = (super().forward if with_logits else self.model)(
+            input_features=input_features,
+            decoder_input_ids=decoder_input_ids,
+            encoder_outputs=encoder_outputs,
+            decoder_attention_mask=decoder_attention_mask,
+            past_key_values=past_key_values,
+            expert_ids=expert_ids,
+            gate_mode=gate_mode,
+            gate_noise=gate_noise,
+            gate_trace=trace,
+            **kwargs,
+        )
+        if trace is not None:
+            trace.complete = True
+        return DistilWhisperOutput(**out, gates=trace)
+
+
+def _prompt_language(language: str, generation_config: GenerationConfig) -> str:
+    """A language as generate() takes it: its token as it stands, else its code."""
+    tokens = getattr(generation_config, "lang_to_id", None) or {}
+    if language in tokens:
+        return language
+    code, _ = whisper_language(language)
+    if tokens:
+        authors.language_token(generation_config, code)
+    return code
+
+
+def _read_config(name: str | Path | None, hub: dict[str, Any], optional: bool) -> dict[str, Any]:
+    """The fields of a checkpoint's config.json; empty when it has none and needs none."""
+    try:
+        return DistilWhisperConfig.get_config_dict(name, **hub)[0] if name else {}
+    except OSError:
+        if optional:
+            return {}
+        raise
+
+
+AutoConfig.register("distilwhisper", DistilWhisperConfig)
+AutoModelForSpeechSeq2Seq.register(DistilWhisperConfig, DistilWhisperForConditionalGeneration)

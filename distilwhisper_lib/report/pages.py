@@ -1,0 +1,222 @@
+"""The blocks of results in README.md and results/README.md, made from records.
+
+A test fails when they are stale; ``python -m distilwhisper_lib results readme`` makes them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from distilwhisper_lib.config.settings import DISTILLED, LABELS, WITH_EXPERTS, Record
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.gates.forced import load_forced
+from distilwhisper_lib.io.files import write_atomic
+from distilwhisper_lib.languages import find_language
+from distilwhisper_lib.results.exports import formatted, to_markdown, with_intervals
+from distilwhisper_lib.results.records import load_records
+from distilwhisper_lib.results.significance import COMPARISONS, SOFT, resample, soft_row
+from distilwhisper_lib.results.tables import (
+    results_tables,
+    row_labels,
+    row_place,
+    short_of_data,
+    shown_metrics,
+    title_of,
+)
+
+_NORMALIZER_NOTES = {
+    "marks": "marks kept: the kit's own rule, which keeps vowel signs and tone marks",
+    "whisper": "Whisper's rule, which drops them and splits letters apart: as the public code",
+}
+
+
+def readme_block(records: Sequence[Record]) -> str:
+    """Markdown with the WER and CER tables of both normalisers and where each number is from."""
+    if not records:
+        return "No run is recorded here yet.\n"
+    left_out = "A system that was not run at a size has no row there. "
+    parts = [_tables(records, "marks"), left_out + notes(records) + "\n"]
+    parts.append(_folded("The same with Whisper's normaliser", _tables(records, "whisper")))
+    parts.append(_folded("Date, commit, hardware and command of every run", _origins(records)))
+    return "\n".join(parts)
+
+
+def _tables(records: Sequence[Record], normalizer: str) -> str:
+    note = _NORMALIZER_NOTES[normalizer]
+    parts = []
+    for metric in shown_metrics(records, normalizer):
+        tables = results_tables(records, metric, normalizer)
+        text = to_markdown(formatted({t: table.dropna(how="all") for t, table in tables.items()}))
+        parts.append(f"**{title_of(tables)}** in percent, lower is better ({note})\n\n{text}")
+    return "\n".join(parts)
+
+
+def _unspaced(records: Sequence[Record]) -> list[str]:
+    """The names of the languages that are written without spaces."""
+    languages = [find_language(c) for c in sorted({r["config"]["language"] for r in records})]
+    return [language.name.capitalize() for language in languages if not language.spaced]
+
+
+def notes(records: Sequence[Record]) -> str:
+    """What a reader of the tables has to know of these records, in one paragraph."""
+    said = ["An average stands only where a system was run in every language of its training size."]
+    if len({record["config"]["seed"] for record in records}) > 1:
+        said.append(
+            "± is the sample standard deviation over seeds; an average's, over the seeds that ran "
+            "in every language."
+        )
+    if unspaced := _unspaced(records):
+        said.append(
+            f"Written without spaces, so its CER comes first: {', '.join(unspaced)}. An average "
+            "never mixes the two rates."
+        )
+    if short := short_of_data(records):
+        said.append(f"Trained on fewer clips than the table's size: {', '.join(short)}.")
+    conventions = sorted({record["config"]["conventions"] for record in records})
+    said.append(f"Conventions: {', '.join(conventions)}.")
+    return " ".join(said)
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{body}\n</details>\n"
+
+
+def _origins(records: Sequence[Record]) -> str:
+    lines = [
+        "| Run | Made | Commit | Device | Training | Command |",
+        "| :-- | :-- | :-- | :-- | --: | :-- |",
+    ]
+    for record in sorted(records, key=lambda r: r["run_id"]):
+        made, training = record["provenance"], record["training"]
+        commit = f"`{made['commit'][:8]}`" if made["commit"] else "none"
+        commit += " (changed)" if made["dirty"] else ""
+        hardware = made["hardware"]
+        on_cpu = hardware["device"] == "cpu"
+        device = f"{hardware['cpu']}, {hardware['cores']} cores" if on_cpu else hardware["device"]
+        duration = f"{training['seconds'] / 60:.1f} min" if training else "none"
+        command = f"`{made['command']}`" if made["command"] else "not recorded"
+        day = made["created"].partition("T")[0]
+        cells = [f"`{record['run_id']}`", day, commit, device, duration, command]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    trained = sum(record["training"]["seconds"] for record in records if record["training"])
+    heard = sum(e["seconds"] for record in records for e in record["evaluations"])
+    spent = f"{trained / 60:,.0f} min of training, {heard / 60:,.0f} min of transcribing test sets"
+    return "\n".join(lines) + f"\n\nAll of them together: {spent}.\n"
+
+
+def intervals_block(records: Sequence[Record], folder: str | Path) -> str:
+    """Markdown with every rate's interval and the paired differences, from what was said."""
+    if not records:
+        return "No run is recorded here yet.\n"
+    found = resample(records, folder)
+    intervals = found.intervals()
+    drawn = " / ".join(sorted(set(intervals["blocked on"].dropna())))
+    about = (
+        f"**{title_of(results_tables(records))}** in percent with 95 % intervals: "
+        f"{found.draws:,} resampled test sets, drawn by {drawn}; several seeds count as the mean "
+        "of their errors"
+    )
+    differences = found.differences((*COMPARISONS, *variants(records)))
+    return f"{about}\n\n{to_markdown(with_intervals(intervals))}\n{_paired(differences)}"
+
+
+def _paired(differences: pd.DataFrame) -> str:
+    about = (
+        "In points, below zero where the first is better; 95 % intervals; p of a permutation test, "
+        "adjusted (Holm) for all pairs of a column"
+    )
+    text = f"{about}\n\n{to_markdown(with_intervals(differences), 'Difference')}"
+    return _folded("Paired differences", text)
+
+
+def soft_block(records: Sequence[Record], folder: str | Path) -> str:
+    """Markdown of what choosing a branch costs: the systems whose runs were all heard with soft
+    gates, held against themselves, each other, and LoRA and full fine-tuning."""
+    found = resample(records, folder, forced=load_forced(folder))
+    intervals = found.intervals()
+    soft = intervals[intervals["system"].str.contains(SOFT, regex=False)]
+    if soft.empty:
+        return "No run was heard with soft gates yet.\n"
+    differences = found.differences(_SOFT_COMPARISONS)
+    return f"{to_markdown(with_intervals(soft))}\n{_paired(differences)}"
+
+
+# What choosing costs; whether distillation helps where nothing is chosen; and the rivals.
+_SOFTLY = {method: soft_row(LABELS[method]) for method in WITH_EXPERTS}
+_SOFT_COMPARISONS = (
+    *((_SOFTLY[method], method) for method in WITH_EXPERTS),
+    *((_SOFTLY[method], _SOFTLY["clsr"]) for method in DISTILLED),
+    *((_SOFTLY[method], rival) for method in WITH_EXPERTS for rival in ("lora", "full")),
+)
+
+
+def variants(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Each row with changed settings, and the row of its method that it is to be held against."""
+    rows = sorted(set(row_labels(records)), key=row_place)
+    return [(row, plain) for row in rows if (plain := row.partition(" (")[0]) != row]
+
+
+# marker name -> folder below results/, and what makes the block of its records
+_BLOCKS: dict[str, tuple[str, Callable[[Sequence[Record], Path], str]]] = {
+    "demo": ("demo", lambda records, _: readme_block(records)),
+    "full": (".", lambda records, _: readme_block(records)),
+    "intervals": (".", intervals_block),
+    "soft": (".", soft_block),
+}
+
+
+def updated_readme(text: str, results: str | Path, source: str | Path = "README.md") -> str:
+    """``text`` with what stands between its result markers made anew from the records."""
+    found = [name for name in _BLOCKS if _marker(f"results:{name}", "start") in text]
+    if not found:
+        raise UserError(
+            f"{source}: holds no {_marker('results:demo', 'start')}, expected it where the tables "
+            f"go: add it, and {_marker('results:demo', 'end')} below it"
+        )
+    for name in found:
+        below, made = _BLOCKS[name]
+        folder = Path(results) / below
+        text = replace_between(text, f"results:{name}", made(load_records(folder), folder), source)
+    return text
+
+
+def _marker(name: str, edge: str) -> str:
+    return f"<!-- {name}:{edge} -->"
+
+
+def replace_between(text: str, name: str, block: str, source: str | Path) -> str:
+    """``text`` with ``block`` between its markers ``<!-- name:start -->`` and ``name:end``.
+
+    Raises UserError, naming ``source``, when it does not hold exactly one such pair.
+    """
+    start, end = _marker(name, "start"), _marker(name, "end")
+    before, _, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if start not in text or not closed or start in rest:
+        raise UserError(
+            f"{source}: {start} has no {end} of its own below it, expected one pair: add the "
+            "missing marker or remove the second"
+        )
+    return f"{before}{start}\n{block}{end}{after}"
+
+
+def update_readme(
+    readme: str | Path = "README.md", results: str | Path = "results", check: bool = False
+) -> bool:
+    """Bring a page's blocks of results up to date; with ``check`` only look.
+
+    Returns whether they already were.
+    """
+    path = Path(readme)
+    try:
+        old = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be read ({reason}): pass --readme FILE") from None
+    new = updated_readme(old, results, path)
+    if new != old and not check:
+        write_atomic(path, new)
+    return new == old

@@ -1,0 +1,195 @@
+"""What each method costs, from the records: values, storage, time, memory, speed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from distilwhisper_lib.config.settings import DOMAINS, LABELS, Record
+from distilwhisper_lib.results.hypotheses import FIELD, Hypotheses, same_clips
+from distilwhisper_lib.results.tables import (
+    HEADLINE,
+    blocks,
+    own_evaluations,
+    rate_of,
+    row_labels,
+    row_place,
+)
+
+
+def forgetting_table(
+    records: Sequence[Record],
+    folder: str | Path | Hypotheses,
+    metric: str = HEADLINE,
+    normalizer: str = "marks",
+) -> pd.DataFrame:
+    """Before and after training, one row per trained run and language or task it never saw.
+
+    "before" (the student as it was) and "after" in per cent of the metric, NaN for translation;
+    "same outputs", per cent of the clips for which both say the same to the letter: 100 is what
+    experts promise. Empty without runs that listened. ``note`` tells what cannot be compared.
+    """
+    table, published = [], Hypotheses.of(folder)
+    for title, group in blocks(records).items():
+        untrained = [r for r in group if r["config"]["method"] == "zero_shot"]
+        labelled = zip(group, row_labels(group), strict=True)
+        for record, label in sorted(labelled, key=lambda item: _order(*item)):
+            if record["config"]["method"] in ("teacher", "zero_shot"):
+                continue
+            config = record["config"]
+            for entry in record.get("forgetting") or ():
+                row = {"training": title, "system": label, "trained on": config["language"]}
+                row |= {"seed": config["seed"], "task": entry["task"], "heard": entry["language"]}
+                row |= {"clips": entry["clips"]}
+                table.append(
+                    row | _compare(record, entry, untrained, published, metric, normalizer)
+                )
+    return pd.DataFrame(table)
+
+
+def _order(record: Record, label: str) -> tuple:
+    config = record["config"]
+    return row_place(label), config["language"], config["seed"]
+
+
+def _compare(
+    record: Record,
+    entry: Mapping[str, Any],
+    untrained: Sequence[Record],
+    published: Hypotheses,
+    metric: str,
+    normalizer: str,
+) -> dict[str, Any]:
+    after = published.rows(record, entry)
+    for student, earlier in _same_part(untrained, entry):
+        if student["models"]["student"] != record["models"]["student"]:
+            continue
+        before = published.rows(student, earlier)
+        if not same_clips(before, after):
+            continue
+        pairs = zip(before, after, strict=True)
+        same = 100 * float(np.mean([a["hypothesis"] == b["hypothesis"] for a, b in pairs]))
+        was, now = (_rate(e, metric, normalizer) for e in (earlier, entry))
+        rates = {"before": was, "after": now, "difference": now - was}
+        return rates | {"same outputs": same, "note": ""}
+    now = _rate(entry, metric, normalizer)
+    nothing = {"before": math.nan, "after": now, "difference": math.nan, "same outputs": math.nan}
+    return nothing | {"note": "no run of the student on these clips"}
+
+
+def _same_part(
+    records: Sequence[Record], entry: Mapping[str, Any]
+) -> Iterator[tuple[Record, dict[str, Any]]]:
+    for record in records:
+        for other in record.get("forgetting") or ():
+            if (other["task"], other["language"]) == (entry["task"], entry["language"]):
+                yield record, other
+
+
+def _rate(entry: Mapping[str, Any], metric: str, normalizer: str) -> float:
+    if entry["scores"] is None:
+        return math.nan
+    name = rate_of(metric, entry["language"])
+    return 100 * entry["scores"][normalizer][name][name]
+
+
+def overview(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a record: what ran, how long it trained, how much of the model it trains."""
+    order = {method: place for place, method in enumerate(LABELS)}
+    rows = []
+    for record in sorted(records, key=lambda r: (*_identity(r)[:2], order[_identity(r)[2]])):
+        training = record["training"] or {}
+        language, seed, method = _identity(record)
+        rows.append(
+            {
+                "method": method,
+                "language": language,
+                "seed": seed,
+                "trained values": training.get("trainable_parameters", 0),
+                "minutes": round(training.get("seconds", 0.0) / 60, 1),
+                "hypotheses": "published" if _published(record) else "not published",
+                "commit": (record["provenance"]["commit"] or "none")[:8],
+                "created": record["provenance"]["created"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _identity(record: Record) -> tuple[str, int, str]:
+    config = record["config"]
+    return config["language"], config["seed"], config["method"]
+
+
+def _published(record: Record) -> bool:
+    return all(FIELD in evaluation for evaluation in record["evaluations"])
+
+
+def cost_table(records: Sequence[Record]) -> pd.DataFrame:
+    """What each system costs: one row per training size and system, means over its runs.
+
+    "trained values"; "MiB per language", what has to be stored for one more language; "training
+    minutes"; "peak GiB" of memory in training, the largest of all runs; "real-time factor" of
+    each domain, seconds of computing per second of audio; "device", without which times say
+    nothing. NaN where nothing is recorded.
+    """
+    rows = []
+    for title, group in blocks(records).items():
+        systems: dict[str, list[Record]] = {}
+        for record, label in zip(group, row_labels(group), strict=True):
+            systems.setdefault(label, []).append(record)
+        place = list(LABELS.values()).index
+        for system in sorted(systems, key=lambda name: (place(name.partition(" (")[0]), name)):
+            rows.append({"training": title, "system": system} | _costs(systems[system]))
+    if not rows:
+        return pd.DataFrame()
+    return pd.DataFrame(rows).set_index(["training", "system"])
+
+
+def _costs(records: Sequence[Record]) -> dict[str, Any]:
+    trainings = [record["training"] for record in records if record["training"]]
+    evaluations = [e for record in records for e in own_evaluations(record)]
+    seconds = _mean(t["seconds"] for t in trainings)
+    peaks = [t["peak_memory_bytes"] for t in trainings if t["peak_memory_bytes"] is not None]
+    speed = {
+        f"real-time factor, {name}": _mean(e["rtf"] for e in evaluations if e["domain"] == domain)
+        for domain, name in DOMAINS.items()
+    }
+    hardware = [record["provenance"]["hardware"] for record in records]
+    return {
+        "runs": len(records),
+        "trained values": _mean(t["trainable_parameters"] for t in trainings),
+        "MiB per language": _mean(t["artifact_bytes"] for t in trainings) / 2**20,
+        "training minutes": seconds / 60,
+        "peak GiB": max(peaks) / 2**30 if peaks else math.nan,
+        **speed,
+        "device": ", ".join(sorted({_device(made) for made in hardware})),
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else math.nan
+
+
+def _device(hardware: dict[str, Any]) -> str:
+    if hardware["device"] == "cpu":
+        return f"{hardware['cpu']}, {hardware['cores']} cores"
+    return hardware["device"]
+
+
+def formatted_costs(table: pd.DataFrame) -> pd.DataFrame:
+    """`cost_table` as text, with "none" where a system trains or records nothing."""
+    digits = {"runs": 0, "trained values": 0, "MiB per language": 1, "training minutes": 1}
+    text = table.astype(object)
+    for name in table.columns.drop("device", errors="ignore"):
+        places = digits.get(name, 4 if name.startswith("real-time") else 2)
+        text[name] = [
+            "none" if math.isnan(value) else f"{value:,.{places}f}" for value in table[name]
+        ]
+    return text

@@ -1,0 +1,196 @@
+"""Tables as text: for a notebook, GitHub (Markdown), a paper (LaTeX) and a spreadsheet (CSV).
+
+`formatted` turns numbers into text; everything else takes a table of text, rows systems (under
+their training size where there are several), columns (domain, language) or finer.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from distilwhisper_lib.config.settings import DOMAINS, NORMALIZERS, Record
+from distilwhisper_lib.io.leaks import write_public
+from distilwhisper_lib.results.tables import AVERAGE, METRICS, NOT_RUN, Tables, results_tables
+
+
+def formatted(tables: Tables | pd.DataFrame) -> pd.DataFrame:
+    """The numbers as text: one decimal, mean ± standard deviation, "not run" where empty.
+
+    Several training sizes stand one below the other, under an outer row level.
+    """
+    if isinstance(tables, pd.DataFrame):
+        return _formatted(tables)
+    return stacked({title: _formatted(table) for title, table in tables.items()})
+
+
+def _formatted(table: pd.DataFrame) -> pd.DataFrame:
+    spread = table.attrs.get("sd", {})
+    text = table.astype(object)
+    for row in table.index:
+        for column in table.columns:
+            sd = spread.get(row, {}).get(column, math.nan)
+            text.loc[row, column] = cell(table.loc[row, column], sd)
+    return text
+
+
+def cell(mean: float, sd: float = math.nan) -> str:
+    """One cell: per cent to one decimal, or "not run"."""
+    if math.isnan(mean):
+        return NOT_RUN
+    return f"{mean:.1f}" if math.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
+
+
+def with_intervals(found: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `significance.Resampled` as a table of text: an error, or a difference in points with
+    its adjusted p-value, "-5.5 [-8.9, -2.3] p 0.007"; a note where there is neither. Rows stand
+    in the order in which they come first."""
+    paired = "against" in found
+    rows = found.assign(
+        row=found["system"] + (" against " + found["against"] if paired else ""),
+        cell=[_with_interval(row, paired) for row in found.to_dict("records")],
+    )
+    texts = {}
+    for title, part in rows.groupby("training", sort=False):
+        text = part.pivot(index="row", columns=["domain", "language"], values="cell")
+        text = text.loc[part["row"].unique()]
+        texts[title] = text[sorted(text.columns, key=_place)].fillna(NOT_RUN)
+    return stacked(texts)
+
+
+def _with_interval(row: Mapping[str, Any], paired: bool) -> str:
+    value = row["difference" if paired else "error"]
+    if math.isnan(value):
+        return row["note"]
+    text = f"{value:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+    return f"{text} p {row['p (Holm)']:.2g}" if paired else text
+
+
+def stacked(texts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Tables of text one below the other; languages that a training size lacks were not run."""
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    order = pd.concat(texts, names=["training"])
+    columns = sorted(order.columns, key=_place)
+    return order[columns].fillna(NOT_RUN)
+
+
+def _place(column: tuple[str, ...]) -> tuple:
+    domain, language, *kind = column
+    kinds = ("ours", "published", "difference")
+    return (
+        list(DOMAINS).index(domain),
+        language.startswith(AVERAGE),
+        language,
+        *map(kinds.index, kind),
+    )
+
+
+def _sections(text: pd.DataFrame) -> Iterator[tuple[str | None, pd.DataFrame]]:
+    """(title or None, rows) of each training size."""
+    if text.index.nlevels == 1:
+        yield None, text
+        return
+    for title in text.index.unique(level=0):
+        yield title, text.loc[title]
+
+
+def to_markdown(text: pd.DataFrame, head: str = "System") -> str:
+    """The table as a GitHub Markdown table, numbers to the right; ``head`` names the rows."""
+    heads = [
+        "<br>".join(_markdown(part) for part in (DOMAINS.get(domain, domain), *rest) if part)
+        for domain, *rest in text.columns
+    ]
+    lines = [[head, *heads], [":--", *["--:"] * len(heads)]]
+    for title, rows in _sections(text):
+        lines += [[f"**{_markdown(title)}**", *[""] * len(heads)]] if title else []
+        lines += [[_markdown(row), *map(_markdown, rows.loc[row])] for row in rows.index]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _markdown(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    return re.sub(r"^-(?=\d)", "$-$", escaped)  # a minus, not a hyphen
+
+
+def to_latex(text: pd.DataFrame) -> str:
+    r"""The table as a ``tabular`` for the booktabs package: ``\input`` it inside a table."""
+    columns = [tuple(column) for column in text.columns]
+    levels = len(columns[0]) if columns else 1
+    lines = [r"% needs \usepackage{booktabs}"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule"]
+    for level in range(levels - 1):
+        lines += _latex_spans([column[: level + 1] for column in columns])
+    lines += [_latex_row(["System", *(_latex(column[-1]) for column in columns)])]
+    for title, rows in _sections(text):
+        lines.append(r"\midrule")
+        if title:
+            span = rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\emph{{{_latex(title)}}}}}"
+            lines.append(_latex_row([span]))
+        lines += [_latex_row([_latex(row), *map(_latex, rows.loc[row])]) for row in rows.index]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _latex_spans(heads: Sequence[tuple[str, ...]]) -> list[str]:
+    """A heading line over equal neighbours, and the rules below it."""
+    cells, rules, start = [""], [], 0
+    while start < len(heads):
+        end = start
+        while end < len(heads) and heads[end] == heads[start]:
+            end += 1
+        name = _latex(DOMAINS.get(heads[start][-1], heads[start][-1]))
+        cells.append(rf"\multicolumn{{{end - start}}}{{c}}{{{name}}}")
+        rules.append(rf"\cmidrule(lr){{{start + 2}-{end + 1}}}")
+        start = end
+    return [_latex_row(cells), "".join(rules)]
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def to_csv(text: pd.DataFrame, path: str | Path) -> Path:
+    """The same cells as CSV with one heading line, "in_domain ca" and so on; returns the path."""
+    body = text.copy()
+    body.columns = [" ".join(part for part in column if part) for column in body.columns]
+    body.index.names = ["training", "system"][-body.index.nlevels :]
+    buffer = io.StringIO()
+    body.to_csv(buffer, lineterminator="\n")
+    return write_public(path, buffer.getvalue())
+
+
+def write_table(text: pd.DataFrame, path: str | Path) -> list[Path]:
+    """``path``.csv, .md and .tex; returns what was written."""
+    path = Path(path)
+    return [
+        to_csv(text, path.with_name(f"{path.name}.csv")),
+        write_public(path.with_name(f"{path.name}.md"), to_markdown(text)),
+        write_public(path.with_name(f"{path.name}.tex"), to_latex(text)),
+    ]
+
+
+def write_tables(records: Sequence[Record], folder: str | Path) -> list[str]:
+    """Every table (metric x normaliser) as CSV, Markdown and LaTeX; returns the files written."""
+    written = []
+    for metric in METRICS:
+        for normalizer in NORMALIZERS:
+            text = formatted(results_tables(records, metric, normalizer))
+            written += write_table(text, Path(folder) / f"{metric}-{normalizer}")
+    return [str(path) for path in written]

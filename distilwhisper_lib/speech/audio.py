@@ -1,0 +1,372 @@
+"""Audio files in, 16 kHz mono float32 out: the one place where a recording is decoded.
+
+Whatever libsndfile reads is accepted (WAV, FLAC, MP3, Ogg Vorbis, Ogg Opus, ...). Size, length,
+channels and sample rate are checked from the header before anything is decoded, and decoding
+goes block by block, so a hostile or mistaken file costs an error and not the memory.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+from distilwhisper_lib.errors import UserError
+
+POSITIONS_PER_SECOND = 50  # two convolutions turn mel frames of 10 ms into 20 ms
+
+SAMPLE_RATE = 16_000  # Whisper's
+MAX_BYTES = 2**30
+MAX_SECONDS = 3 * 3600
+MAX_CHANNELS = 16
+MIN_RATE, MAX_RATE = 4_000, 384_000
+
+# Segment ends come rounded, and codecs pad: this far outside the file is still inside.
+SLACK_SECONDS = 0.02
+# Decoded containers kept for the next segment: 512 MiB are 2.3 hours.
+CACHE_BYTES = 512 * 2**20
+_BLOCK_FRAMES = 2**20
+# Formats and codings in which seeking gives the very samples that decoding from the start gives.
+_EXACT_SEEK = {("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")}
+# soundfile takes a name that ends in .raw for samples without a header: TypeError.
+_READ_ERRORS = (soundfile.SoundFileError, OSError, TypeError)
+
+Readable = str | Path | bytes | bytearray | memoryview  # what callers give
+Source = Path | bytes
+
+
+class Header(NamedTuple):
+    """What a file says of itself: `frames` samples in each of `channels` at `rate` Hz."""
+
+    frames: int
+    rate: int
+    channels: int
+    exact_seek: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.rate
+
+
+def read_audio(
+    source: Readable, start: float | None = None, end: float | None = None
+) -> np.ndarray:
+    """The samples of a file, or of its segment from `start` to `end` in seconds.
+
+    In this process: for files that were checked. `decoding.read_audio` is for those that were not.
+
+    `source` is a path, or the bytes of a whole file as a data set or an upload holds them.
+
+    Returns float32 of shape (samples,), mono (the mean of the channels) at 16 kHz, in [-1, 1] for
+    integer formats; the caller owns the array. None or NaN for `start` or `end` means the file's.
+
+    A segment is cut from the decoded whole, which a small cache keeps: seeking in Opus, Vorbis
+    and MP3 does not give the samples that decoding from the beginning gives (libsndfile 1.2.2,
+    Opus: two seeks in three differ by up to 1 % of full scale). Only 16 kHz PCM is read in place.
+
+    Raises `UserError` naming the file when it is missing, empty, unreadable or above the caps,
+    and when the segment is not inside it.
+    """
+    start, end = _bound(start), _bound(end)
+    source = _source(source)
+    if isinstance(source, bytes):
+        samples = _decode(source, _header(source))
+        first, last = _segment(source, start, end, len(samples))
+        return samples[first:last]
+    if start is None and end is None:
+        return _decode(source, _header(source))
+    if (samples := _CACHE.get(source)) is None:
+        header = _header(source)
+        if header.rate == SAMPLE_RATE and header.exact_seek:
+            first, last = _segment(source, start, end, header.frames)
+            return _decode(source, header, first, last)
+        # Before the decoding, which takes longer than finding the segment outside the file.
+        _segment(source, start, end, round(header.seconds * SAMPLE_RATE))
+        samples = _CACHE.put(source, _decode(source, header))
+    first, last = _segment(source, start, end, len(samples))
+    return samples[first:last].copy()
+
+
+def audio_seconds(path: str | Path) -> float:
+    """The length of a file in seconds, from its header; errors as `read_audio`."""
+    return _header(Path(path)).seconds
+
+
+def decoded_seconds(source: Readable, far: float = math.inf) -> float:
+    """The length that decoding gives: slower than `audio_seconds`, and sure that all is there.
+
+    Where the header says more than `far` seconds, nothing is decoded and that is the answer.
+    """
+    source = _source(source)
+    header = _header(source)
+    if header.seconds > far:
+        return header.seconds
+    return sum(map(len, _decode_blocks(source, 0, header.frames))) / header.rate
+
+
+def check_segment(path: str | Path, start: float | None, end: float | None, seconds: float) -> None:
+    """Raise `UserError` unless [start, end) lies within a file of this length in seconds."""
+    _segment(Path(path), _bound(start), _bound(end), round(seconds * SAMPLE_RATE))
+
+
+def _source(given: Readable) -> Source:
+    return bytes(given) if isinstance(given, bytes | bytearray | memoryview) else Path(given)
+
+
+def _header(source: Source) -> Header:
+    """libsndfile's reading of the header, after the caps."""
+    size = len(source) if isinstance(source, bytes) else _file_size(source)
+    if size == 0:
+        raise UserError(f"{name_of(source)} is empty (0 bytes): copy or download it again.")
+    if size > MAX_BYTES:
+        raise UserError(f"{name_of(source)} has {size} bytes, more than {MAX_BYTES}: split it.")
+    try:
+        info = soundfile.info(_stream(source))
+    except _READ_ERRORS as error:
+        raise _unreadable(source, error) from error
+    exact_seek = (info.format, info.subtype) in _EXACT_SEEK
+    header = Header(info.frames, info.samplerate, info.channels, exact_seek)
+    _check_caps(source, header)
+    return header
+
+
+def _file_size(path: Path) -> int:
+    if not os.path.exists(path):  # Path.exists raises at a name of 300 characters
+        raise UserError(f"Audio file {path} does not exist: check its name and folder.")
+    if not path.is_file():
+        raise UserError(f"Audio file {path} is not a regular file: give the path of a recording.")
+    return path.stat().st_size
+
+
+def _check_caps(source: Source, header: Header) -> None:
+    if not MIN_RATE <= header.rate <= MAX_RATE:
+        raise UserError(
+            f"{name_of(source)} has a sample rate of {header.rate} Hz, "
+            f"expected {MIN_RATE} to {MAX_RATE}: convert it to 16 kHz."
+        )
+    if not 1 <= header.channels <= MAX_CHANNELS:
+        raise UserError(
+            f"{name_of(source)} has {header.channels} channels, expected 1 to {MAX_CHANNELS}: "
+            "mix it down to one."
+        )
+    if header.frames <= 0:
+        raise UserError(f"{name_of(source)} holds no samples: leave it out or record it again.")
+    if header.seconds > MAX_SECONDS:
+        raise UserError(
+            f"{name_of(source)} is {header.seconds:.0f} s long, more than {MAX_SECONDS}: split it."
+        )
+
+
+def _decode(source: Source, header: Header, first: int = 0, last: int | None = None) -> np.ndarray:
+    """Frames `first` to `last` as float32 (samples,), mixed down and resampled block by block.
+
+    At no time is there more than the result and a few blocks.
+    """
+    count = (header.frames if last is None else last) - first
+    # Never filled up: soxr rounds the length, and lossy files may hold less than they say.
+    samples = np.empty(math.ceil(count * SAMPLE_RATE / header.rate) + 1, dtype=np.float32)
+    filled = 0
+    for block in _resample(_decode_blocks(source, first, count), header.rate):
+        samples[filled : filled + len(block)] = block
+        filled += len(block)
+    return samples[:filled]
+
+
+def _decode_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarray]:
+    """`count` frames from `first` on as blocks of float32 (frames,), or an error if some lack."""
+    decoded = 0
+    try:
+        for block in _mono_blocks(source, first, count):
+            if not np.isfinite(block).all():
+                raise UserError(
+                    f"{name_of(source)} holds NaN or infinite samples: export it again."
+                )
+            decoded += len(block)
+            yield block
+    except _READ_ERRORS as error:
+        raise _unreadable(source, error) from error
+    # Lossy headers count roughly; a tenth missing is a broken copy.
+    if decoded < 0.9 * count:
+        raise UserError(
+            f"{name_of(source)} is cut short: {decoded} of {count} frames could be decoded; "
+            "copy or download it again."
+        )
+
+
+def _mono_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarray]:
+    """Up to `count` frames from `first` on, as float32 (frames,): the mean of the channels.
+
+    Not SoundFile.blocks: soundfile 0.14 fills up with leftover memory where a file ends early.
+    """
+    with soundfile.SoundFile(_stream(source)) as file:
+        if first:
+            file.seek(first)
+        while count > 0:
+            block = file.read(min(count, _BLOCK_FRAMES), dtype="float32", always_2d=True)
+            if not len(block):
+                return
+            yield block.mean(axis=1)  # (frames, channels) -> (frames,)
+            count -= len(block)
+
+
+def _resample(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
+    """The blocks at 16 kHz, each as soon as the next one shows that it is not the last."""
+    if rate == SAMPLE_RATE:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+    held = next(blocks)
+    for block in blocks:
+        yield stream.resample_chunk(held)
+        held = block
+    yield stream.resample_chunk(held, last=True)
+
+
+def _segment(
+    source: Source, start: float | None, end: float | None, length: int
+) -> tuple[int, int]:
+    """First and last sample of a segment, in a file of `length` samples at 16 kHz."""
+    seconds = length / SAMPLE_RATE
+    first = 0.0 if start is None else start
+    last = seconds if end is None else end
+    if not 0 <= first < last <= seconds + SLACK_SECONDS or first >= seconds:
+        raise UserError(
+            f"Segment {first:g} to {last:g} s is not inside {name_of(source, 'audio')}, which is "
+            f"{seconds:.3f} s long: correct start and end."
+        )
+    return round(first * SAMPLE_RATE), min(round(last * SAMPLE_RATE), length)
+
+
+def samples_of(array: object, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Samples in memory as read_audio() gives a file's: float32 (samples,), mono, 16 kHz.
+
+    ``array``: what numpy takes for one, of shape (samples,), (samples, channels) or (channels,
+    samples); floats from -1 to 1, or integers of 8 (unsigned), 16 or 32 bits at full scale.
+    ``rate``: its samples a second. Raises `UserError` for anything else, and above the caps of
+    files.
+    """
+    if (
+        isinstance(rate, bool)
+        or not isinstance(rate, (int, float))
+        or not (MIN_RATE <= rate <= MAX_RATE)
+    ):
+        raise UserError(
+            f"Sample rate {rate!r} is out of range: expected {MIN_RATE} to {MAX_RATE} Hz, "
+            "such as rate=16000."
+        )
+    try:
+        samples = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    except (TypeError, ValueError) as error:  # a ragged list
+        raise UserError(f"The audio is no array of numbers ({error}): give samples.") from None
+    samples = _mono(_full_scale(samples))
+    seconds = len(samples) / rate
+    if seconds > MAX_SECONDS:
+        raise UserError(f"The array is {seconds:.0f} s long, more than {MAX_SECONDS}: split it.")
+    samples = np.ascontiguousarray(samples, dtype=np.float32)
+    return samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE)
+
+
+# Integer samples -> what is silence, and what is full scale.
+_INTEGERS = {"uint8": (128, 2**7), "int16": (0, 2**15), "int32": (0, 2**31)}
+_MAX_FLOAT = 10.0  # floats may clip over 1; a 16-bit recording as floats reaches thousands
+
+
+def _full_scale(samples: np.ndarray) -> np.ndarray:
+    """Samples of any accepted type as floats in about [-1, 1]."""
+    if samples.dtype.name in _INTEGERS:
+        zero, full = _INTEGERS[samples.dtype.name]
+        return (samples.astype(np.float32) - zero) / full
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise UserError(
+            f"The array holds {samples.dtype.name}, expected floats from -1 to 1 or "
+            f"{', '.join(_INTEGERS)}: convert it."
+        )
+    if not np.isfinite(samples).all():
+        raise UserError("The array holds NaN or infinite samples: export it again.")
+    if samples.size and (peak := float(np.abs(samples).max())) > _MAX_FLOAT:
+        raise UserError(
+            f"The array holds floats up to {peak:g}, expected -1 to 1: divide 16-bit samples by "
+            "32768."
+        )
+    return samples
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """(samples,), (samples, channels) or (channels, samples) -> (samples,)."""
+    if samples.ndim == 2 and min(samples.shape) <= MAX_CHANNELS < max(samples.shape):
+        samples = samples.mean(axis=int(np.argmin(samples.shape)))
+    if samples.ndim != 1 or not len(samples):
+        raise UserError(
+            f"The array has shape {samples.shape}, expected (samples,) or (samples, channels) "
+            f"with at most {MAX_CHANNELS} channels."
+        )
+    return samples
+
+
+def _bound(seconds: float | None) -> float | None:
+    """None for NaN, which is how a table says "the whole file"."""
+    return None if seconds is None or math.isnan(seconds) else float(seconds)
+
+
+def _unreadable(source: Source, error: Exception) -> UserError:
+    return UserError(
+        f"{name_of(source)} cannot be read ({str(error).rsplit(': ', 1)[-1].rstrip('.')}): "
+        "convert it to WAV, FLAC, MP3 or Ogg."
+    )
+
+
+def name_of(source: Readable, noun: str = "Audio") -> str:
+    """How messages call a file, or bytes that have no name."""
+    named = isinstance(source, str | Path)
+    given = source if named else f"of {len(source)} bytes in memory"
+    return f"{noun} file {given}"
+
+
+def _stream(source: Source) -> str | io.BytesIO:
+    """What libsndfile opens; it knows the format by its content."""
+    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
+
+
+class _DecodedFiles:
+    """The most recently used decoded files, up to `CACHE_BYTES`; a changed file is a new one."""
+
+    def __init__(self) -> None:
+        self._arrays: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self._lock = Lock()
+
+    @staticmethod
+    def _key(path: Path) -> tuple:
+        status = os.stat(path)
+        return str(path), status.st_mtime_ns, status.st_size
+
+    def get(self, path: Path) -> np.ndarray | None:
+        try:
+            key = self._key(path)
+        except OSError:  # the reading that follows says what is wrong
+            return None
+        with self._lock:
+            if key in self._arrays:
+                self._arrays.move_to_end(key)
+            return self._arrays.get(key)
+
+    def put(self, path: Path, samples: np.ndarray) -> np.ndarray:
+        with self._lock:
+            self._arrays[self._key(path)] = samples
+            while len(self._arrays) > 1 and self._total() > CACHE_BYTES:
+                self._arrays.popitem(last=False)
+        return samples
+
+    def _total(self) -> int:
+        return sum(samples.nbytes for samples in self._arrays.values())
+
+
+_CACHE = _DecodedFiles()

@@ -1,0 +1,155 @@
+"""From table rows to batches: log-mel features, and labels under the right prompt."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import WhisperProcessor
+
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.speech.audio import POSITIONS_PER_SECOND, SAMPLE_RATE, read_audio
+from distilwhisper_lib.speech.log_mel import log_mel
+
+IGNORE = -100
+
+SAMPLES_PER_POSITION = SAMPLE_RATE // POSITIONS_PER_SECOND
+_READ = ("id", "audio", "start", "end", "text", "language")  # columns that a dataset reads
+
+
+class SpeechDataset(Dataset):
+    """A corpus table as the rows that a Collator takes; audio is read when asked for.
+
+    ``targets``: what the teacher said about a clip, by its id, where that is known already.
+    """
+
+    def __init__(
+        self, table: pd.DataFrame, targets: Callable[[str], dict[str, Tensor]] | None = None
+    ) -> None:
+        # Columns, because a dict a row takes three times the room, once more in each worker.
+        self.columns = {name: table[name].tolist() for name in _READ}
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.columns["id"])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = {name: column[index] for name, column in self.columns.items()}
+        item = {
+            "id": row["id"],
+            "audio": read_audio(row["audio"], row["start"], row["end"]),
+            "text": row["text"],
+            "language": row["language"],
+        }
+        return item if self.targets is None else item | {"teacher": self.targets(row["id"])}
+
+
+class Collator:
+    """Rows -> one batch of tensors for training.
+
+    - ``input_features`` (B, mels, frames) float32
+    - ``audio_positions`` (B,): encoder positions that hold audio rather than padding
+    - ``decoder_input_ids`` and ``labels`` (B, T); -100 where there is no label
+    - ``language_ids`` (B,): language token of each row
+    - ``teacher_<name>`` (B, T, ...): the rows' stored teacher targets, where there are any, at the
+      labelled positions; zeros elsewhere
+
+    conventions "corrected": decoder input start, language, task, no-timestamps, text; the prompt
+    carries no label. "authors": the start token stands twice, the language is missing, and the
+    prompt is learned too.
+    """
+
+    def __init__(
+        self,
+        processor: WhisperProcessor,
+        conventions: str = "corrected",
+        max_length: int = 448,
+    ) -> None:
+        self.extractor = processor.feature_extractor
+        self.tokenizer = processor.tokenizer
+        self.conventions = conventions
+        self.max_length = max_length
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        inputs, labels = zip(*(self.label_tokens(row) for row in rows), strict=True)
+        audio = [row["audio"] for row in rows]
+        batch = {
+            "input_features": extract_features(self.extractor, audio),
+            "audio_positions": audio_positions(self.extractor, audio),
+            "decoder_input_ids": _pad(inputs, self.tokenizer.eos_token_id),
+            "labels": _pad(labels, IGNORE),
+            "language_ids": torch.tensor([self._token(f"<|{row['language']}|>") for row in rows]),
+        }
+        for name in rows[0].get("teacher", ()):
+            known = [row["teacher"][name] for row in rows]
+            batch[f"teacher_{name}"] = _at_labels(batch["labels"], known)
+        return batch
+
+    def label_tokens(self, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+        """(decoder input, labels) of one row, equally long."""
+        text = self.tokenizer(row["text"], add_special_tokens=False).input_ids
+        start, task, plain = map(
+            self._token, ("<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>")
+        )
+        if self.conventions == "authors":
+            target = [start, task, plain, *text, self.tokenizer.eos_token_id]
+            inputs, labels = [start, *target[:-1]], target
+        else:
+            prompt = [start, self._token(f"<|{row['language']}|>"), task, plain]
+            inputs = [*prompt, *text]
+            labels = [IGNORE] * (len(prompt) - 1) + [*text, self.tokenizer.eos_token_id]
+        if len(inputs) > self.max_length:
+            raise UserError(
+                f"clip {row['id']!r} has {len(inputs)} tokens, more than the model's "
+                f"{self.max_length}: shorten its text or leave it out"
+            )
+        return inputs, labels
+
+    def _token(self, token: str) -> int:
+        return self.tokenizer.convert_tokens_to_ids(token)
+
+
+@contextmanager
+def shared_with_workers(workers: int) -> Iterator[None]:
+    """Where processes that read audio are started: they share what is held now, and go on to.
+
+    Looking for garbage writes to every object, and what is written is no longer shared: a copy of
+    all that this process holds. So what is there by now is left out of it.
+    """
+    if workers:
+        gc.collect()
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if workers:
+            gc.unfreeze()
+
+
+def extract_features(extractor: Any, audio: Sequence[Any]) -> Tensor:
+    """Waveforms (float32, 16 kHz) -> log-mel (B, mels, frames), padded to Whisper's window."""
+    return log_mel(extractor, audio)
+
+
+def audio_positions(extractor: Any, audio: Sequence[Any]) -> Tensor:
+    """How many encoder positions of 20 ms hold audio rather than padding: (B,)."""
+    heard = (min(len(samples), extractor.n_samples) for samples in audio)
+    return torch.tensor([-(-samples // SAMPLES_PER_POSITION) for samples in heard])
+
+
+def _at_labels(labels: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    """One (N, ...) a row, N its labelled positions -> (B, T, ...), zeros where no label is."""
+    spread = rows[0].new_zeros((*labels.shape, *rows[0].shape[1:]))
+    spread[labels != IGNORE] = torch.cat(list(rows))
+    return spread
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    length = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])

@@ -1,0 +1,246 @@
+"""One train() for every method: models, folders and what is left of a run; see trainer.py.
+
+What differs between methods is which weights train and which loss parts are on; everything else
+(data order, schedule, checkpoints, model selection by generated WER, resuming) is shared.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, WhisperProcessor, set_seed
+
+from distilwhisper_lib import ranks
+from distilwhisper_lib.config.settings import (
+    TRAINED,
+    WITH_EXPERTS,
+    RunConfig,
+    locate,
+    published_name,
+)
+from distilwhisper_lib.data.splits import RunData
+from distilwhisper_lib.device import best_device, peak_memory, precision_here
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.evaluation.run import Trained
+from distilwhisper_lib.evaluation.run_folder import claim, in_run_folder
+from distilwhisper_lib.gates.recorder import PROMPT_TOKENS
+from distilwhisper_lib.io.files import flush_to_disk, write_atomic
+from distilwhisper_lib.losses.targets import StoredTargets, stored_targets
+from distilwhisper_lib.losses.teacher import Teacher, TeacherSource, check_pair
+from distilwhisper_lib.model.hub import commit_of
+from distilwhisper_lib.model.loading import load_student, load_teacher, prepare, read_trained
+from distilwhisper_lib.model.weights import checkpoint_hash, trained_tensors, weights_hash
+from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
+from distilwhisper_lib.model.window import shorten_config
+from distilwhisper_lib.speech.features import Collator
+from distilwhisper_lib.training.callbacks import Clock
+from distilwhisper_lib.training.checkpoints import last_checkpoint
+from distilwhisper_lib.training.shares import micro_batches_each
+from distilwhisper_lib.training.trainer import DistilTrainer, make_trainer
+
+SUMMARY = "training.json"
+TARGETS = "targets.json"
+
+
+@in_run_folder("training")
+def train(config: RunConfig, data: RunData) -> Trained:
+    """Train as the configuration says, or go on where an earlier call stopped.
+
+    A finished run is read back from ``config.output_dir``. Methods that train nothing return the
+    model as it was loaded. Of several processes (see ranks.py) all train and the first one writes;
+    UserError when they cannot share a step equally.
+    """
+    ranks.join()
+    if config.method in TRAINED:
+        micro_batches_each(config)
+    set_seed(config.seed)  # before any weight is drawn
+    base, processor = load_student(config)
+    _check_decoding(config, base)
+    sha256 = weights_hash(dict(base.named_parameters()))
+    student = _about(config.student_or_teacher, config.revision_of_model, sha256)
+    models: dict[str, Any] = {"student": student, "teacher": None}
+    if config.method not in TRAINED:
+        claim(config, data)
+        return Trained(base.to(best_device()).eval(), processor, None, models)
+    source = None
+    if config.targets:
+        source = find_teacher(config)
+        check_pair(source.config, base.config)
+        models["teacher"] = source.about
+    claim(config, data)
+    finished, checkpoints = config.output_dir / SUMMARY, config.output_dir / "checkpoints"
+    if ranks.told_by_first(finished.exists):
+        if ranks.is_first():
+            shutil.rmtree(checkpoints, ignore_errors=True)  # where a kill came in between
+        summary = json.loads(finished.read_text())
+        model = _load_trained(base, config, summary).to(best_device()).eval()
+        return Trained(model, processor, summary, models)
+
+    # The same weights, whether targets were built or not.
+    with torch.random.fork_rng(devices=[]), ranks.first_before_others():
+        teacher = source and teacher_of(config, data, processor, source, base.config)
+    about = ranks.told_by_first(lambda: _targets_about(config, teacher, checkpoints / TARGETS))
+    model = prepare(base, config)
+    if ranks.is_first():
+        for stale in config.output_dir.glob("*.jsonl"):  # of other weights
+            stale.unlink()
+    clock = Clock(checkpoints / "elapsed.json")
+    trainer = make_trainer(model, processor, teacher, config, data, clock)
+    trainer.go_on(ranks.told_by_first(lambda: last_checkpoint(checkpoints)))
+    # Without the autocast that the Trainer put around its forward: as it will be loaded again.
+    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    summary = _summary(trainer, config, clock.seconds()) | about
+    ranks.wait()  # until all have read the best checkpoint
+    if ranks.is_first():
+        _save_trained(model, processor, config)
+        write_atomic(finished, json.dumps(summary, indent=1))
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return Trained(model.eval(), processor, summary, models)
+
+
+def _check_decoding(config: RunConfig, model: nn.Module) -> None:
+    room = model.config.max_target_positions - PROMPT_TOKENS
+    if config.max_new_tokens > room:
+        raise UserError(
+            f"setting max_new_tokens={config.max_new_tokens} is out of range: the model has room "
+            f"for {room} beside its prompt"
+        )
+
+
+# The teacher -------------------------------------------------------------------------------
+
+
+def find_teacher(config: RunConfig) -> TeacherSource:
+    """A run's teacher: its name, configuration and hash; it is loaded only if it has to be."""
+
+    def load() -> Teacher:
+        return Teacher(load_teacher(config))
+
+    place = locate(config.teacher)
+    sha256 = checkpoint_hash(place, config.teacher_revision)
+    sha256 = sha256 or weights_hash(dict(load().model.named_parameters()))
+    about = _about(config.teacher, config.teacher_revision, sha256)
+    fields = AutoConfig.from_pretrained(place, revision=config.teacher_revision)
+    return TeacherSource(about, shorten_config(fields, config.window_seconds), load)
+
+
+def teacher_of(
+    config: RunConfig,
+    data: RunData,
+    processor: WhisperProcessor,
+    source: TeacherSource,
+    student: PretrainedConfig,
+) -> Teacher | StoredTargets:
+    """What a run learns from: stored targets, built if need be, or the teacher itself."""
+    if config.targets == "online":
+        return source.load()
+    collator = Collator(processor, config.conventions, student.max_target_positions)
+    data_hash = data.describe()["train"]["sha256"]
+    return stored_targets(config, data.train, data_hash, collator, source)
+
+
+def build_targets(config: RunConfig, data: RunData) -> None:
+    """Work out the teacher targets that a run will read; those that are there are checked."""
+    base, processor = load_student(config)
+    source = find_teacher(config)
+    check_pair(source.config, base.config)
+    teacher_of(config, data, processor, source, base.config)
+
+
+def _targets_about(
+    config: RunConfig, teacher: Teacher | StoredTargets | None, note: Path
+) -> dict[str, Any]:
+    """The record's "teacher_targets"; what a run found when it began stays, if it is resumed."""
+    if teacher is None:
+        return {}
+    if not isinstance(teacher, StoredTargets):
+        return {"teacher_targets": {"mode": config.targets}}
+    if not note.exists():
+        write_atomic(note, json.dumps(teacher.about))
+    return {"teacher_targets": json.loads(note.read_text())}
+
+
+# Models ------------------------------------------------------------------------------------
+
+
+def _about(name: str, revision: str, sha256: str) -> dict[str, str]:
+    """What a record tells of a model: of the hub's, also the commit that its revision stood for."""
+    commit = commit_of(locate(name), revision)
+    return {"name": published_name(name), "sha256": sha256} | ({"commit": commit} if commit else {})
+
+
+def _save_trained(model: Any, processor: WhisperProcessor, config: RunConfig) -> None:
+    """The artifact a user takes along: an expert file, a LoRA adapter, or a whole model.
+
+    A whole model comes with its processor, so that its folder can be the student or teacher of
+    another run.
+    """
+    if config.method in WITH_EXPERTS:
+        about = {"base": config.student, "revision": config.student_revision, "run": config.run_id}
+        model.save_experts(config.language, config.output_dir, **about)
+    else:
+        folder = config.output_dir / ("adapter" if config.method == "lora" else "model")
+        shutil.rmtree(folder, ignore_errors=True)  # half of it, left by a killed process
+        model.save_pretrained(folder)
+        if config.method == "full":
+            processor.save_pretrained(folder)
+        for path in folder.iterdir():
+            flush_to_disk(path)
+
+
+def _load_trained(
+    base: DistilWhisperForConditionalGeneration, config: RunConfig, summary: dict[str, Any]
+) -> Any:
+    model = read_trained(base, config, config.output_dir)
+    if weights_hash(trained_tensors(model)) != summary["weights_sha256"]:
+        raise UserError(
+            f"the weights in {config.output_dir} are not those that its {SUMMARY} tells of: "
+            "remove that folder, or use --force, to train again"
+        )
+    return model
+
+
+# The summary ---------------------------------------------------------------------------
+
+
+def _summary(trainer: DistilTrainer, config: RunConfig, seconds: float) -> dict[str, Any]:
+    history = trainer.state.log_history
+    tensors = trained_tensors(trainer.model)
+    best = trainer.state.best_model_checkpoint
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch or 0.0, 4),
+        "seconds": round(seconds, 1),
+        "precision": precision_here(config),
+        "processes": ranks.count(),
+        "threads": torch.get_num_threads(),  # of each process
+        "trainable_parameters": sum(t.numel() for t in tensors.values()),
+        "artifact_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+        "peak_memory_bytes": ranks.largest(peak_memory()),
+        "best_step": int(best.rsplit("-", 1)[1]) if best else trainer.state.global_step,
+        "weights_sha256": weights_hash(tensors),
+        "log": [_log_entry(e) for e in history if "loss" in e],
+        "validation": [
+            {"step": e["step"], "wer": e["eval_wer"], "cer": e["eval_cer"]} | _gates_of(e)
+            for e in history
+            if "eval_wer" in e
+        ],
+    }
+
+
+def _gates_of(entry: dict[str, float]) -> dict[str, float]:
+    """Of a validation: mean gates, hard ("gate_hard") and before that ("gate_soft"), see
+    gate_statistics.mean_shares()."""
+    named = {name.removeprefix("eval_"): value for name, value in entry.items()}
+    return {name: round(v, 6) for name, v in named.items() if name.startswith("gate_")}
+
+
+def _log_entry(entry: dict[str, float]) -> dict[str, float]:
+    return {k: round(v, 6) for k, v in entry.items() if k not in ("epoch", "step")} | {
+        "step": entry["step"]
+    }

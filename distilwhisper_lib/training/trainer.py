@@ -1,0 +1,359 @@
+"""The training loop: transformers' Seq2SeqTrainer with this paper's losses.
+
+By one process or several: see shares.py.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerState,
+    WhisperProcessor,
+    set_seed,
+)
+
+from distilwhisper_lib import ranks
+from distilwhisper_lib.config.settings import WITH_EXPERTS, RunConfig
+from distilwhisper_lib.data.splits import RunData
+from distilwhisper_lib.device import best_device, precision_here
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.evaluation.decoding import transcribe
+from distilwhisper_lib.evaluation.run_folder import check_claim
+from distilwhisper_lib.gates.statistics import mean_shares
+from distilwhisper_lib.io.disk import told
+from distilwhisper_lib.losses.chunked import States, TopK
+from distilwhisper_lib.losses.divergences import LossParts
+from distilwhisper_lib.losses.objective import counted, gate_means, gate_noise, loss_parts
+from distilwhisper_lib.losses.targets import StoredTargets, StoredTeacher
+from distilwhisper_lib.losses.teacher import Teacher
+from distilwhisper_lib.model.tensors import unpickling
+from distilwhisper_lib.model.weights import trained_tensors
+from distilwhisper_lib.scoring.rates import score
+from distilwhisper_lib.speech.features import Collator, SpeechDataset, shared_with_workers
+from distilwhisper_lib.training.callbacks import MEND, Clock, LogAtEpochEnd, LossWatch, kept
+from distilwhisper_lib.training.checkpoints import STATE, checkpoint_path, keep_only, seal
+from distilwhisper_lib.training.shares import MicroBatches, Share, micro_batches_each, seed_of
+
+WEIGHTS = "trained.safetensors"
+
+
+class DistilTrainer(Seq2SeqTrainer):
+    """Seq2SeqTrainer with this paper's losses, and validation by the kit's own transcribe().
+
+    Checkpoints hold only what trains. The Trainer's own generation loop is not used: it repeats
+    clips under several processes, and would be a second way to compute a WER.
+
+    Random numbers: one process draws all from one stream. Of several, each starts every micro-batch
+    from a seed of its own (the run's, the step, its place in the step), so that no two share their
+    dropout, and any number of them above one trains the same.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        run: RunConfig,
+        data: RunData,
+        processor: WhisperProcessor,
+        teacher: Teacher | StoredTeacher | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.run, self.data, self.processor = run, data, processor
+        self.teacher = teacher and teacher.to(self.args.device)
+        self._parts: dict[str, list[Tensor]] = defaultdict(list)
+        self._share = Share(
+            clips=len(self.train_dataset),
+            size=self.args.per_device_train_batch_size,
+            each=self.args.gradient_accumulation_steps,
+            processes=self.args.world_size,
+        )
+        self._watch = LossWatch(Path(self.args.output_dir))
+        self.add_callback(self._watch)
+
+    def go_on(self, checkpoint: str | None) -> None:
+        """Train, from a checkpoint if there is one.
+
+        From the last one nothing is left to do, which the Trainer does not see where training
+        ends within an epoch: it would go one step too far.
+        """
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
+            if state.global_step >= state.max_steps:
+                self.state = state
+                self._load_best_model()
+                return
+        self.train(resume_from_checkpoint=checkpoint)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._watch.saw(loss, inputs["ids"])
+        return loss
+
+    def get_train_dataloader(self) -> DataLoader:
+        batches = MicroBatches(
+            RandomSampler(self.train_dataset),  # accelerate makes its order the data seed's
+            self._share.size,
+            self._share.processes,
+        )
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """A step's micro-batches for this process, each with its place among all of the step's."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        for i, batch in enumerate(batches):
+            batch["place"] = i * self._share.processes + self.args.process_index
+        return batches, items
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        step, place = self.state.global_step, inputs.pop("place")
+        weight = self._share.weight(step, place, self.current_gradient_accumulation_steps)
+        if self._share.processes > 1:
+            set_seed(seed_of(self.run.seed, step, place))
+        with self.accelerator.autocast():
+            # Before the student, whose SpecAugment masks features in place.
+            target = self.teacher and self.teacher.targets(inputs)
+        noise = gate_noise(self.run, self.state.global_step / max(self.state.max_steps, 1))
+        out = model(
+            input_features=inputs["input_features"],
+            decoder_input_ids=inputs["decoder_input_ids"],
+            language_ids=inputs["language_ids"],
+            gate_noise=noise,
+            output_gates=True,
+            use_cache=False,
+            with_logits=False,
+        )
+        parts, said = self._loss_parts(out, inputs, target)
+        if self.run.method in WITH_EXPERTS:
+            said["gate_noise"] = torch.tensor(noise)
+        for name, value in parts._asdict().items():
+            if name != "total":  # the Trainer logs it as "loss"
+                said[f"loss_{name}"] = value
+        for name, value in said.items():
+            self._parts[name] += [value.detach()] if weight else []
+        loss = parts.total * weight
+        return (loss, out) if return_outputs else loss
+
+    def _loss_parts(
+        self, out: Any, inputs: dict[str, Tensor], target: States | TopK | None
+    ) -> tuple[LossParts, dict[str, Tensor]]:
+        """The loss, and the gates' means by their names in the training log."""
+        run, mean, said = self.run, None, {}
+        if run.method in WITH_EXPERTS:
+            length = out.gates.encoder[0].values.shape[1]
+            masks = counted(run, length, inputs, self.processor.tokenizer.eos_token_id)
+            said = gate_means(out.gates, masks)._asdict()
+            mean = said["gate_mean"]
+        student = States(out.last_hidden_state, self.model.get_output_embeddings().weight)
+        with self.accelerator.autocast():
+            return loss_parts(run, student, inputs["labels"], mean, target), said
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with shared_with_workers(self.run.workers):
+            return super().train(*args, **kwargs)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Generated WER and CER on the validation set: what model selection looks at.
+
+        Of gates, also the share of hard decisions: the training log's soft mean sits near the
+        budget whatever they are. The first process decodes, each clip once, and tells the others.
+        """
+        found = ranks.told_by_first(self._validate)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _validate(self) -> dict[str, float]:
+        rows = transcribe(
+            self.model,
+            self.processor,
+            self.data.validation,
+            max_new_tokens=self.run.max_new_tokens,
+            batch_size=self.run.eval_batch_size,
+            precision=self.run.eval_precision,
+            progress=False,
+        )
+        scores = score(rows, self.run.language)[self.run.selection_normalizer]
+        found = {metric: scores[metric][metric] for metric in ("wer", "cer")}
+        if self.run.method in WITH_EXPERTS:
+            found |= mean_shares(rows)
+        return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the loss parts' means since the last log, over the micro-batches of all processes."""
+        if "loss" in logs:
+            logs |= self._means()
+        super().log(logs, start_time)
+
+    def _means(self) -> dict[str, float]:
+        counts = [len(values) for values in self._parts.values()]
+        sums = [len(v) * torch.stack(v).mean().item() if v else 0.0 for v in self._parts.values()]
+        sums, counts = ranks.total(torch.tensor([sums, counts], dtype=torch.float64))
+        names = list(self._parts)
+        for values in self._parts.values():
+            values.clear()
+        return dict(zip(names, (sums / counts).tolist(), strict=True))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer's, then its seal, and only then the older ones go: see checkpoints.py."""
+        check_claim(self.run)
+        folder = Path(self.args.output_dir)
+        path, best = checkpoint_path(folder, self.state.global_step), None
+        if self.args.should_save:
+            shutil.rmtree(path, ignore_errors=True)  # half of it, left by a killed process
+        self.accelerator.wait_for_everyone()
+        with told(path):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(path)
+            best = self.state.best_model_checkpoint
+            keep_only(folder, path, best)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = trained_tensors(self.model)
+        if any(not tensor.isfinite().all() for tensor in tensors.values()):
+            raise UserError(
+                f"the weights are no numbers any more after step {self.state.global_step} and were "
+                f"not saved, and {kept(folder.parent)}: {MEND}"
+            )
+        save_file(tensors, folder / WEIGHTS)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        tensors = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        (model or self.model).load_state_dict(tensors, strict=False)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    # What the Trainer unpickles when it goes on.
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with unpickling(checkpoint or ""):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with unpickling(checkpoint or ""):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with unpickling(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
+
+
+def _with_ids(collator: Collator, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch, and which clips it is made of: "ids"."""
+    return collator(rows) | {"ids": [row["id"] for row in rows]}
+
+
+def make_trainer(
+    model: nn.Module,
+    processor: WhisperProcessor,
+    teacher: Teacher | StoredTargets | None,
+    config: RunConfig,
+    data: RunData,
+    clock: Clock,
+) -> DistilTrainer:
+    """A trainer over a run's data; a stored teacher's targets come with the rows."""
+    collator = Collator(processor, config.conventions, model.config.max_target_positions)
+    read = None
+    if isinstance(teacher, StoredTargets):
+        read, teacher = teacher.read, teacher.teacher()
+    return DistilTrainer(
+        model=model,
+        args=training_arguments(config, len(data.train)),
+        train_dataset=SpeechDataset(data.train, read),
+        eval_dataset=SpeechDataset(data.validation),
+        data_collator=partial(_with_ids, collator),
+        callbacks=[LogAtEpochEnd(), clock],
+        run=config,
+        data=data,
+        processor=processor,
+        teacher=teacher,
+    )
+
+
+def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArguments:
+    """A run's configuration in the Trainer's words."""
+    arguments = _arguments(config, clips)
+    if arguments.n_gpu > 1:
+        # One process trains on one GPU: the Trainer would spread each micro-batch over all that it
+        # sees (DataParallel), which multiplies the batch. Several GPUs are several processes.
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArguments:
+    micro = min(config.micro_batch, config.batch_size)
+    steps_per_epoch = math.ceil(clips / config.batch_size)
+    total = config.max_steps if config.max_steps > 0 else steps_per_epoch * config.epochs
+    precision = precision_here(config)
+    return Seq2SeqTrainingArguments(
+        output_dir=str(config.output_dir / "checkpoints"),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=micro_batches_each(config),
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=math.ceil(config.warmup_fraction * total),
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.clip_norm,
+        logging_steps=max(1, steps_per_epoch // 5),
+        logging_nan_inf_filter=False,  # LossWatch looks instead
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="wer",
+        greater_is_better=False,
+        seed=config.seed,
+        data_seed=config.seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=best_device() == "cpu",  # without it, bf16 asks for a GPU
+        # A layer that skips its expert leaves weights without a gradient; nothing else does.
+        ddp_find_unused_parameters=config.method in WITH_EXPERTS and config.skip > 0,
+        gradient_checkpointing=config.activation_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        dataloader_num_workers=config.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        disable_tqdm=False,
+        report_to="none",
+    )
