@@ -6,8 +6,6 @@ import resource
 
 import torch
 
-from distilwhisper_lib.config.settings import RunConfig
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -16,7 +14,7 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def precision_here(config: RunConfig) -> str:
+def precision_here(precision: str) -> str:
     """What this machine trains in: "fp32", or autocast to "bf16" or, with loss scaling, "fp16".
 
     "auto" is bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU. A choice
@@ -24,11 +22,11 @@ def precision_here(config: RunConfig) -> str:
     that the public LoRA recipe, which asks for fp16, runs everywhere. Records tell the result.
     """
     on_gpu = torch.cuda.is_available()
-    if config.precision == "auto":
+    if precision == "auto":
         if multiplies_bf16():
             return "bf16"
         return "fp16" if on_gpu else "fp32"
-    return "fp32" if config.precision == "fp16" and not on_gpu else config.precision
+    return "fp32" if precision == "fp16" and not on_gpu else precision
 
 
 def multiplies_bf16() -> bool:

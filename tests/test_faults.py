@@ -22,9 +22,9 @@ import torch
 from benchmarks import faults
 from distilwhisper_lib import UserError
 from distilwhisper_lib.data.splits import load_data, write_data_report
-from distilwhisper_lib.evaluation import run_folder
 from distilwhisper_lib.evaluation.record import evaluate, record_run, scores_table
 from distilwhisper_lib.evaluation.run_folder import CLAIM
+from distilwhisper_lib.evaluation.run_folder import _alone as run_folder_alone
 from distilwhisper_lib.io import disk
 from distilwhisper_lib.losses import targets as targets_module
 from distilwhisper_lib.training import checkpoints, trainer
@@ -425,10 +425,10 @@ def test_a_lock_dies_with_its_owner_and_a_helper_takes_none(study, monkeypatch, 
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert run.returncode == -9 and run.stdout == b"held\n"
-    with run_folder._alone(config, "training"):
+    with run_folder_alone(config, "training"):
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "1")
-        with run_folder._alone(config, "training"):
+        with run_folder_alone(config, "training"):
             pass
     assert capsys.readouterr().out == ""
 

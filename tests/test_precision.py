@@ -39,14 +39,14 @@ def test_precision_by_machine(monkeypatch, machine):
     )
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units and not gpu})
     for setting, here in zip(PRECISIONS, expected, strict=True):
-        assert precision_here(resolve("js", overrides={"precision": setting})) == here
+        assert precision_here(setting) == here
     assert multiplies_bf16() is units
 
 
 def test_a_cpu_without_known_capabilities_stays_in_float32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert precision_here(resolve("js", overrides={"precision": "auto"})) == "fp32"
+    assert precision_here("auto") == "fp32"
 
 
 @pytest.mark.parametrize("hardware", PROFILES)

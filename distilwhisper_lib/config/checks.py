@@ -6,16 +6,13 @@ import json
 import math
 import re
 import typing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from distilwhisper_lib.errors import UserError, reason
 from distilwhisper_lib.io.checked import one_of, shown
 from distilwhisper_lib.io.files import parse_json
 from distilwhisper_lib.io.leaks import refuse_tokens
 from distilwhisper_lib.languages import code_in, find_language
-
-if TYPE_CHECKING:
-    from distilwhisper_lib.config.settings import RunConfig
 
 
 def parse_overrides(overrides: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -80,7 +77,7 @@ _FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_drop
 _LARGEST = 2**53  # whole numbers up to here are the same in every JSON reader
 
 
-def checked(config: RunConfig) -> RunConfig:
+def checked(config: Any) -> Any:
     """The configuration as it is; UserError for a value out of range."""
     for name, value in config.to_dict().items():
         if isinstance(value, float) and not math.isfinite(value):

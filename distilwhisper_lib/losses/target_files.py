@@ -173,7 +173,7 @@ def _answers(
         num_workers=config.workers,
         generator=torch.Generator(),  # not the one that training draws from
     )
-    device, dtype = best_device(), DTYPES[precision_here(config)]
+    device, dtype = best_device(), DTYPES[precision_here(config.precision)]
     for rows, batch in zip(batches, loader, strict=True):
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):

@@ -160,7 +160,7 @@ def _identity(
         "labels": labels_hash,
         "tokenizer": _digest(json.dumps(sorted(collator.tokenizer.get_vocab().items()))),
         "extractor": _digest(json.dumps(collator.extractor.to_dict(), sort_keys=True, default=str)),
-        "precision": precision_here(config),
+        "precision": precision_here(config.precision),
         "dtype": "float16",
     } | (compact if config.targets == "top_k" else {})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save
@@ -29,9 +29,6 @@ from distilwhisper_lib.model.tensors import (
     write_pickle,
 )
 
-if TYPE_CHECKING:
-    from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
-
 FORMAT_VERSION = "1"
 LAYOUTS = ("kit", "authors")
 _IN_MODEL = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.clsr\.([a-z]+)\.(.+)")
@@ -46,7 +43,16 @@ def file_names(language: str) -> tuple[str, str, str]:
     return f"expert.{name}.safetensors", f"expert.{name}.bin", f"{code}-experts.bin"
 
 
-def layer_names(model: DistilWhisperForConditionalGeneration) -> list[str]:
+class Routed(Protocol):
+    """A Whisper whose layers take experts, as much of it as its expert files need to know."""
+
+    model: torch.nn.Module
+    dtype: torch.dtype
+
+    def routed_layers(self) -> list[torch.nn.Module]: ...
+
+
+def layer_names(model: Routed) -> list[str]:
     """``encoder.0``, ... for each of the model's routed layers, in its own order."""
     sides = ("encoder", "decoder")
     return [f"{s}.{i}" for s in sides for i in range(len(getattr(model.model, s).layers))]
@@ -194,9 +200,7 @@ def _check_language(path: Path, found: list[str | None], code: str) -> None:
         )
 
 
-def build_experts(
-    model: DistilWhisperForConditionalGeneration, tensors: dict[str, Tensor]
-) -> list[Expert]:
+def build_experts(model: Routed, tensors: dict[str, Tensor]) -> list[Expert]:
     """Checked tensors -> an expert for each layer, with the layer's dtype and device."""
     built = []
     for prefix, layer in zip(layer_names(model), model.routed_layers(), strict=True):
@@ -209,9 +213,7 @@ def build_experts(
     return built
 
 
-def check_expert(
-    model: DistilWhisperForConditionalGeneration, code: str, tensors: dict[str, Tensor]
-) -> None:
+def check_expert(model: Routed, code: str, tensors: dict[str, Tensor]) -> None:
     """Raise UserError unless the tensors are just those this model needs, in name and shape.
 
     Their values must be finite, and stay so in the model's dtype.

@@ -63,7 +63,7 @@ def reproduce_page(results: str | Path) -> str:
     parts = [_HEAD]
     for folder, heading in _SECTIONS.items():
         if records := load_records(Path(results) / folder):
-            parts += [f"## {heading}\n", *_tables(records, folder), _commands(records, folder)]
+            parts += [f"## {heading}\n", *_cells(records, folder), _commands(records, folder)]
     return "\n".join(parts)
 
 
@@ -76,7 +76,7 @@ def update_page(results: str | Path, check: bool = False) -> bool:
     return current
 
 
-def _tables(records: Sequence[Record], folder: str) -> Iterator[str]:
+def _cells(records: Sequence[Record], folder: str) -> Iterator[str]:
     for title, group in blocks(records).items():
         lines = [
             f"### {title}\n",

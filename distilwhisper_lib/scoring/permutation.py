@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_DRAWN_AT_ONCE = 4_000_000  # signs: bounds the memory to some 70 MB
+_SIGNS_AT_ONCE = 4_000_000  # signs: bounds the memory to some 70 MB
 
 
 def swap_p_value(differences: np.ndarray, draws: int, random: np.random.Generator) -> float:
@@ -32,7 +32,7 @@ def swap_p_value(differences: np.ndarray, draws: int, random: np.random.Generato
     if ways <= draws:
         swapped = np.arange(ways)[:, None] >> np.arange(len(differences)) & 1
         return float((np.abs(_sums(differences, swapped)) >= least).mean())
-    hits, step = 0, max(1, _DRAWN_AT_ONCE // len(differences))
+    hits, step = 0, max(1, _SIGNS_AT_ONCE // len(differences))
     for start in range(0, draws, step):
         size = (min(step, draws - start), -(-len(differences) // 8))
         bits = np.unpackbits(random.integers(0, 256, size, dtype=np.uint8), axis=1)

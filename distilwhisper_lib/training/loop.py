@@ -216,7 +216,7 @@ def _summary(trainer: DistilTrainer, config: RunConfig, seconds: float) -> dict[
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0.0, 4),
         "seconds": round(seconds, 1),
-        "precision": precision_here(config),
+        "precision": precision_here(config.precision),
         "processes": ranks.count(),
         "threads": torch.get_num_threads(),  # of each process
         "trainable_parameters": sum(t.numel() for t in tensors.values()),

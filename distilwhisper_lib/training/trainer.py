@@ -321,7 +321,7 @@ def _arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArguments:
     micro = min(config.micro_batch, config.batch_size)
     steps_per_epoch = math.ceil(clips / config.batch_size)
     total = config.max_steps if config.max_steps > 0 else steps_per_epoch * config.epochs
-    precision = precision_here(config)
+    precision = precision_here(config.precision)
     return Seq2SeqTrainingArguments(
         output_dir=str(config.output_dir / "checkpoints"),
         per_device_train_batch_size=micro,
