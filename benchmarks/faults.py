@@ -39,7 +39,7 @@ from distilwhisper_lib.config.settings import RunConfig, resolve
 from distilwhisper_lib.data.corpora import open_corpus
 from distilwhisper_lib.io.files import sha256_file, write_atomic
 from distilwhisper_lib.io.leaks import mask_values
-from distilwhisper_lib.model.weights import weights_hash
+from distilwhisper_lib.model.tensors import weights_hash
 from distilwhisper_lib.results.provenance import provenance
 from distilwhisper_lib.speech.audio import SAMPLE_RATE, read_audio
 

@@ -27,9 +27,9 @@ from distilwhisper_lib.batch.notebooks import checked_parameters
 from distilwhisper_lib.batch.tasks import expand
 from distilwhisper_lib.config import settings as config
 from distilwhisper_lib.data import corpora, subsets
+from distilwhisper_lib.data.common_voice import unpack_common_voice
 from distilwhisper_lib.data.fleurs import REVISION, TEXTS
 from distilwhisper_lib.data.inspection import MEMORY
-from distilwhisper_lib.data.releases import unpack_common_voice
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation import kept_gates
 from distilwhisper_lib.explorer.html import notes_html, tokens_html, transcripts_html

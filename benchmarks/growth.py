@@ -96,7 +96,7 @@ def _config(clips: int, student: str = "student") -> Any:
 
 def unpack_common_voice(clips: int) -> None:
     """Mozilla's archive to files."""
-    from distilwhisper_lib.data.releases import unpack_common_voice as unpack
+    from distilwhisper_lib.data.common_voice import unpack_common_voice as unpack
 
     unpack("ca.tar.gz", "data/common_voice")
 
@@ -110,9 +110,8 @@ def unpack_fleurs(clips: int) -> None:
 
 def data(clips: int) -> None:
     """Notebook 01's path: four tables, every clip decoded and hashed, the report written."""
-    from distilwhisper_lib.data.labels import label_limit
     from distilwhisper_lib.data.preflight import preflight
-    from distilwhisper_lib.data.splits import load_data, write_data_report
+    from distilwhisper_lib.data.splits import label_limit, load_data, write_data_report
 
     config = _config(clips)
     found = load_data(config)

@@ -20,7 +20,7 @@ from distilwhisper_lib.losses.targets import StoredTargets, stored_targets
 from distilwhisper_lib.losses.teacher import Teacher, TeacherSource
 from distilwhisper_lib.model.loading import prepare
 from distilwhisper_lib.speech.features import Collator
-from distilwhisper_lib.training.callbacks import Clock
+from distilwhisper_lib.training.checkpoints import Clock
 from distilwhisper_lib.training.trainer import make_trainer
 
 from . import memory

@@ -1,6 +1,6 @@
 """What CLSR is, in one figure: the routing of one layer, and what its gates did to one utterance.
 
-Left, the layer as clsr.py computes it; right, real gates from a committed gate file, the tokens
+Left, what model/clsr.py computes; right, real gates from a committed gate file, the tokens
 of its example, one decoder layer. README and notebooks/GUIDE.md show it; this draws it again:
 
     python -m distilwhisper_lib.clsr_figure [--run RUN_ID] [--layer N] [--to notebooks/clsr.png]
@@ -33,9 +33,9 @@ from distilwhisper_lib.figures import (
     panels,
     readable,
     style,
+    titles,
 )
 from distilwhisper_lib.io.files import write_atomic
-from distilwhisper_lib.titles import titles
 
 RESULTS = PACKAGE.parent / "results" / "demo"
 FIGURE = PACKAGE.parent / "notebooks" / "clsr.png"

@@ -12,7 +12,7 @@ class Device:
     """A kind of machine. ``utilisation``: the share of its peak that training reaches: ASSUMED."""
 
     name: str
-    profile: str  # of hardware.py
+    profile: str  # of config/presets.py
     tflops: Mapping[str, float] = field(default_factory=dict)  # precision -> dense peak
     bandwidth: float = 0.0  # bytes a second
     utilisation: float = 0.0

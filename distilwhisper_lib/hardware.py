@@ -1,49 +1,43 @@
-"""Profiles of machines: how many rows at once, and in which precision.
-
-A profile never changes the batch that the optimiser sees: ``batch_size`` is the paper's, and
-gradients of several micro-batches are accumulated to it. What a user overrides wins.
-"""
+"""This machine: the device, the precision that it multiplies fast, the memory that a run took."""
 
 from __future__ import annotations
 
-from typing import Any
+import resource
 
-# Sized for whisper-small, 30 s clips and a large-v2 teacher beside it in float32. What a training
-# step of experts keeps was measured on a CPU under bf16 autocast: 0.7 GiB a row, 0.2 GiB with
-# activation checkpointing (a fifth slower). Memory on GPUs is estimated from that, not measured.
-PROFILES: dict[str, dict[str, Any]] = {
-    "none": {},  # as the preset says
-    "cpu": {
-        "micro_batch": 4,
-        "eval_batch_size": 8,
-        "precision": "auto",
-        "activation_checkpointing": False,
-    },
-    "t4": {  # 16 GB, no bfloat16; with cached teacher targets it may do without checkpointing
-        "micro_batch": 8,
-        "eval_batch_size": 16,
-        "precision": "fp16",
-        "activation_checkpointing": True,
-    },
-    "l4": {  # 24 GB
-        "micro_batch": 8,
-        "eval_batch_size": 32,
-        "precision": "bf16",
-        "activation_checkpointing": False,
-    },
-    "a100": {  # 40 GB
-        "micro_batch": 16,
-        "eval_batch_size": 64,
-        "precision": "bf16",
-        "activation_checkpointing": False,
-    },
-}
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def settings_for(hardware: str, batch_size: int) -> dict[str, Any]:
-    """A profile's settings, its micro-batch cut down to one that divides ``batch_size``."""
-    profile = dict(PROFILES[hardware])
-    if profile and batch_size > 0:
-        limit = min(profile["micro_batch"], batch_size)
-        profile["micro_batch"] = next(n for n in range(limit, 0, -1) if batch_size % n == 0)
-    return profile
+def best_device() -> str:
+    """A GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def precision_here(precision: str) -> str:
+    """What this machine trains in: "fp32", or autocast to "bf16" or, with loss scaling, "fp16".
+
+    "auto" is bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU. A choice
+    is honoured, but for fp16 on a CPU, which has no loss scaling to go with it: that is fp32, so
+    that the public LoRA recipe, which asks for fp16, runs everywhere. Records tell the result.
+    """
+    on_gpu = torch.cuda.is_available()
+    if precision == "auto":
+        if multiplies_bf16():
+            return "bf16"
+        return "fp16" if on_gpu else "fp32"
+    return "fp32" if precision == "fp16" and not on_gpu else precision
+
+
+def multiplies_bf16() -> bool:
+    """Whether bfloat16 is fast here, and not emulated as on a T4 or a CPU without AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def peak_memory() -> int:
+    """Bytes: the GPU's peak where there is one, else this process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distilwhisper_lib.device import best_device
+from distilwhisper_lib.hardware import best_device
 
 PATIENCE = timedelta(hours=24)  # with which the others wait for the first one's word
 

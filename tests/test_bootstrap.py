@@ -10,13 +10,13 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from distilwhisper_lib.scoring.permutation import least_p_value
 from distilwhisper_lib.scoring.resampling import (
     MIN_SPEAKERS,
     Blocks,
     generator,
     holm,
     interval,
+    least_p_value,
     resampled_rates,
     speaker_blocks,
 )

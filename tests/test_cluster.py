@@ -26,8 +26,11 @@ from distilwhisper_lib.batch import (
     tasks,  # noqa: E402
 )
 from distilwhisper_lib.batch import command as batch
-from distilwhisper_lib.batch.cluster import Cluster  # noqa: E402
-from distilwhisper_lib.batch.workers import about_worker, difference  # noqa: E402
+from distilwhisper_lib.batch.cluster import (  # noqa: E402
+    Cluster,  # noqa: E402
+    about_worker,
+    difference,
+)
 from distilwhisper_lib.errors import UserError  # noqa: E402
 
 PACKAGE = Path(batch.__file__).parents[2]

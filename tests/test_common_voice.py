@@ -26,8 +26,7 @@ from distilwhisper_lib.data import inspection
 from distilwhisper_lib.data.clips import COLUMNS, TOO_LONG, VOTES
 from distilwhisper_lib.data.common_voice import MEMORY, find_release, open_common_voice
 from distilwhisper_lib.data.corpora import load_corpus, open_corpus
-from distilwhisper_lib.data.labels import LabelLimit
-from distilwhisper_lib.data.splits import load_data
+from distilwhisper_lib.data.splits import LabelLimit, load_data
 from distilwhisper_lib.data.subsets import take_usable
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.speech import audio

@@ -38,7 +38,7 @@ from distilwhisper_lib.explorer.static import (
     transcripts_figure,
     transcripts_table,
 )
-from distilwhisper_lib.gates.token_classes import REST
+from distilwhisper_lib.gates.counts import REST
 from distilwhisper_lib.model.loading import load_model
 from distilwhisper_lib.training.loop import train
 

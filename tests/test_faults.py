@@ -23,9 +23,9 @@ from benchmarks import faults
 from distilwhisper_lib import UserError
 from distilwhisper_lib.data.splits import load_data, write_data_report
 from distilwhisper_lib.evaluation.record import evaluate, record_run, scores_table
-from distilwhisper_lib.evaluation.run_folder import CLAIM
-from distilwhisper_lib.evaluation.run_folder import _alone as run_folder_alone
-from distilwhisper_lib.io import disk
+from distilwhisper_lib.evaluation.run import CLAIM
+from distilwhisper_lib.evaluation.run import _alone as run_folder_alone
+from distilwhisper_lib.io import files
 from distilwhisper_lib.losses import targets as targets_module
 from distilwhisper_lib.training import checkpoints, trainer
 from distilwhisper_lib.training import loop as kit
@@ -377,11 +377,11 @@ def test_what_torch_and_safetensors_say_of_a_disk_becomes_a_sentence(tmp_path):
     ):
         with (
             pytest.raises(UserError, match=f"^{lost} is gone .* set x to y$"),
-            disk.told(lost, "set x to y"),
+            files.told(lost, "set x to y"),
         ):
             call()
     for other in (RuntimeError("size mismatch"), OSError("no such model"), ValueError("no")):
-        with pytest.raises(type(other), match=str(other)) as raised, disk.told(lost):
+        with pytest.raises(type(other), match=str(other)) as raised, files.told(lost):
             raise other
         assert not isinstance(raised.value, UserError)
 

@@ -12,9 +12,17 @@ from transcribing import run
 from distilwhisper_lib import UserError
 from distilwhisper_lib.evaluation.decoding import read_hypotheses, scores_path
 from distilwhisper_lib.evaluation.kept_gates import kept_path, part_path, read_kept
-from distilwhisper_lib.gates.counts import BINS, SCORE_EDGES, SIDES, add_histograms, count_gates
+from distilwhisper_lib.gates.counts import (
+    BINS,
+    REST,
+    SCORE_EDGES,
+    SIDES,
+    add_histograms,
+    count_gates,
+    token_classes,
+    token_texts,
+)
 from distilwhisper_lib.gates.recorder import GateRecorder
-from distilwhisper_lib.gates.token_classes import REST, token_classes, token_texts
 from distilwhisper_lib.model.clsr import SHARED
 from distilwhisper_lib.speech.features import SpeechDataset, extract_features
 

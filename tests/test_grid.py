@@ -20,7 +20,7 @@ from kits import finish, leave_record, make_notebook, names
 from distilwhisper_lib.batch import command as batch
 from distilwhisper_lib.batch import grid, ledger, schedule, tasks
 from distilwhisper_lib.batch import task as execution
-from distilwhisper_lib.batch.plan import plan
+from distilwhisper_lib.batch.command import plan
 from distilwhisper_lib.batch.progress import Progress, results_grid
 from distilwhisper_lib.batch.task import Outcome, Task, claim, execute_one
 from distilwhisper_lib.errors import UserError

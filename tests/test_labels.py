@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distilwhisper_lib import UserError, resolve
-from distilwhisper_lib.data.labels import LabelLimit, label_limit
+from distilwhisper_lib.data.splits import LabelLimit, label_limit
 from distilwhisper_lib.speech.features import Collator
 
 

@@ -8,8 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from distilwhisper_lib.scoring.permutation import least_p_value, swap_p_value
-from distilwhisper_lib.scoring.resampling import generator
+from distilwhisper_lib.scoring.resampling import generator, least_p_value, swap_p_value
 
 
 def p_of(differences, draws=5_000, seed=0):

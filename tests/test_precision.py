@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from distilwhisper_lib import UserError
-from distilwhisper_lib.config.presets import PRESETS
+from distilwhisper_lib.config.presets import PRESETS, PROFILES
 from distilwhisper_lib.config.settings import METHODS, resolve
 from distilwhisper_lib.data.splits import load_data
-from distilwhisper_lib.device import multiplies_bf16, precision_here
-from distilwhisper_lib.hardware import PROFILES
+from distilwhisper_lib.hardware import multiplies_bf16, precision_here
 from distilwhisper_lib.losses.divergences import LossParts
 from distilwhisper_lib.model import clsr
 from distilwhisper_lib.training import loop as kit

@@ -11,9 +11,9 @@ import types
 import pytest
 from stand_ins import clip, hostile_release, release, tarball, three_tables
 
-from distilwhisper_lib.data import releases
+from distilwhisper_lib.data import common_voice
+from distilwhisper_lib.data.common_voice import KEY, download_common_voice, unpack_common_voice
 from distilwhisper_lib.data.corpora import open_corpus
-from distilwhisper_lib.data.releases import KEY, download_common_voice, unpack_common_voice
 from distilwhisper_lib.errors import UserError
 
 VERSION = "cv-corpus-13.0-2023-03-09"
@@ -129,7 +129,7 @@ def test_caps_hold_before_the_bytes_are_written(
     tmp_path, data_dir, built, monkeypatch, cap, value, message
 ):
     archive = tarball(tmp_path / "ca.tar.gz", built, f"{VERSION}/ca")
-    monkeypatch.setattr(releases, cap, value)
+    monkeypatch.setattr(common_voice, cap, value)
     with pytest.raises(UserError, match=message):
         unpack_common_voice(archive, data_dir)
     assert everything(data_dir) == []
@@ -139,7 +139,9 @@ def test_a_disk_that_is_too_small_is_noticed_before_it_is_full(
     tmp_path, data_dir, built, monkeypatch
 ):
     archive = tarball(tmp_path / "ca.tar.gz", built, f"{VERSION}/ca")
-    monkeypatch.setattr(releases.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10_000))
+    monkeypatch.setattr(
+        common_voice.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10_000)
+    )
     with pytest.raises(UserError, match="more than 10000 bytes.*make room on the disk"):
         unpack_common_voice(archive, data_dir)
 

@@ -18,7 +18,6 @@ from make_records import make_record
 from distilwhisper_lib.gates import forced as forced_gates
 from distilwhisper_lib.report import command as results
 from distilwhisper_lib.report import pages as readme
-from distilwhisper_lib.report import reproduce
 from distilwhisper_lib.results import records as record_files
 from distilwhisper_lib.results import significance
 
@@ -230,7 +229,7 @@ def test_every_cell_names_its_runs_and_their_commands(tmp_path):
     runs = [make_record("js", wer=0.1, seed=77), make_record("js", wer=0.2, seed=78)]
     for record in [*runs, make_record("clsr", "cs", wer=0.5)]:
         record_files.write_record(record, folder)
-    page = reproduce.reproduce_page(folder)
+    page = readme.reproduce_page(folder)
     (line,) = (line for line in page.splitlines() if "| + CLSR + JS | in domain ca, WER |" in line)
     links = ", ".join(f"[{r['run_id']}](runs/{r['run_id']}.json)" for r in runs)
     assert line == f"| + CLSR + JS | in domain ca, WER | 15.00 | {links} |"
@@ -238,10 +237,10 @@ def test_every_cell_names_its_runs_and_their_commands(tmp_path):
         assert (folder / f"runs/{record['run_id']}.json").is_file()
         command = record["provenance"]["command"]
         assert f"{record['run_id']}.json) | `abcdef01` |  | `{command}` |" in page
-    assert not reproduce.update_page(folder, check=True)
-    assert not reproduce.update_page(folder) and reproduce.update_page(folder, check=True)
+    assert not readme.update_page(folder, check=True)
+    assert not readme.update_page(folder) and readme.update_page(folder, check=True)
     record_files.write_record(make_record("js", wer=0.3, seed=79), folder)
-    assert not reproduce.update_page(folder, check=True)
+    assert not readme.update_page(folder, check=True)
 
 
 def test_no_table_stands_twice_and_short_runs_are_named(tmp_path):
@@ -258,7 +257,7 @@ def test_the_tolerance_told_is_what_the_repeats_show():
     repeats = json.loads((Path(__file__).parents[1] / "benchmarks" / "repeats.json").read_text())
     again = [r for r in repeats if not r["weights equal"]]
     moved = [abs(t["first"] - t["again"]) for r in again for t in r["tests"].values()]
-    told = " ".join(reproduce.reproduce_page(Path("nowhere")).split())
+    told = " ".join(readme.reproduce_page(Path("nowhere")).split())
     half = math.ceil(10 * median(moved)) / 10
     assert len(again) == 11 and "of the eleven runs of the miniature" in told
     assert f"moved by less than {half} points, the furthest by {max(moved):.1f}." in told

@@ -10,8 +10,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.gates.forced import count_case, count_clips
 from distilwhisper_lib.results import tables
 from distilwhisper_lib.results.significance import NO_HYPOTHESES, OTHER_CLIPS, resample, soft_row
-from distilwhisper_lib.scoring.permutation import swap_p_value
-from distilwhisper_lib.scoring.resampling import generator
+from distilwhisper_lib.scoring.resampling import generator, swap_p_value
 
 PAIR = [("js", "zero_shot")]
 

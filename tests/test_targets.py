@@ -23,7 +23,7 @@ from distilwhisper_lib.losses.chunked import States
 from distilwhisper_lib.losses.objective import loss_parts
 from distilwhisper_lib.losses.targets import FOLDER, StoredTargets
 from distilwhisper_lib.model import loading
-from distilwhisper_lib.model.weights import checkpoint_hash, weights_hash
+from distilwhisper_lib.model.tensors import checkpoint_hash, weights_hash
 from distilwhisper_lib.speech.features import IGNORE, Collator, SpeechDataset
 from distilwhisper_lib.training import loop as kit
 

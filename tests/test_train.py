@@ -18,7 +18,7 @@ from distilwhisper_lib import UserError, ranks
 from distilwhisper_lib.config.settings import resolve
 from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.evaluation.decoding import read_hypotheses
-from distilwhisper_lib.model.weights import trained_tensors
+from distilwhisper_lib.model.tensors import trained_tensors
 from distilwhisper_lib.results.records import read_record
 from distilwhisper_lib.training import loop as training
 from distilwhisper_lib.training import trainer

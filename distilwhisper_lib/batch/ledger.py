@@ -2,7 +2,7 @@
 
 One JSON line an event, in the order in which they were written (clocks of several machines may
 disagree): time (UTC), event, task, run_ids, and where they apply worker, seconds and error. Without
-tokens and host paths, as all that is kept: see leaks.py.
+tokens and host paths, as all that is kept: see io/leaks.py.
 
     submitted    a batch handed the task to its executor
     started      a process has the task to itself and begins

@@ -126,7 +126,7 @@ def fitted(notebook: str, declared: Mapping[str, Any], given: Mapping[str, Any])
     """``given`` with the types of what a notebook of this name declares, as `checked_parameters`.
 
     papermill writes names and values into the notebook as code: only names that are declared, and
-    only values that are plain literals, and none that holds a token (see leaks.py). Text becomes a
+    only values that are plain literals, and none that holds a token (io/leaks.py). Text becomes a
     number, a bool or (as JSON) a dict or list where the default is one, because command lines and
     YAML know text only.
     """

@@ -16,8 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from distilwhisper_lib.batch.notebooks import no_braces, one_line
-from distilwhisper_lib.io.disk import told
-from distilwhisper_lib.io.files import parse_json
+from distilwhisper_lib.io.files import parse_json, told
 from distilwhisper_lib.io.leaks import mask, mask_notebook
 
 START_TIMEOUT = 180  # seconds; importing torch on a busy machine is slow
@@ -117,7 +116,7 @@ def execute_one(task: Task, note: Callable[[str], None] = lambda event: None) ->
 
     The executed copy appears under ``task.output`` when it is complete; a failed one stays beside
     it as ``*.failed.ipynb``. Both, and the error's line, without tokens and host paths: see
-    leaks.py. ``note`` hears "started" and "retried". Returns an Outcome whatever the notebook
+    io/leaks.py. ``note`` hears "started" and "retried". Returns an Outcome whatever the notebook
     does; only an interrupt is raised on, after the kernel is gone.
     """
     began = time.monotonic()

@@ -23,8 +23,7 @@ from typing import Any
 from distilwhisper_lib.batch.grid import GATES, TABLES, Study
 from distilwhisper_lib.batch.notebooks import declared_parameters, find_notebook, fitted
 from distilwhisper_lib.batch.task import Task
-from distilwhisper_lib.config.checks import parse_overrides
-from distilwhisper_lib.config.settings import NOTEBOOK_OF, RunConfig, resolve
+from distilwhisper_lib.config.settings import NOTEBOOK_OF, RunConfig, parse_overrides, resolve
 from distilwhisper_lib.errors import UserError
 
 QUICKSTART, DATA = "00_quickstart", "01_data_prep"
@@ -48,7 +47,7 @@ TARGETS = "teacher_targets"
 # The order in which tasks are taken up where their needs leave a choice; methods stand at 3.
 RANKS = {QUICKSTART: 1, DATA: 1, TARGETS: 2, TABLES: 4, GATES: 4}
 _FOUR = ("preset", "language", "seed", "overrides")
-# Runs that agree in these read the same teacher targets. The targets know best (targets.py): a
+# Runs that agree in these read the same teacher targets. losses/targets.py knows best: a
 # setting too many here makes two tasks wait for each other, one too few lets a run build its own.
 _TARGET_SETTINGS = (
     "preset", "language", "in_domain", "data_dir", "train_size", "train_subset", "max_seconds",

@@ -34,8 +34,7 @@ from distilwhisper_lib.data.clips import (
 from distilwhisper_lib.data.inspection import require_readable
 from distilwhisper_lib.errors import UserError, reason
 from distilwhisper_lib.io.checked import check
-from distilwhisper_lib.io.disk import told
-from distilwhisper_lib.io.files import alone, parse_json, write_atomic
+from distilwhisper_lib.io.files import alone, parse_json, told, write_atomic
 from distilwhisper_lib.languages import code_in, find_language
 from distilwhisper_lib.scoring.text import says_nothing
 from distilwhisper_lib.speech.audio import SAMPLE_RATE

@@ -17,8 +17,7 @@ from distilwhisper_lib.data.clips import (
     UNREADABLE,
 )
 from distilwhisper_lib.data.corpora import file_digest
-from distilwhisper_lib.data.labels import LabelLimit
-from distilwhisper_lib.data.splits import RunData, asked_for
+from distilwhisper_lib.data.splits import LabelLimit, RunData, asked_for
 from distilwhisper_lib.scoring.text import normalize_marks
 
 _BARS = 32  # of the histogram of label lengths

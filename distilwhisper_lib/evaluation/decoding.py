@@ -17,7 +17,6 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, WhisperProcessor
 
-from distilwhisper_lib.device import DTYPES, multiplies_bf16
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.kept_gates import (
     check_kept,
@@ -27,9 +26,15 @@ from distilwhisper_lib.evaluation.kept_gates import (
     remove_parts,
     write_part,
 )
-from distilwhisper_lib.gates.counts import SCORE_EDGES, Histograms, add_histograms, count_gates
+from distilwhisper_lib.gates.counts import (
+    SCORE_EDGES,
+    Histograms,
+    add_histograms,
+    count_gates,
+    token_classes,
+)
 from distilwhisper_lib.gates.recorder import PROMPT_TOKENS, GateRecorder
-from distilwhisper_lib.gates.token_classes import token_classes
+from distilwhisper_lib.hardware import DTYPES, multiplies_bf16
 from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.model.clsr import Gate, GateMode
 from distilwhisper_lib.speech.features import SpeechDataset, audio_positions, extract_features

@@ -23,7 +23,6 @@ import pandas as pd
 from distilwhisper_lib.config.settings import DOMAINS, WITH_EXPERTS, Record, RunConfig
 from distilwhisper_lib.data.corpora import open_corpus
 from distilwhisper_lib.data.subsets import take_usable
-from distilwhisper_lib.device import best_device
 from distilwhisper_lib.errors import UserError, command
 from distilwhisper_lib.evaluation.decoding import read_hypotheses, transcribe
 from distilwhisper_lib.evaluation.run import (
@@ -46,6 +45,7 @@ from distilwhisper_lib.gates.forced import (
     read_forced,
     write_forced,
 )
+from distilwhisper_lib.hardware import best_device
 from distilwhisper_lib.io.checked import one_of
 from distilwhisper_lib.io.files import alone, sha256_file
 from distilwhisper_lib.model.clsr import GateMode

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from distilwhisper_lib.errors import UserError, reason
-from distilwhisper_lib.gates.token_classes import TOKEN_CLASSES
+from distilwhisper_lib.gates.counts import TOKEN_CLASSES
 from distilwhisper_lib.io.files import write_atomic
 
 FORMAT = 1

@@ -18,8 +18,7 @@ from distilwhisper_lib.evaluation.decoding import (
     transcribe,
 )
 from distilwhisper_lib.evaluation.forgetting import hear_untrained
-from distilwhisper_lib.evaluation.run import RECORD, Trained
-from distilwhisper_lib.evaluation.run_folder import check_claim, in_run_folder
+from distilwhisper_lib.evaluation.run import RECORD, Trained, check_claim, in_run_folder
 from distilwhisper_lib.gates.counts import SCORE_EDGES
 from distilwhisper_lib.gates.files import SCHEMA as GATE_SCHEMA
 from distilwhisper_lib.gates.files import gate_path

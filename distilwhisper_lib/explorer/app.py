@@ -36,10 +36,9 @@ from distilwhisper_lib.explorer.runs import (
     own_clip,
 )
 from distilwhisper_lib.explorer.static import sound_figure, write_static
-from distilwhisper_lib.figures import style
+from distilwhisper_lib.figures import language_name, run_about, style, titles
 from distilwhisper_lib.model.clsr import HARD_MODES
 from distilwhisper_lib.speech.audio import SAMPLE_RATE
-from distilwhisper_lib.titles import language_name, run_about, titles
 
 NONE, OWN = "", "own"
 _VIEW = "application/vnd.jupyter.widget-view+json"

@@ -15,8 +15,8 @@ import numpy as np
 
 from distilwhisper_lib.explorer.runs import NORMALIZER, Heard, Scene
 from distilwhisper_lib.figures import BLUE, LIGHT
+from distilwhisper_lib.gates.counts import REST
 from distilwhisper_lib.gates.recorder import PROMPT_TOKENS
-from distilwhisper_lib.gates.token_classes import REST
 from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.scoring.alignment import aligned_html
 from distilwhisper_lib.scoring.text import normalize

@@ -20,11 +20,12 @@ from distilwhisper_lib.config.settings import TRAINED, WITH_EXPERTS, Record, Run
 from distilwhisper_lib.data.clips import COLUMNS
 from distilwhisper_lib.data.corpora import open_corpus
 from distilwhisper_lib.data.subsets import by_id, take_usable
-from distilwhisper_lib.device import best_device
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.run import RECORD, FinishedRun, load_run, read_config
+from distilwhisper_lib.figures import run_about, titles
 from distilwhisper_lib.gates.files import read_gates
 from distilwhisper_lib.gates.recorder import inspect_clip
+from distilwhisper_lib.hardware import best_device
 from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.model.clsr import HARD_MODES
 from distilwhisper_lib.results.records import read_record
@@ -32,7 +33,6 @@ from distilwhisper_lib.scoring.rates import utterance_errors
 from distilwhisper_lib.speech.audio import SAMPLE_RATE
 from distilwhisper_lib.speech.features import SAMPLES_PER_POSITION as POSITION
 from distilwhisper_lib.speech.guarded import read_audio
-from distilwhisper_lib.titles import run_about, titles
 from distilwhisper_lib.transcription.recordings import is_silent
 
 WINDOW = 30.0  # seconds of a clip that are played and drawn, at most

@@ -19,7 +19,7 @@ from transformers.audio_utils import hertz_to_mel
 
 from distilwhisper_lib.explorer.html import MEAN, fill, learned, route, shares
 from distilwhisper_lib.explorer.runs import NORMALIZER, POSITION, Heard, Scene
-from distilwhisper_lib.figures import BLACK, BLUE, GREY, LIGHT, can_draw, save, style
+from distilwhisper_lib.figures import BLACK, BLUE, GREY, LIGHT, can_draw, language_name, save, style
 from distilwhisper_lib.gates.recorder import PROMPT_TOKENS
 from distilwhisper_lib.gates.routes import draw_routes
 from distilwhisper_lib.io.files import write_atomic
@@ -28,7 +28,6 @@ from distilwhisper_lib.scoring.alignment import INSERTED, REMOVED, align
 from distilwhisper_lib.scoring.text import normalize
 from distilwhisper_lib.speech.audio import SAMPLE_RATE
 from distilwhisper_lib.speech.log_mel import log_mel
-from distilwhisper_lib.titles import language_name
 
 _TICKS_HZ = (500, 1000, 2000, 4000, 8000)
 

@@ -30,14 +30,13 @@ from transformers import (
 )
 
 from distilwhisper_lib.data.splits import sample_clips
-from distilwhisper_lib.device import best_device
 from distilwhisper_lib.errors import UserError, command
 from distilwhisper_lib.evaluation.decoding import transcribe
 from distilwhisper_lib.evaluation.run import FinishedRun, add_run_arguments, load_run
 from distilwhisper_lib.export.card import model_card
+from distilwhisper_lib.hardware import best_device
 from distilwhisper_lib.io.checked import Maybe, check, read_json
-from distilwhisper_lib.io.disk import told
-from distilwhisper_lib.io.files import flush_to_disk, sha256_file, write_atomic
+from distilwhisper_lib.io.files import flush_to_disk, sha256_file, told, write_atomic
 from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model.experts import write_expert
 from distilwhisper_lib.model.tensors import read_safetensors

@@ -23,7 +23,6 @@ from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.results.hypotheses import speaker_digest
 from distilwhisper_lib.results.significance import few_blocks_note
 from distilwhisper_lib.results.tables import HEADLINE, rate_of
-from distilwhisper_lib.scoring.permutation import swap_p_value
 from distilwhisper_lib.scoring.rates import METRICS, UtteranceErrors, utterance_errors
 from distilwhisper_lib.scoring.resampling import (
     RESAMPLES,
@@ -32,6 +31,7 @@ from distilwhisper_lib.scoring.resampling import (
     interval,
     resampled_rates,
     speaker_blocks,
+    swap_p_value,
 )
 
 SCHEMA = 1

@@ -10,9 +10,18 @@ from matplotlib.figure import Figure
 
 from distilwhisper_lib.config.settings import DOMAINS
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, panels, style
+from distilwhisper_lib.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILION,
+    panels,
+    style,
+    titles,
+)
 from distilwhisper_lib.gates.forced import LEARNED, ForcedGates, differences
-from distilwhisper_lib.titles import titles
 
 _LOOKS = {
     "soft": {"color": GREEN, "marker": "v"},

@@ -1,4 +1,4 @@
-"""Figures of gate statistics, from gate files and records only; plots.py has the basic two.
+"""Figures of gate statistics, from gate files and records only; figures.py has the basic two.
 
 Titles name preset, seed and settings where these differ among what a figure shows. ``among`` says
 what else is shown beside a figure of one file.
@@ -28,13 +28,15 @@ from distilwhisper_lib.figures import (
     SKY,
     VERMILION,
     first_legend,
+    language_name,
     panels,
+    run_about,
     style,
+    titles,
 )
 from distilwhisper_lib.gates.counts import BINS, SCORE_EDGES, SIDES
 from distilwhisper_lib.gates.statistics import agreement
 from distilwhisper_lib.languages import find_language
-from distilwhisper_lib.titles import language_name, run_about, titles
 
 GateFile = Mapping[str, Any]
 

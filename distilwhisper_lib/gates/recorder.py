@@ -1,4 +1,4 @@
-"""Moved here."""
+"""What the gates do while a model transcribes: heard layer by layer, or laid open for one clip."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import WhisperProcessor
 
-from distilwhisper_lib.gates.token_classes import token_texts
+from distilwhisper_lib.gates.counts import token_texts
 from distilwhisper_lib.model.clsr import CLSR, Gates
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 from distilwhisper_lib.speech.audio import read_audio

@@ -1,4 +1,4 @@
-"""Moved here."""
+"""The two basic figures of gates: shares by layer, and every token of one utterance."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from distilwhisper_lib.figures import (
     LIGHT,
     can_draw,
     first_legend,
+    language_name,
     panels,
     readable,
     style,
+    titles,
 )
 from distilwhisper_lib.results.plots import _DOMAIN_STYLES
-from distilwhisper_lib.titles import language_name, titles
 
 
 def gate_shares(gate_files: Sequence[Mapping[str, Any]]) -> Figure:

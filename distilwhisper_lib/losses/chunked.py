@@ -2,7 +2,7 @@
 
 A Whisper's logits are its final hidden states times its tied head: 51,865 numbers for each token.
 Here they exist for one chunk of positions at a time, and again when gradients are taken, so that
-memory does not grow with batch x vocabulary. The formulas are those of losses.py.
+memory does not grow with batch x vocabulary. The formulas are those of divergences.py.
 """
 
 from __future__ import annotations

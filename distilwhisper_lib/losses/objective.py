@@ -2,7 +2,7 @@
 
 Both conventions go through these functions. "authors" differs from "corrected" by what it counts
 (no masks), by one epsilon, by the noise of the very first step, and by the weights that
-config.py chose; no formula is written twice.
+config/settings.py chose; no formula is written twice.
 """
 
 from __future__ import annotations

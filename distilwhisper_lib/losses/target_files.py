@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from distilwhisper_lib.config.settings import RunConfig
-from distilwhisper_lib.device import DTYPES, best_device, precision_here
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.hardware import DTYPES, best_device, precision_here
 from distilwhisper_lib.io.files import parse_json, sha256_file, write_atomic
 from distilwhisper_lib.losses.chunked import States, top_k
 from distilwhisper_lib.losses.teacher import Teacher, TeacherSource

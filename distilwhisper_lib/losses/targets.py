@@ -2,7 +2,7 @@
 
 Before distillation the teacher runs over the training set with the student's labels. What is kept
 of each labelled position is its final decoder hidden state in float16 ("hidden"): logits are made
-of it again in loss_block.py, with the teacher's own head, so KL and JS at any temperature share
+of it again in chunked.py, with the teacher's own head, so KL and JS at any temperature share
 it. For small disks there is "top_k": the TOP_K likeliest tokens at the run's temperature and the
 mass of all others, which is then taken to be spread evenly (386 bytes a position, against 2,560
 with large-v2).
@@ -37,10 +37,9 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from distilwhisper_lib.config.settings import RunConfig
-from distilwhisper_lib.device import precision_here
 from distilwhisper_lib.errors import UserError, reason
-from distilwhisper_lib.io.disk import told
-from distilwhisper_lib.io.files import alone, parse_json, sha256_file
+from distilwhisper_lib.hardware import precision_here
+from distilwhisper_lib.io.files import alone, parse_json, sha256_file, told
 from distilwhisper_lib.losses.chunked import States, TopK
 from distilwhisper_lib.losses.target_files import FORMAT, HEAD, INDEX, TOP_K, Place, build, plan
 from distilwhisper_lib.losses.teacher import TeacherSource

@@ -1,4 +1,11 @@
-"""Moved here."""
+"""A run's models: the student as a method trains it, the teacher, and what was trained read back.
+
+``window_seconds``: Whisper hears every clip padded to 30 seconds. Where clips are short and no GPU
+is at hand, most of that is silence. A model of a shorter window keeps the first positions of its
+fixed sinusoids, and its extractor pads to that window; nothing else changes. Whisper was not
+trained so: its zero-shot output can suffer, hence training and evaluation use the same window, and
+a record tells it.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +15,43 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import WhisperProcessor
+from transformers import PretrainedConfig, PreTrainedModel, WhisperProcessor
 
 from distilwhisper_lib.config.presets import revision_of
 from distilwhisper_lib.config.settings import WITH_EXPERTS, RunConfig, locate
+from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.model.hub import loading
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
-from distilwhisper_lib.model.window import shorten
+from distilwhisper_lib.speech.audio import POSITIONS_PER_SECOND
+
+
+def shorten_config(config: PretrainedConfig, seconds: int | None) -> PretrainedConfig:
+    """Set the positions of a model's configuration to a window; None leaves all of them.
+
+    Raises UserError when the model's own window is shorter.
+    """
+    if seconds is None:
+        return config
+    if seconds * POSITIONS_PER_SECOND > config.max_source_positions:
+        raise UserError(
+            f"window_seconds={seconds} is longer than what the model hears at once, "
+            f"{config.max_source_positions // POSITIONS_PER_SECOND} s: expected that or less"
+        )
+    config.max_source_positions = seconds * POSITIONS_PER_SECOND
+    return config
+
+
+def shorten(model: PreTrainedModel, processor: WhisperProcessor, seconds: int | None) -> None:
+    """Give a loaded Whisper and its extractor a window of whole seconds, in place."""
+    if seconds is None:
+        return
+    positions = shorten_config(model.config, seconds).max_source_positions
+    encoder = model.model.encoder
+    kept = encoder.embed_positions.weight.detach()[:positions].clone()
+    encoder.embed_positions = nn.Embedding.from_pretrained(kept, freeze=True)
+    encoder.max_source_positions = positions
+    extractor = processor.feature_extractor
+    processor.feature_extractor = type(extractor)(**extractor.to_dict() | {"chunk_length": seconds})
 
 
 def load_model(
@@ -23,7 +60,7 @@ def load_model(
     """A Whisper in float32 with its processor, from a hub name, a folder or "embedded/...".
 
     ``revision``: by default the commit at which presets.py takes the model, else its main branch.
-    ``window_seconds``: see window.py. Other settings go to the model's configuration.
+    ``window_seconds``: see loading.py. Other settings go to the model's configuration.
     """
     source, revision = locate(name), revision or revision_of(name)
     model = DistilWhisperForConditionalGeneration.from_pretrained(

@@ -18,9 +18,8 @@ from pathlib import Path
 
 from distilwhisper_lib.config.settings import DOMAINS, Record
 from distilwhisper_lib.errors import command
-from distilwhisper_lib.report.pages import notes, update_readme
+from distilwhisper_lib.report.pages import PAGE, notes, update_page, update_readme
 from distilwhisper_lib.report.published import PUBLISHED
-from distilwhisper_lib.report.reproduce import PAGE, update_page
 from distilwhisper_lib.report.rescoring import rescore
 from distilwhisper_lib.results.exports import formatted
 from distilwhisper_lib.results.records import load_records

@@ -47,7 +47,7 @@ def hypotheses_path(folder: str | Path, run_id: str, part: str) -> Path:
 def publish(rows: Iterable[Mapping[str, Any]], folder: str | Path, run_id: str, part: str) -> str:
     """Write the rows of transcribe() for all to read; returns the SHA-256 of the lines.
 
-    Speakers become their speaker_digest(). Without tokens and host paths: see leaks.py.
+    Speakers become their speaker_digest(). Without tokens and host paths: see io/leaks.py.
     """
     path = hypotheses_path(folder, run_id, part)
     public = mask_values([_public(row) for row in rows], path)

@@ -25,12 +25,13 @@ from distilwhisper_lib.figures import (
     SKY,
     VERMILION,
     YELLOW,
+    language_name,
+    method_name,
     panels,
     style,
 )
 from distilwhisper_lib.results.significance import NO_HYPOTHESES
 from distilwhisper_lib.results.tables import AVERAGE
-from distilwhisper_lib.titles import language_name, method_name
 
 _DOMAIN_STYLES = {
     "in_domain": {"color": BLUE, "linestyle": "-", "marker": "o"},

@@ -172,7 +172,7 @@ def record_text(record: Record) -> str:
 def write_record(record: Record, folder: str | Path) -> Path:
     """Check ``record`` and write it to ``<folder>/runs/<run_id>.json``; returns that path.
 
-    Without tokens and host paths: see leaks.py.
+    Without tokens and host paths: see io/leaks.py.
     """
     name = record.get("run_id") if isinstance(record, dict) else None
     validate_record(record, f"record {name}" if name else "record")

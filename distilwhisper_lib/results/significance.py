@@ -30,15 +30,16 @@ from distilwhisper_lib.results.tables import (
     row_labels,
     row_place,
 )
-from distilwhisper_lib.scoring.permutation import least_p_value, swap_p_value
 from distilwhisper_lib.scoring.resampling import (
     FEW_BLOCKS,
     RESAMPLES,
     generator,
     holm,
     interval,
+    least_p_value,
     resampled_rates,
     speaker_blocks,
+    swap_p_value,
 )
 
 NO_HYPOTHESES = "no hypotheses published"

@@ -2,7 +2,7 @@
 
 A codec is C code that reads what a stranger wrote: a file can make it run for ever or crash, and a
 crash takes the whole process along. So a recording is decoded here first: when a corpus is checked
-(inspection.py), unpacked (fleurs.py), or when somebody brings one (the explorer, transcribe()).
+(data/inspection.py), unpacked (data/fleurs.py), or when somebody brings one (the explorer).
 What has passed is read in place by `audio.read_audio` from then on, at no extra cost; file and
 check are tied together by size and date, and in records by digest.
 

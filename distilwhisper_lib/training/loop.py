@@ -24,22 +24,25 @@ from distilwhisper_lib.config.settings import (
     published_name,
 )
 from distilwhisper_lib.data.splits import RunData
-from distilwhisper_lib.device import best_device, peak_memory, precision_here
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.evaluation.run import Trained
-from distilwhisper_lib.evaluation.run_folder import claim, in_run_folder
+from distilwhisper_lib.evaluation.run import Trained, claim, in_run_folder
 from distilwhisper_lib.gates.recorder import PROMPT_TOKENS
+from distilwhisper_lib.hardware import best_device, peak_memory, precision_here
 from distilwhisper_lib.io.files import flush_to_disk, write_atomic
 from distilwhisper_lib.losses.targets import StoredTargets, stored_targets
 from distilwhisper_lib.losses.teacher import Teacher, TeacherSource, check_pair
 from distilwhisper_lib.model.hub import commit_of
-from distilwhisper_lib.model.loading import load_student, load_teacher, prepare, read_trained
-from distilwhisper_lib.model.weights import checkpoint_hash, trained_tensors, weights_hash
+from distilwhisper_lib.model.loading import (
+    load_student,
+    load_teacher,
+    prepare,
+    read_trained,
+    shorten_config,
+)
+from distilwhisper_lib.model.tensors import checkpoint_hash, trained_tensors, weights_hash
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
-from distilwhisper_lib.model.window import shorten_config
 from distilwhisper_lib.speech.features import Collator
-from distilwhisper_lib.training.callbacks import Clock
-from distilwhisper_lib.training.checkpoints import last_checkpoint
+from distilwhisper_lib.training.checkpoints import Clock, last_checkpoint
 from distilwhisper_lib.training.shares import micro_batches_each
 from distilwhisper_lib.training.trainer import DistilTrainer, make_trainer
 

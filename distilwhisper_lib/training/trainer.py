@@ -28,23 +28,31 @@ from transformers import (
 from distilwhisper_lib import ranks
 from distilwhisper_lib.config.settings import WITH_EXPERTS, RunConfig
 from distilwhisper_lib.data.splits import RunData
-from distilwhisper_lib.device import best_device, precision_here
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.decoding import transcribe
-from distilwhisper_lib.evaluation.run_folder import check_claim
+from distilwhisper_lib.evaluation.run import check_claim
 from distilwhisper_lib.gates.statistics import mean_shares
-from distilwhisper_lib.io.disk import told
+from distilwhisper_lib.hardware import best_device, precision_here
+from distilwhisper_lib.io.files import told
 from distilwhisper_lib.losses.chunked import States, TopK
 from distilwhisper_lib.losses.divergences import LossParts
 from distilwhisper_lib.losses.objective import counted, gate_means, gate_noise, loss_parts
 from distilwhisper_lib.losses.targets import StoredTargets, StoredTeacher
 from distilwhisper_lib.losses.teacher import Teacher
-from distilwhisper_lib.model.tensors import unpickling
-from distilwhisper_lib.model.weights import trained_tensors
+from distilwhisper_lib.model.tensors import trained_tensors, unpickling
 from distilwhisper_lib.scoring.rates import score
 from distilwhisper_lib.speech.features import Collator, SpeechDataset, shared_with_workers
-from distilwhisper_lib.training.callbacks import MEND, Clock, LogAtEpochEnd, LossWatch, kept
-from distilwhisper_lib.training.checkpoints import STATE, checkpoint_path, keep_only, seal
+from distilwhisper_lib.training.checkpoints import (
+    MEND,
+    STATE,
+    Clock,
+    LogAtEpochEnd,
+    LossWatch,
+    checkpoint_path,
+    keep_only,
+    kept,
+    seal,
+)
 from distilwhisper_lib.training.shares import MicroBatches, Share, micro_batches_each, seed_of
 
 WEIGHTS = "trained.safetensors"

@@ -16,8 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from distilwhisper_lib.errors import UserError, command
-from distilwhisper_lib.io.disk import told
-from distilwhisper_lib.io.files import parse_json, write_atomic
+from distilwhisper_lib.io.files import parse_json, told, write_atomic
 from distilwhisper_lib.transcription.recordings import find_recordings
 from distilwhisper_lib.transcription.transcriber import Transcriber
 from distilwhisper_lib.transcription.transcripts import (

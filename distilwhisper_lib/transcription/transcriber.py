@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, WhisperProcessor
 
 from distilwhisper_lib.config.settings import locate
-from distilwhisper_lib.device import best_device
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.run import is_run, load_run
+from distilwhisper_lib.hardware import best_device
 from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model.loading import load_model
 from distilwhisper_lib.speech.audio import SAMPLE_RATE
