@@ -171,7 +171,8 @@ PRESETS: dict[str, Preset] = {
 
 # Profiles of machines: how many rows at once, and in which precision. None changes the batch that
 # the optimiser sees: ``batch_size`` is the paper's, and gradients of several micro-batches are
-# accumulated to it. What a user overrides wins. Sized for whisper-small, 30 s clips and a large-v2 teacher beside it in float32. What a training
+# accumulated to it. What a user overrides wins.
+# Sized for whisper-small, 30 s clips and a large-v2 teacher beside it in float32. What a training
 # step of experts keeps was measured on a CPU under bf16 autocast: 0.7 GiB a row, 0.2 GiB with
 # activation checkpointing (a fifth slower). Memory on GPUs is estimated from that, not measured.
 PROFILES: dict[str, dict[str, Any]] = {
