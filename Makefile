@@ -80,7 +80,7 @@ test-colab: env
 
 bench: env
 	$(BIN)/python -m benchmarks --device $(DEVICE) $(if $(SMALL),--small) $(if $(ONLY),--only $(ONLY))
-	@$(BIN)/python -m benchmarks.report
+	@$(BIN)/python -m benchmarks.races.report
 
 audit: env
 	$(BIN)/python .ci/audit.py
@@ -93,7 +93,7 @@ lint: env
 	$(BIN)/ruff format --check .
 
 badges: env
-	$(BIN)/python -m distilwhisper_lib.badges $(REPO)
+	$(BIN)/python .ci/badges.py $(REPO)
 
 clean:
 	rm -rf outputs

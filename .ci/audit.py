@@ -101,8 +101,8 @@ def unpinned() -> list[str]:
 def imported() -> dict[str, set[str]]:
     """Distribution -> the files that import it, of all that is committed."""
     packages = metadata.packages_distributions()
-    own = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"lock", "audit", "benchmarks"}
-    own |= {"distilwhisper_lib", *sys.stdlib_module_names}
+    own = {path.stem for folder in ("tests", ".ci") for path in (ROOT / folder).rglob("*.py")}
+    own |= {"benchmarks", "distilwhisper_lib", *sys.stdlib_module_names}
     found: dict[str, set[str]] = {}
     for name, source in _sources():
         for module in _modules(source) - own:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .harness import Row
-    from .races import Race
-    from .setting import Setting
+    from benchmarks.races.harness import Row
+    from benchmarks.races.races import Race
+    from benchmarks.races.setting import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
@@ -41,11 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
     from transformers.utils import logging
 
+    from benchmarks.races.races import races
+    from benchmarks.races.report import merged, read_rows, table, write_rows
+    from benchmarks.races.setting import Setting
     from distilwhisper_lib.errors import UserError
-
-    from .races import races
-    from .report import merged, read_rows, table, write_rows
-    from .setting import Setting
 
     known = races(given.device)
     unknown = sorted(set(given.only or ()) - set(known))
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(setting: Setting, chosen: dict[str, Race]) -> list[Row]:
     """The rows of every race, each with where and when it was made."""
-    from .harness import failed
+    from benchmarks.races.harness import failed
 
     rows = []
     for name, race in chosen.items():

@@ -24,7 +24,7 @@ from distilwhisper_lib.model.layers import DistilWhisperConfig
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 
 logging.disable_progress_bar()
-# The same inputs in every run; `python -m benchmarks.fuzz` is where others are tried, and more.
+# The same inputs in every run; `python -m benchmarks.robustness.fuzz` tries others, and more.
 settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True, database=None)
 settings.load_profile("suite")
 torch.set_num_threads(1)

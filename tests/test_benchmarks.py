@@ -9,8 +9,9 @@ import torch
 from make_records import make_record
 
 from benchmarks import __main__ as command
-from benchmarks import harness, inference, repeats, report
-from benchmarks.races import races
+from benchmarks.races import harness, inference, report
+from benchmarks.races.races import races
+from benchmarks.study import repeats
 from distilwhisper_lib.results.records import write_record
 
 KEYS = {
@@ -122,7 +123,7 @@ def test_a_ratio_is_of_medians():
 
 
 def test_the_readme_shows_the_committed_results():
-    assert report.main(["--check"]) == 0, "run `python -m benchmarks.report`"
+    assert report.main(["--check"]) == 0, "run `python -m benchmarks.races.report`"
 
 
 def test_a_stale_table_is_noticed_and_mended(tmp_path, capsys):

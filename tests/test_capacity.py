@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from distilwhisper_lib import capacity, operations, study
+from benchmarks.cost import capacity, operations, study
+from benchmarks.cost.facts import DEVICES, TEST_CLIPS
+from benchmarks.cost.operations import KNOWN, PROMPT, Dimensions
 from distilwhisper_lib.config.settings import resolve
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.facts import DEVICES, TEST_CLIPS
 from distilwhisper_lib.losses.target_files import plan
-from distilwhisper_lib.operations import KNOWN, PROMPT, Dimensions
 
 SMALL = KNOWN["openai/whisper-small"]
 TINY = Dimensions(32, 4, 4, 2, 2, 64, 64, vocab_size=100, max_source_positions=20)
@@ -253,8 +253,8 @@ def test_mistakes_are_one_line(capsys, arguments, message):
 
 
 def test_every_language_of_the_paper_has_its_test_set():
+    from benchmarks.cost.facts import RELEASE_BYTES
     from distilwhisper_lib.config.presets import PRESETS
-    from distilwhisper_lib.facts import RELEASE_BYTES
 
     wanted = {code for size in ("cv3k", "cv10k", "cv28k") for code in PRESETS[size].languages}
     assert wanted == set(TEST_CLIPS) == set(RELEASE_BYTES)

@@ -154,7 +154,7 @@ def test_a_machine_has_a_worker_for_each_card_else_for_cores_and_memory(monkeypa
 
 
 def test_records_are_compared_in_everything_but_times():
-    from benchmarks.grid import differences
+    from benchmarks.study.grid import differences
 
     one = {"a": 1, "seconds": 2.0, "log": [{"step": 1, "loss": 0.5}], "training": {"rtf": 1}}
     same = {"a": 1, "seconds": 3.0, "log": [{"step": 1, "loss": 0.5}], "training": {"rtf": 2}}

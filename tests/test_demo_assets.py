@@ -16,7 +16,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 import distilwhisper_lib
-from distilwhisper_lib.demo import lexicon
+from benchmarks.demo import lexicon
 
 DEMO = Path(distilwhisper_lib.__file__).parent / "demo"
 MODELS = ("teacher", "student")
@@ -106,7 +106,7 @@ def test_no_sentence_stands_in_two_splits(rows):
 
 
 def test_no_stored_sentence_was_heard_in_pretraining(rows):
-    from distilwhisper_lib.demo import build
+    from benchmarks.demo import build
 
     for language in build.STORED:
         parts = build.sentences_of(language)

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from peft import PeftModel
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from benchmarks.ctranslate import hear
+from benchmarks.study.ctranslate import hear
 from distilwhisper_lib.config.settings import locate
 from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import UserError

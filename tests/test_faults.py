@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import faults
+from benchmarks.robustness import faults
 from distilwhisper_lib import UserError
 from distilwhisper_lib.data.splits import load_data, write_data_report
 from distilwhisper_lib.evaluation.record import evaluate, record_run, scores_table

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from distilwhisper_lib import fillets
+from benchmarks.recipes import fillets
 from distilwhisper_lib.config.settings import resolve
 from distilwhisper_lib.data.corpora import load_corpus
 from distilwhisper_lib.data.splits import load_data

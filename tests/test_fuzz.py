@@ -1,4 +1,4 @@
-"""Properties of whatever reads files from outside; `python -m benchmarks.fuzz` tries many more."""
+"""Whatever reads files from outside; `python -m benchmarks.robustness.fuzz` tries much more."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import fuzz
-from benchmarks.fuzz_targets import TARGETS, recording
-from benchmarks.target import Escape, Target
+from benchmarks.races.target import Escape, Target
+from benchmarks.robustness import fuzz
+from benchmarks.robustness.fuzz_targets import TARGETS, recording
 from distilwhisper_lib.data import corpora, fleurs, subsets
 from distilwhisper_lib.errors import LONGEST, DiskError, UserError
 from distilwhisper_lib.io.files import parse_json
@@ -88,7 +88,7 @@ def test_a_file_opened_elsewhere_is_an_escape(tmp_path):
     """In a process of its own: what listens to Python's file operations listens for good."""
     script = f"""
 from pathlib import Path
-from benchmarks import fuzz
+from benchmarks.robustness import fuzz
 from benchmarks.target import Target
 place = Path({str(tmp_path)!r}) / "work"
 place.mkdir()

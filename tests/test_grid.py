@@ -534,9 +534,10 @@ def test_the_plan_tells_what_is_left_and_what_it_costs_without_writing(kit, caps
     assert rows["06_kl_distillation-ca-s77"].startswith("done")
     assert rows["06_kl_distillation-ca-s78"].startswith("to do")
     assert "01_data_prep-ca-s77, teacher_targets-ca" in rows["05_js_distillation-ca-s78"]
-    assert "?" not in rows["05_js_distillation-ca-s78"] + rows["teacher_targets-ca"]
+    assert rows["05_js_distillation-ca-s78"].split()[-1].startswith("js-ca-s77-")
+    assert rows["teacher_targets-ca"].endswith("?")
     assert lines[-1].startswith("9 of 10 tasks are left: 0.")
-    assert "with a GPU where there is one" in lines[-1] and "of 2 of them" in lines[-1]
+    assert lines[-1].endswith("hours; nothing is known of 3 of them.")
 
 
 def test_the_plan_sees_runs_that_go_on_and_checkpoints(kit):

@@ -9,9 +9,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import clips as made
-from benchmarks import growth
-from benchmarks.memory import MB, anonymous_bytes, watched
+from benchmarks.races.memory import MB, anonymous_bytes, watched
+from benchmarks.robustness import clips as made
+from benchmarks.robustness import growth
 from distilwhisper_lib.config.settings import locate
 from distilwhisper_lib.data import fleurs
 from distilwhisper_lib.data.corpora import load_corpus

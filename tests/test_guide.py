@@ -9,10 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from clsr_figure import FIGURE, RESULTS, clsr_figure, main, routed, what_is_drawn
 
-from distilwhisper_lib import clsr_figure
 from distilwhisper_lib.__main__ import WORDS
-from distilwhisper_lib.clsr_figure import FIGURE, RESULTS, main, routed, what_is_drawn
 from distilwhisper_lib.config.settings import RunConfig
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.figures import BLUE
@@ -37,7 +36,7 @@ def test_the_command_draws_the_committed_figure_again(tmp_path, capsys):
     status = ["git", "-C", str(ROOT), "status", "--porcelain", "--", "results"]
     changed = subprocess.run(status, capture_output=True, text=True)
     if changed.returncode or changed.stdout:
-        pytest.skip("own runs lie in results/: `python -m distilwhisper_lib.clsr_figure`")
+        pytest.skip("own runs lie in results/: `python .ci/clsr_figure.py`")
     main(["--to", str(tmp_path / "again.png")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "again.png")
     assert what_is_drawn(tmp_path / "again.png") == what_is_drawn(FIGURE)
@@ -53,7 +52,7 @@ def test_the_committed_figure_shows_a_committed_gate_file():
 
 
 def test_boxes_and_numbers_are_the_gates():
-    axis = clsr_figure.clsr_figure(routed([MIXED])).axes[1]
+    axis = clsr_figure(routed([MIXED])).axes[1]
     filled = [box.get_facecolor()[:3] for box in axis.patches]
     blue = tuple(int(BLUE[i : i + 2], 16) / 255 for i in (1, 3, 5))
     assert [colour == pytest.approx(blue) for colour in filled] == [False, True, True]
@@ -64,7 +63,7 @@ def test_boxes_and_numbers_are_the_gates():
 
 def test_boxes_stay_inside_however_long_the_utterance():
     tokens = ["<|startoftranscript|>", *[" paraula"] * 60, "x" * 80]
-    axis = clsr_figure.clsr_figure(routed([gate_file("kl-ca", tokens, [1] * 62)])).axes[1]
+    axis = clsr_figure(routed([gate_file("kl-ca", tokens, [1] * 62)])).axes[1]
     for box in axis.patches:
         assert 0 <= box.get_x() and box.get_x() + box.get_width() <= axis.get_xlim()[1]
         assert 1.5 < box.get_y()

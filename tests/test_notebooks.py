@@ -15,11 +15,11 @@ from xml.etree import ElementTree
 import nbformat
 import pytest
 import torch
+from badges import repository, write_badges
 from make_releases import cached_snapshot, write_release
 from transformers import WhisperProcessor
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration, __version__
-from distilwhisper_lib.badges import repository, write_badges
 from distilwhisper_lib.batch.command import NOTEBOOKS
 from distilwhisper_lib.config.settings import METHODS, locate, resolve
 from distilwhisper_lib.data.splits import sample_clips

@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import audit
+import lock
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / ".ci"))
-import audit  # noqa: E402
-import lock  # noqa: E402
 
 HASH = "sha256:" + "0" * 64
 

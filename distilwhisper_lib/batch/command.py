@@ -21,7 +21,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from distilwhisper_lib.batch.grid import Study, read_grid, studies_of
 from distilwhisper_lib.batch.notebooks import find_root
@@ -34,11 +34,11 @@ from distilwhisper_lib.batch.tasks import (
     NOTEBOOKS as NOTEBOOKS,  # for those who ask what a batch runs
 )
 from distilwhisper_lib.batch.tasks import expand as expand_studies
-from distilwhisper_lib.capacity import estimate, estimate_targets, known_device
 from distilwhisper_lib.config.presets import SEED
 from distilwhisper_lib.config.settings import RunConfig
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.facts import DEVICES, Device
+from distilwhisper_lib.results.provenance import device_name
+from distilwhisper_lib.results.records import Record, load_records
 
 _FILES = (".yaml", ".yml")
 
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "plan":
             from distilwhisper_lib.batch.command import plan  # here, because a run needs no pandas
 
-            print(plan(tasks, given.device))
+            print(plan(tasks))
             return 0
         summary = _run(given, tasks)
     except UserError as error:
@@ -193,7 +193,6 @@ def _parser() -> argparse.ArgumentParser:
             "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
         )
         command.add_argument("--root", metavar="FOLDER", help="the checkout")
-    plan.add_argument("--device", metavar="NAME", help="t4, a100, ...; default this machine")
     run_.add_argument("--force", action="store_true", help="run finished runs again")
     run_.add_argument(
         "--jobs",
@@ -209,50 +208,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
-class Cost(NamedTuple):
-    """Hours on the device, and bytes that stay; NaN where nobody knows."""
-
-    hours: float
-    bytes: float
-    source: str
-
-
-UNKNOWN = Cost(math.nan, math.nan, "")
-
-
-def plan(tasks: Sequence[Task], device: str | None = None) -> str:
-    """A table of the tasks in order: state, needs, hours, disk; then what is left to do in all.
+def plan(tasks: Sequence[Task]) -> str:
+    """A table of the tasks in order: state, needs, hours; then what is left to do in all.
 
     state: "done"; "begun", which goes on from a checkpoint; "running" in another process; "to do".
-    ``device``: a name of facts.DEVICES, by default this machine's. Raises UserError for another.
+    Hours are those of a record of the same method and model that was made on a machine like this
+    one, for as many clips; "?" where there is none (``python -m benchmarks.cost`` estimates such).
     """
-    where = device_here() if device is None else known_device(device)
-    with contextlib.chdir(tasks[0].root):  # where records and corpora are looked for
-        costs = _costs(tasks, where)
-    rows = [["", "task", "needs", "hours", "GB", "by"]]
-    left: list[Cost] = []
-    gpu_hours = 0.0
-    for task, cost in zip(tasks, costs, strict=True):
+    with contextlib.chdir(tasks[0].root):  # where records are looked for
+        hours = _hours(tasks)
+    rows = [["", "task", "needs", "hours", "as"]]
+    left: list[float] = []
+    for task, (its, source) in zip(tasks, hours, strict=True):
         state = _state(task)
-        rows.append(
-            [state, task.name, _order(task), _number(cost.hours, 3),
-             _number(cost.bytes / 1e9, 3), cost.source]
-        )  # fmt: skip
+        shown = "?" if math.isnan(its) else f"{its:.3f}"
+        rows.append([state, task.name, _order(task), shown, source])
         if state != "done":
-            left.append(cost)
-            gpu_hours += cost.hours if task.gpu and not math.isnan(cost.hours) else 0.0
-    known = [cost for cost in left if not math.isnan(cost.hours)]
+            left.append(its)
+    known = [its for its in left if not math.isnan(its)]
     told = f"{len(left)} of {len(tasks)} tasks are left"
-    if known:
-        disk = sum(cost.bytes for cost in known if not math.isnan(cost.bytes))
-        told += (
-            f": {sum(cost.hours for cost in known):.2f} hours, of which {gpu_hours:.2f} with a GPU "
-            f"where there is one, and {disk / 1e9:.2f} GB"
-        )
+    told += f": {sum(known):.2f} hours" if known else ""
     if unknown := len(left) - len(known):
         told += f"; nothing is known of {unknown}" + (" of them" if known else "")
     return f"{aligned(rows)}\n\n{told}."
@@ -275,36 +250,51 @@ def _state(task: Task) -> str:
     return "begun" if any(any(f.glob("checkpoint-*")) for f in begun) else "to do"
 
 
-def _costs(tasks: Sequence[Task], device: Device | None) -> list[Cost]:
-    """Of each task; runs that several data notebooks share are the first one's."""
-    found, seen = [], set()
+def _hours(tasks: Sequence[Task]) -> list[tuple[float, str]]:
+    """Of each task, and whose they are; runs that several data notebooks share are the first's."""
+    records: dict[Path, list[Record]] = {}
+    found, seen, here = [], set(), device_name()
     for task in tasks:
-        mine = [c for c in configs_of(task) if not task.notebook or c.run_id not in seen]
-        seen |= {config.run_id for config in mine} if task.records and task.notebook else set()
-        found.append(_cost(task, mine, device))
+        if not task.notebook or not METHODS.get(Path(task.notebook).stem):
+            found.append((math.nan, ""))  # teacher targets, tables: no record tells of them alone
+            continue
+        mine = [c for c in configs_of(task) if c.run_id not in seen]
+        seen |= {config.run_id for config in mine}
+        like = []
+        for config in mine:
+            folder = config.results_dir
+            if folder not in records:
+                records[folder] = [
+                    r for r in load_records(folder) if r["provenance"]["hardware"]["device"] == here
+                ]
+            like.append(_like(config, records[folder]))
+        names = ", ".join(r["run_id"] for r in like if r)
+        known = [_took(config, r) for config, r in zip(mine, like, strict=True)]
+        found.append((sum(known) / 3600, names))
     return found
 
 
-def _cost(task: Task, configs: Sequence[RunConfig], device: Device | None) -> Cost:
-    """What a task's runs take, by capacity.py; tables and the like take seconds."""
-    if task.notebook and not METHODS.get(Path(task.notebook).stem):
-        return UNKNOWN
-    if device is None:
-        return UNKNOWN
-    guess = estimate if task.notebook else estimate_targets
-    found = [guess(config, device) for config in configs]
-    hours = [math.nan if one.hours is None else one.hours for one in found]
-    sources = dict.fromkeys(part for one in found for part in one.source.split("; "))
-    return Cost(sum(hours), sum(one.disk_bytes for one in found), "; ".join(sources))
+def _like(config: RunConfig, records: Sequence[Record]) -> Record | None:
+    """The record that says most of a run: same method and models, nearest in training clips."""
+    same = ("method", "student" if config.method != "teacher" else "teacher", "window_seconds")
+    told = config.published()
+    fitting = [r for r in records if all(r["config"].get(n) == told[n] for n in same)]
+    wanted = config.train_size or math.inf
+    return min(fitting, key=lambda r: abs(_clips(r) - wanted), default=None)
 
 
-def device_here() -> Device | None:
-    """The kind of this machine's GPU, or of its CPU; None for a GPU that facts.py has not."""
-    import torch  # late: most of a plan needs none
-
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return next((d for d in DEVICES.values() if d.is_that_of({"device": name})), None)
+def _clips(record: Record) -> int:
+    return (record["data"]["train"] or {}).get("clips", 0)
 
 
-def _number(value: float, digits: int) -> str:
-    return "?" if math.isnan(value) else f"{value:.{digits}f}"
+def _took(config: RunConfig, record: Record | None) -> float:
+    """Seconds: training by passes over clips, tests as they were; NaN without a record."""
+    if record is None:
+        return math.nan
+    tests = sum(e["seconds"] or math.nan for e in record["evaluations"])
+    training = record["training"]
+    if training is None:
+        return tests
+    passes = training["epochs"] * _clips(record)
+    wanted = config.epochs * (config.train_size or _clips(record))
+    return tests + training["seconds"] * (wanted / passes if passes else 1)

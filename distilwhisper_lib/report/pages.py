@@ -252,7 +252,7 @@ runs of the miniature that were trained again with another number of threads, or
 another number had built, half of the rates moved by less than 0.8 points, the furthest by 3.6.
 
 These repeats, and those that came out equal to the bit, are in `benchmarks/repeats.json`, made by
-`python -m benchmarks.repeats`.
+`python -m benchmarks.study.repeats`.
 
 The tables below are the headline's, with marks kept. Everything else is made of the same files:
 CER, Whisper's normaliser, averages, intervals, differences and soft gates by

@@ -82,14 +82,15 @@ def package_versions() -> dict[str, str | None]:
 
 def _hardware(device: str | None) -> dict[str, Any]:
     return {
-        "device": _device_name(device),
+        "device": device_name(device),
         "cpu": _cpu_model(),
         "cores": usable_cores(),
         "memory_gib": memory_gib(),
     }
 
 
-def _device_name(device: str | None) -> str:
+def device_name(device: str | None = None) -> str:
+    """What records call a torch device, by default this machine's GPU, else "cpu"."""
     if device == "cpu":
         return "cpu"
     import torch  # here, because reading and tabulating records needs no torch

@@ -2,7 +2,7 @@
 
     apt-get download fillets-ng-data fillets-ng-data-cs fillets-ng-data-nl
     for deb in fillets-ng-data*.deb; do dpkg -x "$deb" unpacked; done
-    python -m distilwhisper_lib.fillets unpacked
+    python -m benchmarks.recipes.fillets unpacked
 
 An hour and a half a language of real actors with exact subtitles, GPL-2, from Debian's packages
 (1.0.1-1.1). Written below ``data``, as folders of one's own recordings:
@@ -231,7 +231,7 @@ def _alike(first: Sequence[str], second: Sequence[str]) -> bool:
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m distilwhisper_lib.fillets",
+        prog="python -m benchmarks.recipes.fillets",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

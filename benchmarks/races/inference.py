@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
+from benchmarks.races import models
+from benchmarks.races.harness import Row, check, interleaved, largest_difference, row
+from benchmarks.races.setting import Setting
 from distilwhisper_lib.evaluation.decoding import evaluating
-
-from . import models
-from .harness import Row, check, interleaved, largest_difference, row
-from .setting import Setting
 
 TOLERANCE = 1e-3  # float32: the same sums in another order
 

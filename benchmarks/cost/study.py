@@ -1,6 +1,6 @@
 """What the whole study costs: all languages, methods, training sizes and seeds of the presets.
 
-The table of `python -m distilwhisper_lib.capacity`, made from capacity.py's estimates.
+The table of `python -m benchmarks.cost`, made from capacity.py's estimates.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from distilwhisper_lib import capacity
-from distilwhisper_lib.config.presets import PAPER_LANGUAGES, PRESETS, SEED
-from distilwhisper_lib.config.settings import LABELS, TRAINED, RunConfig, resolve
-from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.facts import (
+from benchmarks.cost import capacity
+from benchmarks.cost.facts import (
     DEVICES,
     FLEURS_BYTES,
     FLEURS_LABELLED,
@@ -25,14 +22,17 @@ from distilwhisper_lib.facts import (
     RELEASE_BYTES,
     Device,
 )
-from distilwhisper_lib.io.checked import one_of
-from distilwhisper_lib.languages import find_language
-from distilwhisper_lib.operations import (
+from benchmarks.cost.operations import (
     PROMPT,
     dimensions_of,
     hearing_operations,
     training_operations,
 )
+from distilwhisper_lib.config.presets import PAPER_LANGUAGES, PRESETS, SEED
+from distilwhisper_lib.config.settings import LABELS, TRAINED, RunConfig, resolve
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.io.checked import one_of
+from distilwhisper_lib.languages import find_language
 
 SIZES = ("cv3k", "cv10k", "cv28k")
 UNTRAINED = ("zero_shot", "teacher")
@@ -241,9 +241,7 @@ def _total(values: Iterator[float | None]) -> float | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m distilwhisper_lib.capacity", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
     parser.add_argument("--device", nargs="+", default=["t4", "a100", "h200"], metavar="NAME")
     parser.add_argument("--languages", nargs="+", default=PAPER_LANGUAGES, metavar="CODE")
     parser.add_argument("--seeds", type=int, default=SEEDS)

@@ -1,6 +1,6 @@
 """benchmarks/results.json, and what is shown of it: on the terminal and in the README.
 
-python -m benchmarks.report [--check]    bring the README's section up to date, or only look
+python -m benchmarks.races.report [--check]    bring the README's section up to date, or only look
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.races.harness import Row
+from benchmarks.races.setting import Setting
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.report.pages import replace_between
 
-from .harness import Row
-from .setting import Setting
-
-RESULTS = Path(__file__).with_name("results.json")
-README = Path(__file__).resolve().parents[1] / "README.md"
+RESULTS = Path(__file__).resolve().parents[1] / "results.json"
+README = Path(__file__).resolve().parents[2] / "README.md"
 _KINDS = {"cpu": "CPU", "cuda": "GPU"}
 
 
@@ -114,7 +113,7 @@ def _origin(row: Row) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.races.report", description=__doc__)
     parser.add_argument("--check", action="store_true", help="only look: exit 1 when stale")
     parser.add_argument("--readme", type=Path, default=README, metavar="FILE")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
@@ -128,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if new == old:
         print(f"{given.readme.name}: the speed table is up to date")
     elif given.check:
-        told = "the speed table is stale: run `python -m benchmarks.report`"
+        told = "the speed table is stale: run `python -m benchmarks.races.report`"
         print(f"{given.readme.name}: {told}", file=sys.stderr)
     else:
         write_atomic(given.readme, new)

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.races import models
 from distilwhisper_lib.results.provenance import provenance
-
-from . import models
 
 
 @dataclass

@@ -3,7 +3,7 @@
 Left, what model/clsr.py computes; right, real gates from a committed gate file, the tokens
 of its example, one decoder layer. README and notebooks/GUIDE.md show it; this draws it again:
 
-    python -m distilwhisper_lib.clsr_figure [--run RUN_ID] [--layer N] [--to notebooks/clsr.png]
+    python .ci/clsr_figure.py [--run RUN_ID] [--layer N] [--to notebooks/clsr.png]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from distilwhisper_lib.config.settings import PACKAGE
+from distilwhisper_lib import PACKAGE
 from distilwhisper_lib.errors import UserError, command
 from distilwhisper_lib.figures import (
     BLACK,
@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from distilwhisper_lib.gates.files import load_gates  # brings transformers
 
     parser = argparse.ArgumentParser(
-        prog="python -m distilwhisper_lib.clsr_figure", description="Draw what CLSR is."
+        prog="python .ci/clsr_figure.py", description="Draw what CLSR is."
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder with gates/")
     parser.add_argument("--run", help="run id of a gate file; left out, the most telling example")

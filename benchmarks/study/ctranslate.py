@@ -1,6 +1,6 @@
 """Does ctranslate2 hear what the kit hears? A finished run as a plain Whisper, on its own test set.
 
-    python -m benchmarks.ctranslate outputs/lora-ca-s77-... [--compute float32 int8]
+    python -m benchmarks.study.ctranslate outputs/lora-ca-s77-... [--compute float32 int8]
 
 Merges the run (LoRA) or takes it as it is (full fine-tuning), converts it, decodes the in-domain
 test set greedily from the very same log-mel features, and compares with the run's hypotheses. Needs
@@ -36,7 +36,9 @@ _BATCH = 16
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ctranslate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study.ctranslate", description=__doc__
+    )
     parser.add_argument("run", help="the folder of a finished LoRA or full fine-tuning run")
     parser.add_argument("--compute", nargs="+", default=["float32", "int8"], metavar="TYPE")
     parser.add_argument("--out", type=Path, help="a JSON file")
@@ -122,7 +124,7 @@ def _wer(rows: list[dict[str, Any]], language: str) -> float:
 
 
 def _command(given: argparse.Namespace) -> str:
-    return f"python -m benchmarks.ctranslate outputs/{Path(given.run).name}"
+    return f"python -m benchmarks.study.ctranslate outputs/{Path(given.run).name}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How memory grows with the number of clips: data preparation, teacher targets, training, testing.
 
-    python -m benchmarks.growth [--clips 1000 30000] [--only STAGE ...] [--out FILE] [--keep FOLDER]
+    python -m benchmarks.robustness.growth [--clips 1000 30000] [--only STAGE ...]
+        [--out FILE] [--keep FOLDER]
 
 Makes corpora of so many clips of a second, in the layouts of Common Voice, FLEURS and own
 recordings, and runs each stage over them in a process of its own, as the notebooks would. What may
@@ -27,12 +28,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.races.memory import MB, RETURNED
+from benchmarks.robustness import clips as made
 from distilwhisper_lib.io.files import write_atomic
 
-from . import clips as made
-from .memory import MB, RETURNED
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "growth.json"
 AUDIO = int(4 * made.RATE * made.SECONDS)  # bytes of a clip as float32
 # Bytes a clip that a stage may hold: rows as Python objects, those of gates with counts of 24
@@ -265,7 +265,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth",
+        prog="python -m benchmarks.robustness.growth",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -312,7 +312,7 @@ def _about() -> dict[str, Any]:
     from distilwhisper_lib.results.provenance import provenance
 
     return {"row": ROW, "audio": AUDIO, "steps": STEPS, "workers": WORKERS} | provenance(
-        "python -m benchmarks.growth", "cpu"
+        "python -m benchmarks.robustness.growth", "cpu"
     )
 
 

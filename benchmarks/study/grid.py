@@ -1,6 +1,6 @@
 """A grid of demo runs on a Dask cluster that loses a worker, against the same runs one by one.
 
-    python -m benchmarks.grid [--small] [--slurm] [--methods ...] [--languages ...]
+    python -m benchmarks.study.grid [--small] [--slurm] [--methods ...] [--languages ...]
         [--folder DIR] [--out FILE]
 
 Both happen in copies of this checkout. Half-way through the second, a worker that trains is
@@ -40,7 +40,7 @@ from distilwhisper_lib.io.files import sha256_file, write_atomic
 from distilwhisper_lib.io.leaks import mask_values
 from distilwhisper_lib.results.provenance import provenance
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "grid.json"
 SMALL_RESULT = ROOT / "outputs" / "grid-small.json"
 SMALL = {"max_steps": 2, "train_size": 64, "validation_size": 8, "test_size": 8, "forgetting": ""}
@@ -246,7 +246,7 @@ def _without_times(events: list[dict[str, Any]]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.grid",
+        prog="python -m benchmarks.study.grid",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

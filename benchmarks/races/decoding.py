@@ -1,6 +1,6 @@
 """What decoding in a child costs, clip by clip, against decoding in this process.
 
-    python -m benchmarks.decoding [--clips 60] [--seconds 5]
+    python -m benchmarks.races.decoding [--clips 60] [--seconds 5]
 
 Clips of a tone in noise at 48 kHz, as Common Voice ships them; the two take turns. Wall time,
 because the child's work is another process's: on a machine that is busy, waiting for a turn counts.
@@ -83,7 +83,9 @@ def _cpu_of_a_child(call: Callable[[], object]) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.races.decoding", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--clips", type=int, default=60, help="of each format")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each clip")

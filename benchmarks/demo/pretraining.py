@@ -19,15 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from distilwhisper_lib.demo.pair import (
-    HOP,
-    Recipe,
-    build_model,
-    prompt_ids,
-    save_stock,
-    word_error_rate,
-)
-from distilwhisper_lib.demo.synthesis import SAMPLE_RATE, NoiseBank
+from benchmarks.demo.pair import HOP, Recipe, build_model, prompt_ids, save_stock, word_error_rate
+from benchmarks.demo.synthesis import SAMPLE_RATE, NoiseBank
 
 
 @dataclass(frozen=True)

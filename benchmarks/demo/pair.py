@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from distilwhisper_lib.demo.synthesis import SAMPLE_RATE, WINDOW_SECONDS
+from benchmarks.demo.synthesis import SAMPLE_RATE, WINDOW_SECONDS
 
 MAX_TARGET_POSITIONS = 64
 HOP = 160  # samples per log-mel frame

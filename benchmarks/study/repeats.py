@@ -1,6 +1,6 @@
 """A run and the same run trained again: what is equal, and by how much the rates differ.
 
-    python -m benchmarks.repeats RECORD AGAIN [--note TEXT] [--out FILE]
+    python -m benchmarks.study.repeats RECORD AGAIN [--note TEXT] [--out FILE]
 
 Both are records (results/runs/<run>.json of two checkouts). ``--out`` adds to the file, in
 the place of an earlier repeat of the same run and note.
@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study.tuning import add_row
 from distilwhisper_lib.config.settings import Record
 from distilwhisper_lib.errors import UserError, command
 from distilwhisper_lib.results.records import read_record
 from distilwhisper_lib.results.tables import own_evaluations
-
-from .tuning import add_row
 
 
 def compared(first: Record, again: Record, note: str = "") -> dict[str, Any]:
@@ -57,7 +56,7 @@ def _test(first: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.repeats", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study.repeats", description=__doc__)
     parser.add_argument("record", type=Path)
     parser.add_argument("again", type=Path)
     parser.add_argument("--note", default="", metavar="TEXT")

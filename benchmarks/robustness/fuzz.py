@@ -1,6 +1,6 @@
 """Every reader of files from outside against files that are wrong: no crash, no hang, no escape.
 
-    python -m benchmarks.fuzz [--seconds 60] [--seed 0] [--only TARGET ...] [--out FILE]
+    python -m benchmarks.robustness.fuzz [--seconds 60] [--seed 0] [--only TARGET ...] [--out FILE]
 
 A target of `fuzz_targets.TARGETS` gets its share of the time, in a process of its own. Each input
 is a sound one with a few changes (mutations.py). It is well when the reader takes it, or refuses it
@@ -32,12 +32,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from benchmarks.races.target import Escape, Files, Target
+from benchmarks.robustness.mutations import OUTSIDE, mutate
 from distilwhisper_lib.errors import UserError
 
-from .mutations import OUTSIDE, mutate
-from .target import Escape, Files, Target
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOUND = ROOT / "outputs" / "fuzz"
 HANG = 30.0  # seconds for one input
 DECODER = 3.0  # seconds that a codec may take, before its process is ended: see decoding.py
@@ -189,9 +188,8 @@ def work(name: str, seconds: float, seed: int, folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
+    from benchmarks.robustness.fuzz_targets import TARGETS
     from distilwhisper_lib.speech import guarded as decoding
-
-    from .fuzz_targets import TARGETS
 
     decoding.SECONDS = DECODER
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -281,7 +279,9 @@ def _line(name: str, row: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.robustness.fuzz", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together")
     parser.add_argument("--seed", type=int, default=0)
@@ -292,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.worker:
         work(given.worker[0], given.seconds, given.seed, Path(given.worker[1]))
         return 0
-    from .fuzz_targets import TARGETS
+    from benchmarks.robustness.fuzz_targets import TARGETS
 
     if unknown := [name for name in given.only or () if name not in TARGETS]:
         print(f"error: no target {unknown[0]!r}: they are {', '.join(TARGETS)}", file=sys.stderr)

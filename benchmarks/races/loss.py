@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.races import memory
+from benchmarks.races.harness import Row, check, interleaved, row
+from benchmarks.races.setting import Setting
 from distilwhisper_lib.losses.chunked import States, token_losses
 from distilwhisper_lib.losses.divergences import cross_entropy, divergence
 from distilwhisper_lib.speech.features import IGNORE
-
-from . import memory
-from .harness import Row, check, interleaved, row
-from .setting import Setting
 
 
 class _Case:

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from distilwhisper_lib.config.settings import PACKAGE
+from distilwhisper_lib import PACKAGE
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import write_atomic
 

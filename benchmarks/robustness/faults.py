@@ -1,6 +1,7 @@
 """Kill a small run wherever it writes, and at random times; run it again; compare.
 
-    python -m benchmarks.faults [--each N] [--random N] [--seed N] [--method js] [--out FILE]
+    python -m benchmarks.robustness.faults [--each N] [--random N] [--seed N] [--method js]
+        [--out FILE]
 
 A run of a few clips (FLEURS unpacked from parquet, a data report, teacher targets in several
 shards, two epochs of training, both test sets, the record) is done once undisturbed. Then one
@@ -35,6 +36,8 @@ import pyarrow.parquet
 import soundfile
 from safetensors.torch import load_file
 
+from benchmarks.robustness.fault_child import KINDS, LOG, STAGES, attempt
+from benchmarks.study.grid import NOT_COMPARED
 from distilwhisper_lib.config.settings import RunConfig, resolve
 from distilwhisper_lib.data.corpora import open_corpus
 from distilwhisper_lib.io.files import sha256_file, write_atomic
@@ -43,10 +46,7 @@ from distilwhisper_lib.model.tensors import weights_hash
 from distilwhisper_lib.results.provenance import provenance
 from distilwhisper_lib.speech.audio import SAMPLE_RATE, read_audio
 
-from .fault_child import KINDS, LOG, STAGES, attempt
-from .grid import NOT_COMPARED
-
-RESULTS = Path(__file__).with_name("faults.json")
+RESULTS = Path(__file__).resolve().parents[1] / "faults.json"
 RANDOM = "random time"
 CLIPS = {"train": 6, "validation": 2, "test": 3}
 STEPS_PER_EPOCH = 3
@@ -240,7 +240,7 @@ def _fleurs_row(number: int, clip: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.faults",
+        prog="python -m benchmarks.robustness.faults",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

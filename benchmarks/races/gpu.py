@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.races.harness import Row, Samples, check, milliseconds, row
+from benchmarks.races.models import routed
+from benchmarks.races.setting import Setting
+from benchmarks.races.steps import Trainee, prepared, tolerance
 from distilwhisper_lib.losses.teacher import Teacher
-
-from .harness import Row, Samples, check, milliseconds, row
-from .models import routed
-from .setting import Setting
-from .steps import Trainee, prepared, tolerance
 
 ROWS = 8
 T4_BYTES = 15e9  # of the 16 GB of a T4, what is left beside the driver and CUDA itself

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .files import expert_file, load_time, log_mel
-from .gpu import gpu_training
-from .harness import Row
-from .inference import forward, generate, routing
-from .loss import loss_block
-from .setting import Setting
-from .steps import distillation, step_memory, steps
+from benchmarks.races.files import expert_file, load_time, log_mel
+from benchmarks.races.gpu import gpu_training
+from benchmarks.races.harness import Row
+from benchmarks.races.inference import forward, generate, routing
+from benchmarks.races.loss import loss_block
+from benchmarks.races.setting import Setting
+from benchmarks.races.steps import distillation, step_memory, steps
 
 Race = Callable[[Setting], Iterator[Row]]
 

@@ -22,6 +22,7 @@ import pandas as pd
 import soundfile
 import torch
 
+from benchmarks.races.target import Escape, Files, Target
 from distilwhisper_lib.batch.grid import read_grid
 from distilwhisper_lib.batch.notebooks import checked_parameters
 from distilwhisper_lib.batch.tasks import expand
@@ -51,9 +52,7 @@ from distilwhisper_lib.results.records import load_records
 from distilwhisper_lib.results.tables import results_tables
 from distilwhisper_lib.speech import guarded as decoding
 
-from .target import Escape, Files, Target
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "results" / "demo"
 RUN = "js-ca-s77-e3ebbf23"
 

@@ -1,7 +1,7 @@
 """What a setting does to the validation error: trains, and never hears a test set.
 
-    python -m benchmarks.tuning clsr learning_rate 3e-4 1e-3 --preset mini --languages cs nl \\
-        [--seed N] [--overrides JSON] [--out FILE]
+    python -m benchmarks.study.tuning clsr learning_rate 3e-4 1e-3 --preset mini \\
+        --languages cs nl [--seed N] [--overrides JSON] [--out FILE]
 
 Runs stay in outputs/ under their usual ids, so a study that takes one of the values goes on with
 it. ``--out`` adds to the file what it does not hold yet.
@@ -83,7 +83,7 @@ def _value(text: str) -> Any:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tuning",
+        prog="python -m benchmarks.study.tuning",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.races import memory, models
+from benchmarks.races.harness import Row, check, interleaved, largest_difference, row
+from benchmarks.races.setting import Setting
 from distilwhisper_lib.config.settings import locate
 from distilwhisper_lib.data.corpora import load_corpus
 from distilwhisper_lib.evaluation.decoding import transcribe
 from distilwhisper_lib.model.loading import load_model
 from distilwhisper_lib.speech.features import extract_features
-
-from . import memory, models
-from .harness import Row, check, interleaved, largest_difference, row
-from .setting import Setting
 
 
 def log_mel(setting: Setting) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """What a run costs, before it is started: hours and disk; and, by study.py, the whole study.
 
-    python -m distilwhisper_lib.capacity [--device t4 a100 h200] [--languages ca cs ...]
+    python -m benchmarks.cost [--device t4 a100 h200] [--languages ca cs ...]
         [--seeds 3] [--price a100=1.2] [--utilisation h200=0.3]
 
 Hours come from the best that is known of a device, and every estimate says which it was:
@@ -18,13 +18,30 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cost.facts import (
+    DEVICES,
+    FLEURS_CLIPS,
+    FLEURS_LABELLED,
+    LABELLED,
+    TEST_CLIPS,
+    Device,
+)
+from benchmarks.cost.operations import (
+    KNOWN,
+    PROMPT,
+    all_values,
+    decoding_bytes,
+    dimensions_of,
+    hearing_operations,
+    trained_values,
+    training_operations,
+)
 from distilwhisper_lib import PACKAGE
 from distilwhisper_lib.config.settings import (
     TRAINED,
@@ -36,26 +53,8 @@ from distilwhisper_lib.config.settings import (
 from distilwhisper_lib.data.corpora import open_corpus
 from distilwhisper_lib.data.subsets import read_subset
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.facts import (
-    DEVICES,
-    FLEURS_CLIPS,
-    FLEURS_LABELLED,
-    LABELLED,
-    TEST_CLIPS,
-    Device,
-)
 from distilwhisper_lib.io.checked import one_of
 from distilwhisper_lib.losses.target_files import TOP_K
-from distilwhisper_lib.operations import (
-    KNOWN,
-    PROMPT,
-    all_values,
-    decoding_bytes,
-    dimensions_of,
-    hearing_operations,
-    trained_values,
-    training_operations,
-)
 from distilwhisper_lib.results.records import load_records
 
 BENCHMARKS = PACKAGE.resolve().parent / "benchmarks" / "results.json"
@@ -404,9 +403,3 @@ def _target_bytes(config: RunConfig) -> int:
         return clips * LABELLED * (TOP_K * 6 + 2)
     head = 2 * teacher.vocab_size * teacher.d_model
     return clips * LABELLED * teacher.d_model * 2 + head
-
-
-if __name__ == "__main__":
-    from distilwhisper_lib.study import main
-
-    sys.exit(main())

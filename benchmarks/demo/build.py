@@ -1,6 +1,6 @@
 """Make the embedded demo from nothing: speech, tokenizer, teacher, student, experts, manifest.
 
-    python -m distilwhisper_lib.demo.build [--stage STAGE] [--work DIR] [--threads N]
+    python -m benchmarks.demo.build [--stage STAGE] [--work DIR] [--threads N]
 
 Needs espeakng-loader (`pip install -e .[demo-build]`) and about an hour on two cores, with
 --stage teacher and --stage student side by side. Everything comes from one seed; what that can and
@@ -31,10 +31,10 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from benchmarks.demo import lexicon, pair, pretraining, synthesis
 from distilwhisper_lib import PACKAGE
 from distilwhisper_lib.config.settings import resolve
 from distilwhisper_lib.data.splits import load_data
-from distilwhisper_lib.demo import lexicon, pair, pretraining, synthesis
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.training.loop import train
@@ -318,7 +318,7 @@ def write_manifest(work: Path) -> None:
     packages = ("espeakng-loader", "torch", "transformers", "tokenizers", "soundfile", "soxr")
     manifest = {
         "about": "Synthetic speech and a small Whisper pair for the offline demo.",
-        "command": "python -m distilwhisper_lib.demo.build --stage all",
+        "command": "python -m benchmarks.demo.build --stage all",
         "seed": SEED,
         "reproducible": REPRODUCIBLE,
         "chosen": CHOSEN,

@@ -15,6 +15,10 @@ import pandas as pd
 import soundfile
 import torch
 
+from benchmarks.races import memory
+from benchmarks.races.harness import Row, check, interleaved, milliseconds, row
+from benchmarks.races.models import PROCESSOR, routed
+from benchmarks.races.setting import Setting
 from distilwhisper_lib.config.settings import resolve
 from distilwhisper_lib.losses.targets import StoredTargets, stored_targets
 from distilwhisper_lib.losses.teacher import Teacher, TeacherSource
@@ -22,11 +26,6 @@ from distilwhisper_lib.model.loading import prepare
 from distilwhisper_lib.speech.features import Collator
 from distilwhisper_lib.training.checkpoints import Clock
 from distilwhisper_lib.training.trainer import make_trainer
-
-from . import memory
-from .harness import Row, check, interleaved, milliseconds, row
-from .models import PROCESSOR, routed
-from .setting import Setting
 
 EPOCHS = 10
 SECONDS, TOKENS = 5, 44  # of a clip: about Common Voice's mean; 45 labelled positions

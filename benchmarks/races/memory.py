@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from .harness import Row, row
-from .setting import Setting
+from benchmarks.races.harness import Row, row
+from benchmarks.races.setting import Setting
 
 MB = 10**6
 Sides = dict[str, Callable[[], Callable[[], Any]]]  # name -> what builds the call to watch
@@ -36,14 +36,14 @@ def peaks(setting: Setting, job: str) -> dict[str, dict[str, float]]:
     if setting.device == "cuda" or setting.small:
         return measured(setting, jobs(setting)[job])
     child = [sys.executable, "-m", "benchmarks.memory", job, str(setting.folder)]
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | RETURNED | {"PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(child, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def jobs(setting: Setting) -> dict[str, Sides]:
-    from . import files, loss, steps
+    from benchmarks.races import files, loss, steps
 
     modules = {"step": steps, "loss": loss, "load": files}
     return {name: module.sides_of_memory(setting) for name, module in modules.items()}
