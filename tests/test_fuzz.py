@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.races.target import Escape, Target
 from benchmarks.robustness import fuzz
 from benchmarks.robustness.fuzz_targets import TARGETS, recording
+from benchmarks.robustness.target import Escape, Target
 from distilwhisper_lib.data import corpora, fleurs, subsets
 from distilwhisper_lib.errors import LONGEST, DiskError, UserError
 from distilwhisper_lib.io.files import parse_json
@@ -89,7 +89,7 @@ def test_a_file_opened_elsewhere_is_an_escape(tmp_path):
     script = f"""
 from pathlib import Path
 from benchmarks.robustness import fuzz
-from benchmarks.target import Target
+from benchmarks.robustness.target import Target
 place = Path({str(tmp_path)!r}) / "work"
 place.mkdir()
 for path, kind in ((place / "in", "accepted"), (place.parent / "out", "escape")):

@@ -32,8 +32,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from benchmarks.races.target import Escape, Files, Target
 from benchmarks.robustness.mutations import OUTSIDE, mutate
+from benchmarks.robustness.target import Escape, Files, Target
 from distilwhisper_lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

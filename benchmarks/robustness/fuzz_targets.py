@@ -22,7 +22,7 @@ import pandas as pd
 import soundfile
 import torch
 
-from benchmarks.races.target import Escape, Files, Target
+from benchmarks.robustness.target import Escape, Files, Target
 from distilwhisper_lib.batch.grid import read_grid
 from distilwhisper_lib.batch.notebooks import checked_parameters
 from distilwhisper_lib.batch.tasks import expand
