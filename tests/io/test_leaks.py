@@ -26,7 +26,7 @@ from distilwhisper_lib.report.report import write_report
 from distilwhisper_lib.results.hypotheses import hypotheses_path, publish
 from distilwhisper_lib.results.records import read_record, write_record
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HUB = "hf_" + "aB3" * 11  # put together, so that no scanner takes this file for a leak
 TOKENS = {
     "hub": HUB,

@@ -199,7 +199,7 @@ def test_peak_memory_does_not_grow_with_the_batch():
     """600 positions x Whisper's vocabulary are 124 MB a tensor: a plain form holds many."""
     peaks = []
     for positions in ("200", "600"):
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, positions],
             capture_output=True, text=True, check=True, env=environment,

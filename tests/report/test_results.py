@@ -120,7 +120,7 @@ def test_a_system_without_a_run_has_no_row_on_the_page():
 
 def test_the_reading_of_results_shows_intervals_and_differences(kit, tmp_path, capsys):
     """Numbers as significance gives them; a changed setting is held against the unchanged one."""
-    demo = Path(__file__).parents[1] / "results" / "demo"
+    demo = Path(__file__).parents[2] / "results" / "demo"
     records = record_files.load_records(demo)
     block = readme.intervals_block(records, demo)
     found = significance.resample(records, demo)
@@ -152,7 +152,7 @@ def test_the_reading_of_results_shows_intervals_and_differences(kit, tmp_path, c
 
 def test_the_reading_of_results_shows_what_choosing_a_branch_costs():
     """The same numbers as forced_gates.py makes of the same file."""
-    demo = Path(__file__).parents[1] / "results" / "demo"
+    demo = Path(__file__).parents[2] / "results" / "demo"
     block = readme.soft_block(record_files.load_records(demo), demo)
     rows = {line.split(" | ")[0]: line for line in block.splitlines()}
     files = {f["language"]: f for f in forced_gates.load_forced(demo)}
@@ -194,7 +194,7 @@ def test_show_ends_quietly_when_its_reader_has_seen_enough(kit, buffered):
     os.close(read_end)
     done = subprocess.run(
         [*command, "show", "--demo", *kit[3:]], stdout=write_end, stderr=subprocess.PIPE, text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     os.close(write_end)
     assert (done.returncode, done.stderr) == (0, "")
@@ -203,12 +203,12 @@ def test_show_ends_quietly_when_its_reader_has_seen_enough(kit, buffered):
 def test_tables_need_no_torch():
     """Which takes seconds to load: only the report has figures that bring it."""
     code = "import sys, distilwhisper_lib.results; sys.exit('torch' in sys.modules)"
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
 def test_the_committed_readme_shows_the_committed_records():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     status = ["git", "-C", str(root), "status", "--porcelain", "--", "results", "README.md"]
     changed = subprocess.run(status, capture_output=True, text=True)
     if changed.returncode or changed.stdout:
@@ -218,7 +218,7 @@ def test_the_committed_readme_shows_the_committed_records():
 
 
 def test_links_of_the_pages_lead_to_files():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     for page in (root / "README.md", root / "results" / "README.md", root / "results/reproduce.md"):
         links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
         assert links and not [link for link in links if not (page.parent / link).exists()]
@@ -254,7 +254,7 @@ def test_no_table_stands_twice_and_short_runs_are_named(tmp_path):
 
 
 def test_the_tolerance_told_is_what_the_repeats_show():
-    repeats = json.loads((Path(__file__).parents[1] / "benchmarks" / "repeats.json").read_text())
+    repeats = json.loads((Path(__file__).parents[2] / "benchmarks" / "repeats.json").read_text())
     again = [r for r in repeats if not r["weights equal"]]
     moved = [abs(t["first"] - t["again"]) for r in again for t in r["tests"].values()]
     told = " ".join(readme.reproduce_page(Path("nowhere")).split())

@@ -217,7 +217,7 @@ def test_the_command_compares_both_forms_and_the_card_says_so(finished, tmp_path
 
 @pytest.fixture
 def record():
-    path = Path(__file__).parents[1] / "results/demo/runs"
+    path = Path(__file__).parents[2] / "results/demo/runs"
     return read_record(next(path.glob("js-ca-*.json")))
 
 

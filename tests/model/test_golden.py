@@ -1,6 +1,6 @@
 """Our numbers against those of the authors' public code, which nobody here wrote.
 
-``pytest tests/test_golden.py --golden DIR`` takes any folder in the format of golden/README.md;
+``pytest tests/model/test_golden.py --golden DIR`` takes any folder in golden/README.md's format;
 without the option, tests/golden, a copy of the public set without convert/converted.safetensors.
 Tolerances are that file's. Everything goes through the functions that users and training use:
 from_pretrained, load_experts, generate, losses.py, and objective.py with conventions="authors".
@@ -10,7 +10,7 @@ What our design answers differently, and why:
 - Language None crashes the public code. Here forward(), given a prompt without a language, takes
   the shared route, which is checked against ``none/*``, made with its skip branch. generate()
   without a language detects one for each row, as Whisper does, and routes by it: no golden value
-  can say so, tests/test_model.py does.
+  can say so, test_model.py does.
 - Task "translate" crashes it too. Here it takes the shared route, because experts learn to
   transcribe; the mixture that was meant (expert encoder, shared decoder) is checked on forward().
 - Its sampler fills batches with one language each, but the last ones mix languages and go through

@@ -70,7 +70,7 @@ def test_every_change_is_found(study, tmp_path, place, value, finding):
 
 
 def test_the_committed_records_score_again():
-    results = Path(__file__).parents[1] / "results"
+    results = Path(__file__).parents[2] / "results"
     for folder, evaluations, forgetting in ((results / "demo", 28, 24), (results, 0, 0)):
         done = rescore(load_records(folder), folder)
         assert done.findings == [] and done.unpublished == 0

@@ -123,7 +123,7 @@ def test_what_is_not_known_is_none_and_says_why(small):
         capacity.estimate(bf16, "tpu")
 
 
-RECORDS = Path(__file__).resolve().parents[1] / "results" / "demo" / "runs"
+RECORDS = Path(__file__).resolve().parents[2] / "results" / "demo" / "runs"
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_teacher_targets_cost_what_records_say_else_what_is_counted(small, recor
 
 
 def test_races_of_a_device_beat_assumptions(small, tmp_path):
-    races = Path(__file__).resolve().parents[1] / "benchmarks" / "results.json"
+    races = Path(__file__).resolve().parents[2] / "benchmarks" / "results.json"
     rows = json.loads(races.read_text(encoding="utf-8"))
     for row in rows:
         row["dims"]["d_model"] = row["teacher_dims"]["d_model"] = small.d_model

@@ -98,7 +98,7 @@ for path, kind in ((place / "in", "accepted"), (place.parent / "out", "escape"))
 read = lambda _: (place.parent / fuzz.OUTSIDE).read_text()
 assert fuzz.attempt(Target(dict, read), {{}}, place, watched=True).kind == "escape"
 """
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

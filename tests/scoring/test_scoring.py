@@ -16,7 +16,7 @@ from distilwhisper_lib.scoring import rates as scoring
 from distilwhisper_lib.scoring.rates import METRICS, score
 from distilwhisper_lib.scoring.text import NORMALIZERS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CASES = json.loads((ROOT / "tests/golden/normalizer/cases.json").read_text(encoding="utf-8"))
 PAIRS = CASES["pairs"]
 COUNTS = ("substitutions", "deletions", "insertions", "hits")

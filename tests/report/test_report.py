@@ -21,7 +21,7 @@ from distilwhisper_lib.results.records import load_records, write_record
 from distilwhisper_lib.results.significance import NO_HYPOTHESES
 from distilwhisper_lib.scoring.rates import score
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NASTY = '<script>alert("1")</script>&<img src=x onerror=alert(2)>'
 
 

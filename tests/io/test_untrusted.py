@@ -23,7 +23,7 @@ from distilwhisper_lib.model.tensors import read_pickle
 from distilwhisper_lib.training import loop as kit
 from distilwhisper_lib.training.trainer import WEIGHTS, make_trainer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUNS_CODE = {"dill", "joblib", "cloudpickle", "shelve", "marshal"}
 PICKLE_ONLY = {"UnpicklingError"}  # what may be used of the module: its exception
 

@@ -179,7 +179,7 @@ def test_a_renamed_record_is_refused(tmp_path):
 
 
 def test_the_committed_records_are_records():
-    results = Path(__file__).parents[1] / "results"
+    results = Path(__file__).parents[2] / "results"
     demo, full = records.load_records(results / "demo"), records.load_records(results)
     assert len(demo) >= 14 and all(r["demo"] for r in demo) and not any(r["demo"] for r in full)
     for record in [*demo, *full]:  # settings of other versions are none of our business

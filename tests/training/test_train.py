@@ -76,7 +76,7 @@ train(*killed)
 
 def torchrun(*command):
     """Two processes in this folder."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     environment |= {"OMP_NUM_THREADS": "1"}
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(

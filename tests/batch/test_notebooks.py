@@ -26,7 +26,7 @@ from distilwhisper_lib.data.splits import sample_clips
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.decoding import transcribe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TRAINING = [path for path in PATHS if "02" <= path.stem[:2] <= "06"]
 SHARED_TAGS = ("setup", "parameters", "config", "data", "train", "evaluate", "record", "written")

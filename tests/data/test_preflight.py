@@ -192,7 +192,7 @@ def test_the_authors_row_numbers_choose_what_is_trained_and_validated_on(tmp_pat
         (tmp_path / "old" / f"{name}.tsv").write_text(tsv(rows))
     (tmp_path / "rows-train.txt").write_text("[3, 0]")
     (tmp_path / "rows-validation.txt").write_text("1\n4\n")
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (lines,) = [b for b in re.findall("```python\n(.*?)```", readme, re.S) if "convert_row" in b]
     exec(lines, {})
     lists = {"train_subset": "train.txt", "validation_subset": "validation.txt"}

@@ -13,7 +13,7 @@ from distilwhisper_lib.report import pages as readme
 from distilwhisper_lib.report import published, report
 from distilwhisper_lib.results import exports, tables
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # ------------------------------------------------------------------------------------ tables
 

@@ -422,7 +422,7 @@ def test_a_lock_dies_with_its_owner_and_a_helper_takes_none(study, monkeypatch, 
         f"with alone(Path({str(config.output_dir)!r}), 'training', '.call.lock'):\n"
         "    print('held', flush=True); os.kill(os.getpid(), 9)"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert run.returncode == -9 and run.stdout == b"held\n"
     with run_folder_alone(config, "training"):

@@ -348,7 +348,7 @@ def start(config, tmp_path, pause):
     script = SLOW.format(
         shard=ONE_CLIP, pause=pause, method=config.method, overrides=config.overrides()
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     environment |= {"OMP_NUM_THREADS": "1"}  # as here: sums in another order are other bytes
     return subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, text=True,
@@ -405,6 +405,6 @@ def test_a_checkpoint_is_hashed_without_loading_it(shard_size, tiny_model, tmp_p
 
 
 def test_the_embedded_teacher_is_hashed_as_its_records_say():
-    record = next(Path(__file__).parents[1].glob("results/demo/runs/js-ca-*.json"))
+    record = next(Path(__file__).parents[2].glob("results/demo/runs/js-ca-*.json"))
     recorded = json.loads(record.read_text())["models"]["teacher"]["sha256"]
     assert checkpoint_hash(locate("embedded/teacher")) == recorded

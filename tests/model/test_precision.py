@@ -74,7 +74,7 @@ def test_profiles_by_name():
 
 
 def test_the_readme_tells_the_profiles():
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     for name, profile in PROFILES.items():
         row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}`"))
         cells = [cell.strip() for cell in row.split("|")[2:-1]]

@@ -19,7 +19,7 @@ from distilwhisper_lib.scoring.text import (
     says_nothing,
 )
 
-GOLDEN = Path(__file__).parent / "golden" / "normalizer"
+GOLDEN = Path(__file__).parents[1] / "golden" / "normalizer"
 CASES = json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))
 
 
