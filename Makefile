@@ -2,7 +2,7 @@
 # make test    environment, the whole test suite
 # make report  everything that records tell, as one page: results/report.html, results/demo/report.html
 # make env     the environment alone, in .venv
-# make lint    ruff
+# make lint    ruff, and that the library's rooms import one way
 # make audit   known vulnerabilities, what is not pinned or not used, and every licence
 # make lock    resolve the pins anew: .ci/requirements.lock, after a change of environment.yml
 # make bench   the races of the README's table "Speed" (DEVICE=cuda, ONLY="forward steps", SMALL=1)
@@ -91,6 +91,7 @@ lock:
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/house.py --check
 
 badges: env
 	$(BIN)/python .ci/badges.py $(REPO)

@@ -1,0 +1,23 @@
+"""Every setting of a run with its default and source, the presets, the run id. Imports io and
+languages, never torch; everything above asks it and nothing else for a setting."""
+
+from distilwhisper_lib import hand_on
+
+__all__, __getattr__, __dir__ = hand_on(
+    __name__,
+    {
+        "settings": (
+            "DISTILLED",
+            "DOMAINS",
+            "LABELS",
+            "METHODS",
+            "RunConfig",
+            "TRAINED",
+            "WITH_EXPERTS",
+            "decisive",
+            "locate",
+            "resolve",
+        ),
+        "presets": ("PRESETS", "SEED"),
+    },
+)

@@ -1,1 +1,2 @@
-"""The embedded demo: a small Whisper pair and synthetic speech, with the script that made them."""
+"""The demo's data: a pair of small Whispers, their experts and speech of espeak-ng. No code:
+benchmarks/demo made them, and `config.locate("embedded/...")` finds them."""

@@ -7,7 +7,7 @@ it. For small disks there is "top_k": the TOP_K likeliest tokens at the run's te
 mass of all others, which is then taken to be spread evenly (386 bytes a position, against 2,560
 with large-v2).
 
-Measured against the teacher itself on the embedded pair (tests/test_targets.py), as the relative
+Measured against the teacher itself on the embedded pair (test_targets.py), as the relative
 error of the divergence and of its gradient in all experts:
 
     hidden   at most 0.0005 % and 0.02 %, KL and JS, temperatures 1 and 2

@@ -1,0 +1,23 @@
+"""From run records to tables, intervals, costs and figures: records.py is what a record holds.
+Imports scoring, config, io and figures, and never torch."""
+
+from distilwhisper_lib import hand_on
+
+__all__, __getattr__, __dir__ = hand_on(
+    __name__,
+    {
+        "records": ("load_records", "read_record", "write_record"),
+        "tables": ("results_tables",),
+        "exports": ("formatted", "to_latex", "to_markdown", "write_tables"),
+        "significance": ("resample",),
+        "costs": ("cost_table", "forgetting_table", "formatted_costs", "overview"),
+        "provenance": ("provenance",),
+        "plots": (
+            "error_kinds_bars",
+            "interval_plot",
+            "length_lines",
+            "results_bars",
+            "training_curves",
+        ),
+    },
+)
