@@ -11,7 +11,7 @@ __all__, __getattr__, __dir__ = hand_on(
         "clips": ("Corpus",),
         "common_voice": ("download_common_voice", "unpack_common_voice"),
         "subsets": ("convert_row_numbers",),
-        "preflight": ("dropped_table", "preflight", "preflight_table"),
+        "checklist": ("dropped_table", "preflight", "preflight_table"),
         "plots": ("corpus_overview", "preflight_overview"),
     },
 )

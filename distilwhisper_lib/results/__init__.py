@@ -11,7 +11,6 @@ __all__, __getattr__, __dir__ = hand_on(
         "exports": ("formatted", "to_latex", "to_markdown", "write_tables"),
         "significance": ("resample",),
         "costs": ("cost_table", "forgetting_table", "formatted_costs", "overview"),
-        "provenance": ("provenance",),
         "plots": (
             "error_kinds_bars",
             "interval_plot",
