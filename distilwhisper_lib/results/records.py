@@ -15,7 +15,6 @@ from distilwhisper_lib.config.settings import DOMAINS, METHODS, NORMALIZERS, Rec
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.checked import (  # fmt: skip
     LANGUAGE,
-    MEND,
     Maybe,
     Named,
     Optional,
@@ -34,6 +33,11 @@ SCHEMA_VERSION = 1
 
 _COUNT, _MEASURE = at_least(int, 0), at_least(float, 0)
 _SOME = at_least(int, 1)
+_NAME = Where(
+    str,
+    re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*").fullmatch,
+    "letters, digits and '_.-' only, because it names a file",
+)
 
 
 def _rate(name: str) -> Where:
@@ -99,7 +103,7 @@ _FORGETTING = {
     "domain": tuple(DOMAINS),
     "corpus": str,
     "clips": _SOME,
-    "part": str,
+    "part": _NAME,
     "published_sha256": str,
     "scores": Maybe(_SCORES),
 }
@@ -115,7 +119,7 @@ def _setting(hint: Any) -> Any:
 _SETTINGS = {name: Optional(_setting(h)) for name, h in typing.get_type_hints(RunConfig).items()}
 SCHEMA: dict[str, Any] = {
     "schema": int,
-    "run_id": str,
+    "run_id": _NAME,
     "preset": str,
     "demo": bool,
     "config": _SETTINGS
@@ -136,8 +140,6 @@ SCHEMA: dict[str, Any] = {
     "forgetting": Optional([_FORGETTING]),
 }
 
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
 
 def validate_record(record: Any, source: str | Path = "record") -> None:
     """Raise UserError naming ``source`` and the field when ``record`` is not a run record."""
@@ -151,17 +153,6 @@ def validate_record(record: Any, source: str | Path = "record") -> None:
             f"version reads: {'update the kit' if age == 'newer' else 'run the notebook again'}"
         )
     check(record, SCHEMA, source)
-    if not _RUN_ID.fullmatch(record["run_id"]):
-        raise UserError(
-            f"{source}: field 'run_id' is {record['run_id']!r}, expected letters, digits and "
-            "'_.-' only, because it names the file: take it from RunConfig.run_id"
-        )
-    for place, heard in enumerate(record.get("forgetting", ())):
-        if not _RUN_ID.fullmatch(heard["part"]):
-            raise UserError(
-                f"{source}: field 'forgetting[{place}].part' is {shown(heard['part'])}, expected "
-                f"letters, digits and '_.-' only, because it names a file: {MEND}"
-            )
 
 
 def record_text(record: Record) -> str:
