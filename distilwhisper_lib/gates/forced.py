@@ -18,7 +18,7 @@ import pandas as pd
 
 from distilwhisper_lib.config.settings import DOMAINS, NORMALIZERS, WITH_EXPERTS
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.io.checked import LANGUAGE, check, one_of, read_json
+from distilwhisper_lib.io.checked import LANGUAGE, Where, check, one_of, read_json
 from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.results.hypotheses import speaker_digest
 from distilwhisper_lib.results.significance import few_blocks_note
@@ -45,7 +45,8 @@ ForcedGates = dict[str, Any]
 Row = Mapping[str, Any]
 Scored = dict[str, dict[str, UtteranceErrors]]  # normaliser -> metric -> of all clips
 
-_COUNTS = {normalizer: {metric: [int] for metric in METRICS} for normalizer in NORMALIZERS}
+_COUNT = Where(int, lambda count: 0 <= count < 2**31, "a whole number from 0 to 2147483647")
+_COUNTS = {normalizer: {metric: [_COUNT] for metric in METRICS} for normalizer in NORMALIZERS}
 _CASE = {
     "source": str,  # the run that said it, or "decoded" for this file
     "capped": int,
@@ -174,8 +175,6 @@ def _check_counts(domain: Mapping[str, Any], where: str) -> None:
     counts = [part[n][m] for part in parts for n in NORMALIZERS for m in METRICS]
     if any(len(numbers) != clips for numbers in [domain["speakers"], *counts]):
         raise UserError(f"{where} has not one number for each of its {clips} clips: make it again")
-    if any(not 0 <= number < 2**31 for numbers in counts for number in numbers):
-        raise UserError(f"{where} holds a count that is none: make it again")
     for normalizer in NORMALIZERS:
         for metric in METRICS:
             units = sum(domain["units"][normalizer][metric])

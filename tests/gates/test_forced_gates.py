@@ -222,7 +222,7 @@ def spoilt(change):
         (lambda f, d: d["cases"].pop("learned"), "'in_domain' has no clips with learned gates"),
         (lambda f, d: d["cases"].update({"<b>": d["cases"]["open"]}), "'<b>' is no case of forced"),
         (lambda f, d: d["ids"].pop(), "not one number for each of its 119 clips"),
-        (lambda f, d: d["units"]["marks"]["wer"].__setitem__(0, -1), "holds a count that is none"),
+        (lambda f, d: d["units"]["marks"]["wer"].__setitem__(0, -1), r"wer\[0\]' is -1, expected"),
         (lambda f, d: d["units"]["marks"]["wer"].__setitem__(0, 2**70), "expected a whole number"),
         (lambda f, d: d["units"]["marks"]["wer"].__setitem__(0, 99), "wer of 'learned' .* clips"),
         (lambda f, d: d["cases"]["open"]["scores"]["whisper"].update(cer=0.5), "cer of 'open'"),
