@@ -1,4 +1,4 @@
-"""Pages made from records: the blocks of both READMEs, and results/reproduce.md.
+"""Pages made from records: the blocks of README.md and results/README.md, and reproduce.md.
 
 A test fails when they are stale; ``python -m distilwhisper_lib results readme`` makes them anew.
 """
@@ -22,6 +22,7 @@ from distilwhisper_lib.results.records import load_records
 from distilwhisper_lib.results.significance import COMPARISONS, SOFT, resample, soft_row
 from distilwhisper_lib.results.tables import (
     HEADLINE,
+    Tables,
     blocks,
     own_evaluations,
     rate_of,
@@ -50,14 +51,28 @@ def readme_block(records: Sequence[Record]) -> str:
     return "\n".join(parts)
 
 
+def headline_block(records: Sequence[Record]) -> str:
+    """Markdown of the one table of the first page: the systems with their preset's settings."""
+    if not records:
+        return "No run is recorded here yet.\n"
+    tables = {
+        title: systems
+        for title, table in results_tables(records).items()
+        if not (systems := table[table.index.isin(LABELS.values())]).isna().all(axis=None)
+    }
+    return f"{_table(tables, 'marks')}\n{notes(records)}\n"
+
+
 def _tables(records: Sequence[Record], normalizer: str) -> str:
+    metrics = shown_metrics(records, normalizer)
+    return "\n".join(_table(results_tables(records, m, normalizer), normalizer) for m in metrics)
+
+
+def _table(tables: Tables, normalizer: str) -> str:
+    """The rows of what was run, below a line that says what the numbers are."""
+    text = to_markdown(formatted({t: table.dropna(how="all") for t, table in tables.items()}))
     note = _NORMALIZER_NOTES[normalizer]
-    parts = []
-    for metric in shown_metrics(records, normalizer):
-        tables = results_tables(records, metric, normalizer)
-        text = to_markdown(formatted({t: table.dropna(how="all") for t, table in tables.items()}))
-        parts.append(f"**{title_of(tables)}** in percent, lower is better ({note})\n\n{text}")
-    return "\n".join(parts)
+    return f"**{title_of(tables)}** in percent, lower is better ({note})\n\n{text}"
 
 
 def _unspaced(records: Sequence[Record]) -> list[str]:
@@ -165,8 +180,10 @@ def variants(records: Sequence[Record]) -> list[tuple[str, str]]:
     return [(row, plain) for row in rows if (plain := row.partition(" (")[0]) != row]
 
 
-# marker name -> folder below results/, and what makes the block of its records
+# marker name -> folder below results/, and what makes the block of its records; a page shows the
+# blocks whose markers it holds
 _BLOCKS: dict[str, tuple[str, Callable[[Sequence[Record], Path], str]]] = {
+    "headline": (".", lambda records, _: headline_block(records)),
     "demo": ("demo", lambda records, _: readme_block(records)),
     "full": (".", lambda records, _: readme_block(records)),
     "intervals": (".", intervals_block),
@@ -179,8 +196,8 @@ def updated_readme(text: str, results: str | Path, source: str | Path = "README.
     found = [name for name in _BLOCKS if _marker(f"results:{name}", "start") in text]
     if not found:
         raise UserError(
-            f"{source}: holds no {_marker('results:demo', 'start')}, expected it where the tables "
-            f"go: add it, and {_marker('results:demo', 'end')} below it"
+            f"{source}: holds no {_marker('results:headline', 'start')}, expected it, or one of "
+            f"{', '.join(_BLOCKS)}, where the tables go: add it, and its end below it"
         )
     for name in found:
         below, made = _BLOCKS[name]
@@ -244,8 +261,9 @@ record. Tolerance: none. `make test` does it too.
 
 **From training**: the command of a run, below, in a fresh clone with the same data and models (what
 these are, [README.md](README.md) says for the results here; the demo brings its own). It writes
-the same files again, so `git diff results/` shows what came out otherwise. Tolerance: none on the
-same kind of machine with the same versions and number of threads: the record's
+the same files below `outputs/results/`; `python -m distilwhisper_lib results publish RUN...` copies
+them here, and `git diff results/` shows what came out otherwise. Tolerance: none on the same kind
+of machine with the same versions and number of threads: the record's
 `training.weights_sha256` is then the same, and `training.teacher_targets.sha256` where a teacher
 taught. Elsewhere sums round otherwise, and training in bfloat16 makes much of that: of the eleven
 runs of the miniature that were trained again with another number of threads, or from targets that
@@ -256,7 +274,7 @@ These repeats, and those that came out equal to the bit, are in `benchmarks/repe
 
 The tables below are the headline's, with marks kept. Everything else is made of the same files:
 CER, Whisper's normaliser, averages, intervals, differences and soft gates by
-`python -m distilwhisper_lib results readme` (in the README above and the one here), gate shares and
+`python -m distilwhisper_lib results readme` (in [README.md](README.md)), gate shares and
 figures by notebook `08` from `gates/`, forgetting and costs by notebook `07` from `runs/`.
 
 A cell is the mean over its runs of `evaluations[...].scores.{NORMALIZER}` in `runs/<run>.json`,
