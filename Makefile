@@ -5,7 +5,7 @@
 # make lint    ruff, and that the library's rooms import one way
 # make audit   known vulnerabilities, what is not pinned or not used, and every licence
 # make lock    resolve the pins anew: .ci/requirements.lock, after a change of environment.yml
-# make bench   the races of the README's table "Speed" (DEVICE=cuda, ONLY="forward steps", SMALL=1)
+# make bench   the races of benchmarks/README.md (DEVICE=cuda, ONLY="forward steps", SMALL=1)
 # make badges REPO=owner/name    write the repository's address into notebooks and README
 # make test-colab    the suite with the oldest versions supported: those Colab shipped in August 2026
 # make clean   remove what runs left in outputs/ (records in results/ stay)

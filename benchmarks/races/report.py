@@ -1,6 +1,6 @@
-"""benchmarks/results.json, and what is shown of it: on the terminal and in the README.
+"""benchmarks/results.json, and what is shown of it: on the terminal and in benchmarks/README.md.
 
-python -m benchmarks.races.report [--check]    bring the README's section up to date, or only look
+python -m benchmarks.races.report [--check]    bring that page's table up to date, or only look
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.report.pages import replace_between
 
 RESULTS = Path(__file__).resolve().parents[1] / "results.json"
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[1] / "README.md"
 _KINDS = {"cpu": "CPU", "cuda": "GPU"}
 
 

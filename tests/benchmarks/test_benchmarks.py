@@ -1,4 +1,4 @@
-"""The races run, say so when they fail, and the README shows what they found."""
+"""The races run, say so when they fail, and their page shows what they found."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_ratio_is_of_medians():
     assert row["medians"] == {"a": 2, "b": 4}
 
 
-def test_the_readme_shows_the_committed_results():
+def test_the_page_shows_the_committed_results():
     assert report.main(["--check"]) == 0, "run `python -m benchmarks.races.report`"
 
 

@@ -183,7 +183,7 @@ def test_own_recordings_go_the_same_way(speech_folder, tmp_path, configure, proc
 
 
 def test_the_authors_row_numbers_choose_what_is_trained_and_validated_on(tmp_path, configure):
-    """By README's own lines. The old tables have another order, and folders before the names."""
+    """By the page's own lines. The old tables have another order, and folders before the names."""
     release(tmp_path / "data" / "common_voice" / "ca", three_tables(5))
     (tmp_path / "old").mkdir()
     for name in ("train", "dev"):
@@ -192,8 +192,8 @@ def test_the_authors_row_numbers_choose_what_is_trained_and_validated_on(tmp_pat
         (tmp_path / "old" / f"{name}.tsv").write_text(tsv(rows))
     (tmp_path / "rows-train.txt").write_text("[3, 0]")
     (tmp_path / "rows-validation.txt").write_text("1\n4\n")
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (lines,) = [b for b in re.findall("```python\n(.*?)```", readme, re.S) if "convert_row" in b]
+    page = (Path(__file__).parents[2] / "notebooks/DATA.md").read_text(encoding="utf-8")
+    (lines,) = [b for b in re.findall("```python\n(.*?)```", page, re.S) if "convert_row" in b]
     exec(lines, {})
     lists = {"train_subset": "train.txt", "validation_subset": "validation.txt"}
     config = configure("common_voice", "common_voice", **lists)

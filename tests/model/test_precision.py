@@ -73,10 +73,10 @@ def test_profiles_by_name():
         resolve("js", overrides={"hardware": "t4", "batch_size": 0})
 
 
-def test_the_readme_tells_the_profiles():
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_guide_tells_the_profiles():
+    guide = (Path(__file__).parents[2] / "notebooks/GUIDE.md").read_text(encoding="utf-8")
     for name, profile in PROFILES.items():
-        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}`"))
+        row = next(line for line in guide.splitlines() if line.startswith(f"| `{name}`"))
         cells = [cell.strip() for cell in row.split("|")[2:-1]]
         if profile:
             assert cells[:2] == [str(profile["micro_batch"]), str(profile["eval_batch_size"])]

@@ -225,8 +225,12 @@ def test_the_first_page_has_one_table_of_the_systems_with_their_presets_settings
     assert "(epochs=3)" in whole and "11.1" in whole and "Command" in whole
 
 
-def test_the_committed_readme_shows_the_committed_records():
+def test_the_committed_pages_show_the_committed_records():
     root = Path(__file__).parents[2]
+    shown = {"README.md": ["headline"], "results/README.md": ["full", "intervals", "soft", "demo"]}
+    for page, blocks in shown.items():
+        text = (root / page).read_text(encoding="utf-8")
+        assert re.findall(r"<!-- results:(\w+):start -->", text) == blocks
     status = ["git", "-C", str(root), "status", "--porcelain", "--", "results", "README.md"]
     changed = subprocess.run(status, capture_output=True, text=True)
     if changed.returncode or changed.stdout:

@@ -366,10 +366,9 @@ def test_the_command_refuses_a_destination_before_it_listens(to, tmp_path, monke
 
 
 def test_the_readmes_lines_run(capsys, monkeypatch, tmp_path):
-    """The first code of "Use the library" is what a newcomer pastes into an empty notebook."""
+    """The first Python of the page is what a newcomer pastes into an empty notebook."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("**Use the library**")[1]
-    code = re.search(r"```python\n(.*?)```", section, re.S)[1]
+    code = re.search(r"```python\n(.*?)```", readme, re.S)[1]
     assert len(code.strip().splitlines()) <= 5
     monkeypatch.chdir(tmp_path)
     exec(code, {})
