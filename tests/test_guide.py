@@ -1,15 +1,20 @@
-"""The guide beside the notebooks: its figure can be made again, its links and commands exist."""
+"""The pages: the figure can be made again; what they link, run and import is there."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import importlib.util
+import itertools
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 from clsr_figure import FIGURE, RESULTS, clsr_figure, main, routed, what_is_drawn
+from house import LAYERS
 
 from distilwhisper_lib.__main__ import WORDS
 from distilwhisper_lib.config.settings import RunConfig
@@ -96,37 +101,129 @@ def test_the_command_refuses_before_it_writes(tmp_path, capsys):
 
 # The text -------------------------------------------------------------------------------------
 
+PAGES = sorted(
+    path
+    for folder, pattern in {
+        ".": "*.md", "benchmarks": "**/*.md", "notebooks": "*.md", "results": "*.md",
+        "tests": "**/*.md",
+    }.items()
+    for path in (ROOT / folder).glob(pattern)
+)  # fmt: skip
+each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
-@pytest.mark.parametrize("path", [README, GUIDE], ids=["README", "GUIDE"])
+
+def blocks(path: Path, kind: str) -> list[str]:
+    """The fenced blocks of a page that name this language, or none."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S)
+    return [block for language, block in fenced if language == kind]
+
+
+def prose(path: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def test_the_first_page_is_short_and_all_pages_are_found():
+    assert README.stat().st_size <= 10_000
+    found = {str(path.relative_to(ROOT)) for path in PAGES}
+    assert found >= {
+        "README.md",
+        "CONTRIBUTING.md",
+        "benchmarks/cost/README.md",
+        "results/README.md",
+    }
+
+
+@each_page
 def test_links_lead_somewhere(path):
-    text = path.read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    assert links
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(path))
+    assert links or path.parent.name == "golden"
     for link in links:
         name, _, anchor = link.partition("#")
         target = (path.parent / name) if name else path
-        assert target.is_file(), link
-        assert not anchor or anchor in _anchors(target), link
+        if "://" not in link:
+            assert target.exists(), link
+            assert not anchor or anchor in _anchors(target), link
 
 
 def _anchors(path: Path) -> set[str]:
     """The headings' addresses, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_guides_commands_exist():
-    block = re.search(r"```sh\nP=(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)[1]
-    lines = [line.split("#")[0].split() for line in block.splitlines() if " -m " in line]
-    assert len(lines) == 6
-    for words in lines:
-        package, word = words[words.index("-m") + 1 :][:2]
-        module = Path(importlib.util.find_spec(f"{package}.{WORDS[word][0]}").origin)
-        source = module.read_text(encoding="utf-8")
-        for option in (word for word in words if word.startswith("--")):
-            assert f'"{option}"' in source, (module, option)
-        for number in filter(str.isdigit, words):
-            assert list(ROOT.glob(f"notebooks/{number}_*.ipynb"))
+def test_every_page_is_linked_from_another():
+    linked = {
+        (path.parent / link.partition("#")[0]).resolve()
+        for path in PAGES
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose(path))
+        if not link.startswith("#")
+    }
+    assert {page.resolve() for page in PAGES} - linked <= {README.resolve()}
+
+
+def test_the_first_page_shows_every_room():
+    tree = next(block for block in blocks(README, "") if "distilwhisper_lib/" in block)
+    shown = re.findall(r"^  ([\w.]+)/? ", tree, re.M)
+    assert {name.removesuffix(".py") for name in shown} >= {r for floor in LAYERS for r in floor}
+    assert all((ROOT / "distilwhisper_lib" / name).exists() for name in shown)
+
+
+@each_page
+def test_python_on_a_page_parses_and_what_it_imports_exists(path):
+    for block in blocks(path, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+            elif isinstance(node, ast.Import):
+                assert all(importlib.util.find_spec(name.name) for name in node.names)
+
+
+@each_page
+def test_commands_on_a_page_exist(path):
+    text = path.read_text(encoding="utf-8")
+    for module, word in re.findall(
+        r"-m ((?:distilwhisper_lib|benchmarks)[\w.]*)(?: ([-\w]+))?", text
+    ):
+        assert importlib.util.find_spec(module), module
+        assert module != "distilwhisper_lib" or word in {*WORDS, "WORD", "--help"}, word
+    for target in re.findall(r"(?:^|`)make ([a-z][\w-]*)", text, re.M):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+    for line in _lines(path):
+        words = shlex.split(line, comments=True)
+        for script in (word for word in words if word.startswith((".ci/", "benchmarks/"))):
+            assert (ROOT / script).exists(), line
+        if "-m" in words and words[words.index("-m") + 1].startswith(("distil", "bench")):
+            _check_options(words[words.index("-m") + 1 :], line)
+
+
+def _lines(path: Path) -> list[str]:
+    return [
+        line
+        for block in blocks(path, "sh")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip()
+    ]
+
+
+def _check_options(words: list[str], line: str) -> None:
+    """Of ``package word ...``: each option is one of the command's, each notebook is there."""
+    module, *rest = words
+    if module == "distilwhisper_lib":
+        if rest[0].startswith("--"):
+            return
+        module = f"{module}.{WORDS[rest[0]][0]}"
+    spec = importlib.util.find_spec(module)
+    folder = spec.submodule_search_locations[0] if spec.submodule_search_locations else None
+    files = Path(folder).glob("*.py") if folder else [Path(spec.origin)]
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    for option in (word for word in rest if word.startswith("--")):
+        assert f'"{option}"' in source, line
+    if rest[:2] in (["batch", "run"], ["batch", "plan"]):
+        given = itertools.takewhile(lambda word: not word.startswith("-"), rest[2:])
+        for notebook in (word for word in given if not word.endswith(".yaml")):
+            assert list(ROOT.glob(f"notebooks/{notebook}*.ipynb")), line
 
 
 def test_every_setting_that_switches_something_back_exists():
