@@ -7,6 +7,7 @@ __all__, __getattr__, __dir__ = hand_on(
     __name__,
     {
         "rates": ("METRICS", "score", "utterance_errors"),
+        "metric": ("AsrErrors",),
         "text": ("NORMALIZERS",),
         "alignment": ("Alignment", "align"),
         "resampling": ("generator", "holm", "interval", "resampled_rates", "swap_p_value"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jiwer
 import pandas as pd
 
+PROCESS = {"wer": jiwer.process_words, "cer": jiwer.process_characters}
 _KINDS = {"equal": "=", "substitute": "S", "delete": "D", "insert": "I"}
 # Okabe and Ito's blue and vermilion, the latter dark enough to be read as text on white.
 INSERTED, REMOVED = "#0072B2", "#B34700"
@@ -38,8 +39,7 @@ def align(reference: str, hypothesis: str, metric: str = "wer") -> list[Piece]:
     if not reference.strip():
         return [Piece("I", "", hypothesis)] if hypothesis else []
     words = metric == "wer"
-    process = jiwer.process_words if words else jiwer.process_characters
-    found = process(reference, hypothesis)
+    found = PROCESS[metric](reference, hypothesis)
     meant, heard = found.references[0], found.hypotheses[0]
     pieces = []
     for chunk in found.alignments[0]:

@@ -5,25 +5,25 @@ Pure and repeatable: what was decoded once can be scored again without a model.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jiwer
 import numpy as np
 
-from distilwhisper_lib import PACKAGE
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.languages import find_language
+from distilwhisper_lib.scoring.alignment import PROCESS
 from distilwhisper_lib.scoring.text import NORMALIZERS
 
-METRICS = ("wer", "cer")
+if TYPE_CHECKING:
+    from distilwhisper_lib.scoring.metric import AsrErrors
+
+METRICS = tuple(PROCESS)
 COUNTS = ("substitutions", "deletions", "insertions", "hits")
 _KINDS = {"substitute": 0, "delete": 1, "insert": 2, "equal": 3}
-_METRIC_FOLDER = PACKAGE / "metrics" / "asr_errors"
 
 
 def score(rows: Iterable[Mapping[str, Any]], language: str) -> dict[str, dict[str, Any]]:
@@ -74,7 +74,7 @@ def utterance_errors(
     The corpus rate is ``errors.sum() / units.sum()``.
     """
     code = find_language(language).code
-    normalize, process = NORMALIZERS[normalizer], _PROCESS[metric]
+    normalize, process = NORMALIZERS[normalizer], PROCESS[metric]
     pairs = [_pair(number, row, code) for number, row in enumerate(rows, start=1)]
     texts = [(normalize(reference), normalize(hypothesis)) for reference, hypothesis in pairs]
     scored = np.array([bool(reference) for reference, _ in texts], dtype=bool)
@@ -84,9 +84,6 @@ def utterance_errors(
         aligned = process(list(references), list(hypotheses)).alignments
         counts[scored] = [_count(chunks) for chunks in aligned]
     return UtteranceErrors(counts, scored)
-
-
-_PROCESS = {"wer": jiwer.process_words, "cer": jiwer.process_characters}
 
 
 def _count(chunks: Sequence[jiwer.AlignmentChunk]) -> list[int]:
@@ -124,7 +121,7 @@ def _score_normalized(name: str, pairs: list[tuple[str, str]], code: str) -> dic
         )
     references, hypotheses = map(list, zip(*scored, strict=True))
     errors = {
-        metric: _load_metric(metric).compute(predictions=hypotheses, references=references)
+        metric: _metric(metric).compute(predictions=hypotheses, references=references)
         for metric in METRICS
     }
     counts = {"utterances": len(scored), "empty_references": len(normalized) - len(scored)}
@@ -132,31 +129,7 @@ def _score_normalized(name: str, pairs: list[tuple[str, str]], code: str) -> dic
 
 
 @cache
-def _load_metric(name: str) -> Any:
-    """The package's own metric through evaluate, without a network.
+def _metric(name: str) -> AsrErrors:
+    from distilwhisper_lib.scoring.metric import AsrErrors  # late: evaluate takes seconds
 
-    Predictions stay in memory: evaluate's default, a file of one name in the cache folder, makes
-    runs side by side trip over each other.
-    """
-    import evaluate  # late: takes seconds
-
-    if not _can_write(Path(evaluate.config.HF_MODULES_CACHE)):
-        # evaluate insists on copying the metric somewhere, even from a read-only home.
-        evaluate.config.HF_MODULES_CACHE = Path(_scratch().name) / "modules"
-        evaluate.config.HF_METRICS_CACHE = Path(_scratch().name) / "metrics"
-    return evaluate.load(str(_METRIC_FOLDER), name, keep_in_memory=True)
-
-
-def _can_write(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True
-
-
-@cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder that lives as long as the process."""
-    return tempfile.TemporaryDirectory(prefix="distilwhisper-", ignore_cleanup_errors=True)
+    return AsrErrors(name)

@@ -1,16 +1,16 @@
-"""Word and character error rates with their counts, as a local metric of `evaluate`.
+"""Word and character error rates with their counts, as a metric of `evaluate`.
 
-evaluate copies this file into its modules folder and runs it there, so it imports nothing of the
-package around it.
+A module of its own, to be imported late: evaluate takes seconds.
 """
 
 from __future__ import annotations
 
+import tempfile
+
 import datasets
 import evaluate
-import jiwer
 
-_PROCESS = {"wer": jiwer.process_words, "cer": jiwer.process_characters}
+from distilwhisper_lib.scoring.alignment import PROCESS
 
 _DESCRIPTION = """\
 Error rate of speech recognition over a whole corpus: substitutions, deletions and insertions of
@@ -27,10 +27,19 @@ Returns:
 
 
 class AsrErrors(evaluate.Metric):
-    """Configurations "wer" (units are words) and "cer" (characters, single spaces among them)."""
+    """Configurations "wer" (units are words) and "cer" (characters, single spaces among them).
+
+    Needs no network and no home: predictions stay in memory, because evaluate's default, a file of
+    one name in the cache folder, makes runs side by side trip over each other.
+    """
+
+    def __init__(self, config_name: str) -> None:
+        # evaluate makes a cache folder even for what stays in memory.
+        with tempfile.TemporaryDirectory(prefix="distilwhisper-") as unused:
+            super().__init__(config_name, keep_in_memory=True, cache_dir=unused)
 
     def _info(self) -> evaluate.MetricInfo:
-        if self.config_name not in _PROCESS:
+        if self.config_name not in PROCESS:
             raise ValueError(f"Unknown config {self.config_name!r}: choose wer or cer.")
         text = datasets.Value("string")
         return evaluate.MetricInfo(
@@ -45,7 +54,7 @@ class AsrErrors(evaluate.Metric):
         # jiwer counts an empty reference as insertions out of nothing; the caller must decide.
         if empty := sum(not reference.strip() for reference in references):
             raise ValueError(f"{empty} references are empty: leave them out and report how many.")
-        counts = _PROCESS[self.config_name](references, predictions)
+        counts = PROCESS[self.config_name](references, predictions)
         return {
             self.config_name: getattr(counts, self.config_name),
             "substitutions": counts.substitutions,
