@@ -238,7 +238,7 @@ MAX_MEMBERS = 10_000_000
 MAX_DEPTH = 32  # folders in folders; Mozilla has 3, and Python cannot remove 1,000
 _NAMES = reprlib.Repr()  # a member's name may have a million characters
 _NAMES.maxstring = 200
-MAX_RECORDS = 2**20  # bytes of the records that tell one member's long name
+MAX_RECORDS = 2**15  # bytes of what stands before a member: names of 4,096, and little else
 KEY = "MDC_API_KEY"  # as datacollective's documentation calls it
 
 
@@ -274,7 +274,7 @@ def unpack_common_voice(archive: str | Path, folder: str | Path) -> Path:
         raise UserError(
             f"Archive {archive} is no complete .tar.gz ({reason(error)}): download it again."
         ) from error
-    except (OSError, ValueError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         said = getattr(error, "strerror", None) or reason(error)  # without the name, of any length
         raise UserError(
             f"Archive {archive} cannot be unpacked to {folder} ({said}): check that the folder can "
@@ -323,72 +323,43 @@ def _client() -> ModuleType:
         ) from None
 
 
-class _Record(tarfile.TarInfo):
-    """A tar header that refuses records which tarfile would read into memory, whatever their size.
+class _Rationed:
+    """The decompressed stream; raises UserError where more than `left` bytes are read of it.
 
-    A long name (GNU) or attributes (PAX) stand in records before their member, and `next` reads
-    them whole and without an end to their number before any member can be looked at. tarfile has
-    no public place to look at them earlier, so this overrides its private hooks `_proc_member`,
-    which gets every header, and `_proc_gnusparse_*`, the maps of a sparse file by PAX. (Where a
-    Python has renamed them, the tests of hostile archives fail.)
+    What stands before a member (a long name, attributes, the map of a sparse file) tarfile reads
+    whole into memory, whatever its size, before anybody can look at it.
     """
 
-    def _proc_member(self, members: _Members) -> tarfile.TarInfo:
-        if self.size < 0:
-            raise tarfile.ReadError(f"a size of {self.size} bytes")
-        if self.type == tarfile.GNUTYPE_SPARSE:
-            raise tarfile.ReadError("a sparse file, which Common Voice has not")
-        if self.type in _RECORDS:
-            members.record_bytes += self.size
-            if members.record_bytes > MAX_RECORDS:
-                raise UserError(
-                    f"Archive {members.name} holds a header of {members.record_bytes} bytes, "
-                    f"more than {MAX_RECORDS}: do not trust it."
-                )
-        return super()._proc_member(members)
+    def __init__(self, archive: Path, stream: IO[bytes]) -> None:
+        self.archive, self.stream, self.left = archive, stream, MAX_RECORDS
 
-    def _refuse(self, *_: object) -> None:
-        raise tarfile.ReadError("a sparse file, which Common Voice has not")
-
-    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse
-
-
-_RECORDS = (
-    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)  # fmt: skip
-
-
-class _Members(tarfile.TarFile):
-    """The members of an archive, their headers read as `_Record`."""
-
-    tarinfo = _Record
-    record_bytes = 0  # before the member that is being read
-
-    def next(self) -> tarfile.TarInfo | None:
-        self.record_bytes = 0
-        return super().next()
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise UserError(
+                f"Archive {self.archive} holds a header of more than {MAX_RECORDS} bytes: do not "
+                "trust it."
+            )
+        return data
 
 
 def _extract(archive: Path, stream: IO[bytes], temporary: Path, folder: Path) -> None:
     """Write each member as it passes by, so that a hostile size is met before it is written."""
     room = min(MAX_BYTES, shutil.disk_usage(folder).free)
     count = size = 0
-    with _Members.open(archive, fileobj=stream, mode="r|") as members:
+    rationed = _Rationed(archive, stream)
+    with tarfile.open(archive, mode="r|", fileobj=rationed) as members:
         while (member := members.next()) is not None:
-            if member.size < 0:  # by PAX
-                raise tarfile.ReadError(f"a size of {member.size} bytes")
+            _check_member(archive, member, temporary, folder)
             count, size = count + 1, size + member.size
             if count > MAX_MEMBERS or size > room:
                 raise UserError(
                     f"Archive {archive} unpacks to more than {room} bytes or {MAX_MEMBERS} files: "
                     "make room on the disk, or do not trust the archive."
                 )
-            _check_member(archive, member, folder)
-            if member.isreg() and (temporary / member.name).is_file():
-                raise UserError(
-                    f"Archive {archive} holds {_NAMES.repr(member.name)} twice: do not trust it."
-                )
+            # The bytes of a file, and what stands before the next member.
+            rationed.left = (member.size if member.isreg() else 0) + MAX_RECORDS
             members.extract(member, temporary, filter="data")
             members.members.clear()  # tarfile would keep all of a million of them
     while stream.read(2**20):  # to the end, where gzip's checksum is compared
@@ -396,27 +367,30 @@ def _extract(archive: Path, stream: IO[bytes], temporary: Path, folder: Path) ->
             raise UserError(f"Archive {archive} goes on after its end: do not trust it.")
 
 
-def _check_member(archive: Path, member: tarfile.TarInfo, folder: Path) -> None:
-    path, name = PurePosixPath(member.name), _NAMES.repr(member.name)
+def _check_member(archive: Path, member: tarfile.TarInfo, temporary: Path, folder: Path) -> None:
+    path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name:
-        raise UserError(
-            f"Archive {archive} holds {name}, which leads out of the folder: do not trust it."
-        )
-    if len(path.parts) > MAX_DEPTH:
-        raise UserError(
-            f"Archive {archive} holds {name}, which lies {len(path.parts)} folders deep, more than "
-            f"{MAX_DEPTH}: do not trust it."
-        )
-    if not (member.isreg() or member.isdir()):
-        raise UserError(
-            f"Archive {archive} holds {name}, a link or device, which Common Voice does "
-            "not: do not trust it."
-        )
-    if member.isreg() and (folder / path).exists():
+        fault = "which leads out of the folder"
+    elif len(path.parts) > MAX_DEPTH:
+        fault = f"which lies {len(path.parts)} folders deep, more than {MAX_DEPTH}"
+    elif not (member.isreg() or member.isdir()):
+        fault = "a link or device, which Common Voice does not"
+    elif member.issparse():
+        fault = "a sparse file, which Common Voice does not"
+    elif member.size < 0:
+        fault = f"with a size of {member.size} bytes"
+    elif member.isreg() and (temporary / path).is_file():
+        fault = "which it holds twice"
+    elif member.isreg() and (folder / path).exists():
         raise UserError(
             f"{folder / path} exists, so {archive} seems to be unpacked already: use that, or "
             "move it away."
         )
+    else:
+        return
+    raise UserError(
+        f"Archive {archive} holds {_NAMES.repr(member.name)}, {fault}: do not trust it."
+    )
 
 
 def _move(archive: Path, temporary: Path, folder: Path) -> Path:

@@ -6,6 +6,7 @@ import gzip
 import os
 import sys
 import tarfile
+import tracemalloc
 import types
 
 import pytest
@@ -102,7 +103,7 @@ def test_a_hostile_member_stops_everything(tmp_path, data_dir, built, extra, mes
 def test_a_file_that_stands_twice_is_refused(tmp_path, data_dir, built, name):
     """The second would take the place of the first, which a reader may have looked at."""
     twice = tarball(tmp_path / "bad.tar.gz", built, f"{VERSION}/ca", member(f"{VERSION}/{name}"))
-    wrong = "leads out" if ".." in name else "train.tsv' twice: do not trust it"
+    wrong = "leads out" if ".." in name else "train.tsv', which it holds twice: do not trust it"
     with pytest.raises(UserError, match=wrong):
         unpack_common_voice(twice, data_dir)
     assert everything(data_dir) == []
@@ -306,23 +307,34 @@ def pax(**values: object) -> bytes:
     return tarfile.TarInfo.create_pax_global_header({k: str(v) for k, v in values.items()})
 
 
-LONG_NAME = header(b"L", 2**18) + b"a" * 2**18
+def record(kind: bytes, size: int) -> bytes:
+    return header(kind, size) + b"a" * size
+
+
+SPARSE = pax(**{"GNU.sparse.major": 1, "GNU.sparse.minor": 0})
+TOO_LONG = "a header of more than 32768 bytes: do not trust it"
+CUT = "no complete|holds 0 folders"
 
 
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        (header(b"L", 700 * 2**20), "a header of 734003200 bytes, more than 1048576: do not trust"),
-        (header(b"K", 700 * 2**20), "a header of 734003200 bytes"),
-        (header(b"x", 700 * 2**20), "a header of 734003200 bytes"),
-        (header(b"g", 700 * 2**20), "a header of 734003200 bytes"),
-        (LONG_NAME * 5, "a header of 1310720 bytes"),
-        (header(b"L", -700 * 2**20), "a size of -734003200 bytes"),
-        (header(b"0", -512), "a size of -512 bytes"),
-        (pax(size=-512) + header(b"0", 0), "no complete|cannot be unpacked|holds 0 folders"),
-        (header(b"S", 0) + header(b"0", 0), "a sparse file, which Common Voice has not"),
-        (pax(**{"GNU.sparse.major": 1, "GNU.sparse.minor": 0}) + header(b"0", 0), "a sparse file"),
-        (header(b"L", 0) * 2000 + header(b"0", 0), "cannot be unpacked"),
+        (record(b"L", 2**17), TOO_LONG),
+        (record(b"K", 2**17), TOO_LONG),
+        (record(b"x", 2**17), TOO_LONG),
+        (record(b"X", 2**17), TOO_LONG),
+        (record(b"g", 2**17), TOO_LONG),
+        (record(b"L", 2**13) * 8, TOO_LONG),
+        (header(b"5", 2**18) + record(b"L", 2**17), TOO_LONG),
+        (header(b"x", 700 * 2**20), CUT),
+        (header(b"L", -700 * 2**20), CUT),
+        (header(b"0", -512), "'x', with a size of -512 bytes: do not trust"),
+        (pax(size=-512) + header(b"0", 0), "holds 0 folders|with a size of -512 bytes"),
+        (header(b"S", 0) + header(b"0", 0), "a sparse file, which Common Voice does not"),
+        (SPARSE + header(b"0", 512) + b"1\n0\n1\n".ljust(512, b"\0"), "a sparse file"),
+        (SPARSE + header(b"0", 0), "cannot be unpacked"),
+        (pax(**{"GNU.sparse.map": "0,1"}) + header(b"0", 1) + b"\0" * 512, "a sparse file"),
+        (header(b"L", 0) * 2000 + header(b"0", 0), TOO_LONG),
         (pax(path="a\0b") + header(b"0", 0), "holds|cannot"),
     ],
 )
@@ -334,6 +346,20 @@ def test_records_before_a_member_are_capped(tmp_path, data_dir, records, message
         unpack_common_voice(tmp_path / "bad.tar.gz", data_dir)
     assert "bad.tar.gz" in str(error.value) and "\n" not in str(error.value)
     assert list(data_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [b"L", b"x"])
+def test_a_header_that_unpacks_to_gigabytes_fills_no_memory(tmp_path, data_dir, kind):
+    with gzip.open(tmp_path / "bad.tar.gz", "wb", compresslevel=1) as archive:
+        archive.write(header(kind, 2**40))
+        for _ in range(64):
+            archive.write(b"a" * 2**20)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=TOO_LONG):
+        unpack_common_voice(tmp_path / "bad.tar.gz", data_dir)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
 
 
 def test_names_of_some_length_are_fine(tmp_path, data_dir, built):
