@@ -1,4 +1,7 @@
-"""A model card for the hub, Markdown under YAML metadata, made from a run's record alone."""
+"""A model card for the hub, made from a run's record alone.
+
+Its YAML metadata are made here; its text is the template card.md.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import html
 from typing import Any
 
 import pandas as pd
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from distilwhisper_lib import PACKAGE
 from distilwhisper_lib.config.settings import DOMAINS, Record
 from distilwhisper_lib.data.splits import PARTS
 from distilwhisper_lib.errors import UserError
@@ -15,6 +19,7 @@ from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model.hub import could_be_repository
 
 PAPER = "2311.01070"
+_TEMPLATE = PACKAGE / "export" / "card.md"
 METHODS = {
     "full": "full fine-tuning",
     "lora": "LoRA on the feed-forward networks",
@@ -22,34 +27,13 @@ METHODS = {
     "kl": "a language expert with gates (CLSR), distilled with the KL divergence",
     "js": "a language expert with gates (CLSR), distilled with the Jensen-Shannon divergence",
 }
-# What was exported: a sentence about it, the hub's library, its relation to the base model.
+# What was exported: the hub's library, and the relation to the base model.
 KINDS = {
-    "expert": (
-        "One language's expert feed-forward networks and their gates, to be loaded beside the base "
-        "model. Every other language, and translation, keeps the base model exactly.",
-        "distilwhisper",
-        "adapter",
-    ),
-    "adapter": ("A LoRA adapter for the base model, as peft writes it.", "peft", "adapter"),
-    "merged": (
-        "A plain Whisper with the LoRA adapter merged into its weights. Other languages than the "
-        "one below are changed too.",
-        "transformers",
-        "finetune",
-    ),
-    "folded": (
-        "A plain Whisper in which the language's expert stands in the place of every feed-forward "
-        "network, as if its gates were always open. It is another model than the expert with "
-        "gates, and its other languages are changed too.",
-        "transformers",
-        "finetune",
-    ),
-    "full": (
-        "A plain Whisper, all of its weights fine-tuned. Other languages than the one below are "
-        "changed too.",
-        "transformers",
-        "finetune",
-    ),
+    "expert": ("distilwhisper", "adapter"),
+    "adapter": ("peft", "adapter"),
+    "merged": ("transformers", "finetune"),
+    "folded": ("transformers", "finetune"),
+    "full": ("transformers", "finetune"),
 }
 # Of these the record says what became of languages that were not trained; an expert leaves them as
 # they were, and a folded one is another model than the record's.
@@ -78,19 +62,25 @@ def model_card(
     if what not in KINDS:
         raise UserError(f"{what!r} has no card: expected one of {', '.join(KINDS)}")
     scores = _scores(record, what, comparison)
-    metadata = _metadata(record, what, scores, license).to_yaml(line_break="\n")
-    parts = [
-        f"---\n{metadata}\n---",
-        f"# {record['run_id']}: {_language(record)} for {_base(record)}",
-        KINDS[what][0],
-        _use(record, what),
-        _results(what, scores, comparison),
-        *([_other_languages(record)] if what in _CHANGE_ALL else []),
-        _training(record),
-        _limits(record, what),
-        _provenance(record),
-    ]
-    return "\n\n".join(parts) + "\n"
+    card = ModelCard.from_template(
+        _metadata(record, what, scores, license),
+        template_path=str(_TEMPLATE),
+        record=record,
+        config=record["config"],
+        what=what,
+        base=_base(record),
+        scores=scores,
+        heard=_other_languages(record),
+        changes_all=what in _CHANGE_ALL,
+        compared=None if comparison is None else comparison.to_dict("index"),
+        parts=PARTS,
+        method=METHODS[record["config"]["method"]],
+        rules=_RULES,
+        paper=PAPER,
+        name=_name,
+        cell=_cell,
+    )
+    return f"{card}\n"
 
 
 def known_license(record: Record) -> str | None:
@@ -102,7 +92,7 @@ def known_license(record: Record) -> str | None:
 def _metadata(
     record: Record, what: str, scores: list[dict[str, Any]], license: str | None
 ) -> ModelCardData:
-    _, library, relation = KINDS[what]
+    library, relation = KINDS[what]
     base, corpora = _base(record), {part["corpus"] for part in record["data"].values() if part}
     on_hub = {_ON_HUB.get(corpus.split("/")[0].split("@")[0]) for corpus in corpora} - {None}
     public = could_be_repository(base) and "/" in base and not record["demo"]
@@ -122,7 +112,7 @@ def _metadata(
                 task_type="automatic-speech-recognition",
                 task_name="speech recognition",
                 dataset_type=row["corpus"],
-                dataset_name=f"{row['corpus']} ({row['domain']})",
+                dataset_name=f"{row['corpus']} ({row['label']})",
                 dataset_config=record["config"]["language"],
                 dataset_split="test",
                 metric_type=metric,
@@ -144,7 +134,7 @@ def _scores(record: Record, what: str, comparison: pd.DataFrame | None) -> list[
         mine = comparison.loc["plain Whisper"]
         return [
             {
-                "domain": DOMAINS["in_domain"],
+                "label": DOMAINS["in_domain"],
                 "corpus": record["data"]["in_domain"]["corpus"],
                 "clips": int(mine["clips"]),
                 "rule": rule,
@@ -158,7 +148,7 @@ def _scores(record: Record, what: str, comparison: pd.DataFrame | None) -> list[
 
 def _rates(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a normaliser of what a record says of a test set, in per cent."""
-    about = {"domain": DOMAINS[evaluation["domain"]]}
+    about = {"label": DOMAINS[evaluation["domain"]]}
     about |= {name: evaluation[name] for name in ("corpus", "clips", "language")}
     return [
         about
@@ -168,161 +158,14 @@ def _rates(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _use(record: Record, what: str) -> str:
-    base, (_, language) = _base(record), whisper_language(record["config"]["language"])
-    here = 'here = "."  # this repository\'s name, or the folder that it was downloaded to'
-    plain = f"""from transformers import pipeline
-
-{here}
-listen = pipeline("automatic-speech-recognition", model=here)
-print(listen("recording.wav", generate_kwargs={{"language": "{language}"}})["text"])"""
-    snippets = {
-        "expert": f"""from distilwhisper_lib import Transcriber
-
-{here}
-listener = Transcriber.load("{base}", experts=here)
-print(listener.transcribe("recording.wav", language="{language}").text)""",
-        "adapter": f"""from peft import PeftModel
-from transformers import WhisperForConditionalGeneration
-
-{here}
-base = WhisperForConditionalGeneration.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, here)""",
-    }
-    return f"## Use\n\n```python\n{snippets.get(what, plain)}\n```"
-
-
-def _results(what: str, scores: list[dict[str, Any]], comparison: pd.DataFrame | None) -> str:
-    lines = ["## Results", ""]
-    if scores:
-        lines += [
-            "Per cent, lower is better; greedy decoding, no timestamps.",
-            "",
-            *_score_table("Test set", [(row["domain"], row) for row in scores]),
-        ]
-    else:
-        lines.append(
-            "Not measured. The scores of the run are those of the expert *with* its gates, and do "
-            "not hold for this model."
-        )
-    if comparison is not None:
-        trained, plain = (comparison.loc[name] for name in ("as trained", "plain Whisper"))
-        rule = "whisper"
-        lines += [
-            "",
-            f"On the same {int(plain['clips'])} clips, {_RULES[rule]}: WER "
-            f"{trained[f'WER ({rule})']:.2f} as trained"
-            f"{', with gates' if what == 'folded' else ''}, {plain[f'WER ({rule})']:.2f} as this "
-            "plain Whisper; both wrote the same text for "
-            f"{100 * plain['same text']:.1f} % of them.",
-        ]
-    return "\n".join(lines)
-
-
-def _score_table(heading: str, rows: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Lines of Markdown; each row begins with the text that stands before it."""
-    return [
-        f"| {heading} | Corpus | Clips | Text rule | WER | CER |",
-        "| :-- | :-- | --: | :-- | --: | --: |",
-        *(
-            f"| {first} | {_cell(row['corpus'])} | {row['clips']} | {_RULES[row['rule']]} "
-            f"| {row['wer']:.2f} | {row['cer']:.2f} |"
-            for first, row in rows
-        ),
-    ]
-
-
-def _other_languages(record: Record) -> str:
-    """What it was heard to say in languages that it was not trained on."""
-    heard = [entry for entry in record.get("forgetting", ()) if entry["scores"] is not None]
-    if not heard:
-        return "## Other languages\n\nNot measured."
-    rows = [(_name(row["language"]), row) for entry in heard for row in _rates(entry)]
-    lines = [
-        "## Other languages",
-        "",
-        "Languages that it was not trained on, transcribed after training. Compare with the base "
-        "model before using it for them: training on one language changes all.",
-        "",
-        *_score_table("Language", rows),
-    ]
-    return "\n".join(lines)
-
-
-def _training(record: Record) -> str:
-    config, training = record["config"], record["training"]
-    lines = [
-        "## Training",
-        "",
-        f"{METHODS[config['method']]}; {training['steps']} steps, "
-        f"{training['trainable_parameters']:,} trained values, seed {config['seed']}, "
-        f"conventions {config['conventions']!r}"
-        + (f", learning rate {config['learning_rate']:g}" if "learning_rate" in config else "")
-        + (f"; teacher {_cell(record['models']['teacher']['name'])}." if _teacher(record) else "."),
-        "",
-        "| Part | Corpus | Clips | Hours | Licence |",
-        "| :-- | :-- | --: | --: | :-- |",
-    ]
-    for part in PARTS:
-        if (about := record["data"][part]) is not None:
-            licence = about.get("about", {}).get("licence") or "not given"
-            lines.append(
-                f"| {part.replace('_', ' ')} | {_cell(about['corpus'])} | {about['clips']} "
-                f"| {about['hours']:.2f} | {_cell(licence)} |"
-            )
-    return "\n".join(lines)
-
-
-def _limits(record: Record, what: str) -> str:
-    lines = [
-        "## Limits",
-        "",
-        "- Trained without timestamps: the times it predicts, and with them long-form decoding, "
-        "are worse than the base model's. Decoding window by window needs none.",
-        "- One seed; on other recordings than those above nothing was measured.",
-    ]
-    if record["demo"]:
-        lines.insert(
-            2,
-            "- **A demonstration**: a miniature Whisper trained on synthetic speech of about 90 "
-            "words. It is of no use for real recordings.",
-        )
-    if what == "folded":
-        lines.append("- The gates are gone: every token goes through the expert.")
-    return "\n".join(lines)
-
-
-def _provenance(record: Record) -> str:
-    about = record["provenance"]
-    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items() if v)
-    commit = f"commit `{about['commit'][:12]}`" if about["commit"] else "no commit"
-    lines = [
-        "## Where it comes from",
-        "",
-        f"Run `{record['run_id']}`, {about['created'][:10]}, {commit}"
-        + (", with uncommitted changes" if about["dirty"] else "")
-        + f"; {_cell(about['hardware']['device'])}; {versions}.",
-    ]
-    if about["command"]:
-        lines += ["", f"```sh\n{about['command']}\n```"]
-    lines += [
-        "",
-        "Method: *Multilingual DistilWhisper: Efficient Distillation of Multi-task Speech Models "
-        f"via Language-Specific Experts* ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})).",
-    ]
-    return "\n".join(lines)
-
-
 def _base(record: Record) -> str:
     return record["models"]["student"]["name"]
 
 
-def _teacher(record: Record) -> bool:
-    return record["models"]["teacher"] is not None
-
-
-def _language(record: Record) -> str:
-    return _name(record["config"]["language"])
+def _other_languages(record: Record) -> list[dict[str, Any]]:
+    """What it was heard to say in languages that it was not trained on."""
+    heard = [entry for entry in record.get("forgetting", ()) if entry["scores"] is not None]
+    return [row | {"label": _name(row["language"])} for entry in heard for row in _rates(entry)]
 
 
 def _name(code: str) -> str:

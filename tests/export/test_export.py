@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import jinja2
 import pytest
 import torch
 import yaml
@@ -27,7 +29,7 @@ from distilwhisper_lib.evaluation.run import load_run
 from distilwhisper_lib.export import bundle as export
 from distilwhisper_lib.export import publish
 from distilwhisper_lib.export.bundle import export_run, plain_whisper, read_manifest, to_ctranslate2
-from distilwhisper_lib.export.card import model_card
+from distilwhisper_lib.export.card import KINDS, model_card
 from distilwhisper_lib.export.publish import push_to_hub
 from distilwhisper_lib.model.tensors import read_metadata
 from distilwhisper_lib.results.records import read_record, write_record
@@ -274,13 +276,22 @@ def test_a_card_says_nothing_of_languages_that_the_record_did_not_hear_with_it(r
     assert "## Other languages" not in model_card(record, what)
 
 
+@pytest.mark.parametrize("what", KINDS)
+def test_the_cards_template_asks_for_nothing_unknown(record, what, monkeypatch):
+    """By itself jinja writes nothing in the place of a name that it does not know."""
+    strict = functools.partial(jinja2.Template, undefined=jinja2.StrictUndefined)
+    card = model_card(record, what)
+    monkeypatch.setattr(jinja2, "Template", strict)
+    assert model_card(record, what) == card and "\n\n\n" not in card
+
+
 def test_a_card_of_own_data_invents_nothing_and_breaks_on_no_name(record):
     record["models"]["student"]["name"] = "my-whisper"
-    record["data"]["train"] |= {"corpus": "folder/a|b <script>", "about": {}}
+    record["data"]["train"] |= {"corpus": "folder/a|b <script> {{ 7 * 7 }}", "about": {}}
     card = model_card(record, "merged")
     found = metadata_of(card)
     assert "license" not in found and "base_model" not in found and "datasets" not in found
-    assert "folder/a\\|b &lt;script&gt;" in card and "not given" in card
+    assert "folder/a\\|b &lt;script&gt; {{ 7 * 7 }}" in card and "not given" in card
     assert metadata_of(model_card(record, "merged", license="mit"))["license"] == "mit"
     with pytest.raises(UserError, match="'onnx' has no card"):
         model_card(record, "onnx")
