@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -9,12 +10,14 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from make_records import make_record, make_rows, make_run
 
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.report import command as results
 from distilwhisper_lib.report import report
+from distilwhisper_lib.report.html import numbers
 from distilwhisper_lib.results import hypotheses
 from distilwhisper_lib.results.hypotheses import FIELD, publish
 from distilwhisper_lib.results.records import load_records, write_record
@@ -107,6 +110,21 @@ def test_the_page_shows_tables_intervals_errors_and_origins(folder):
         assert expected in page.text, expected
     assert page.text.count("nan") == 0
     assert {"svg", "table", "details"} <= page.tags
+
+
+def test_words_stand_left_numbers_right_and_nothing_is_cut_or_taken_for_html():
+    words = {"system": [NASTY * 3, "b"], "domain": "in_domain"}
+    counts = {"p": [0.00123, None], "clips": [1200, 7], NASTY: [1.25, 2.0]}
+    frame = pd.DataFrame(words | counts | {"said": ["", "so"]})
+    text = numbers(frame)
+    assert re.findall(r"left-\d+", text) == ["left-1", "left-2", "left-6"]
+    assert Page(text).tags == {"table", "thead", "tbody", "tr", "th", "td"}
+    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", text)
+    assert [html.unescape(cell) for cell in cells] == [
+        *("system", "domain", "p", "clips", NASTY, "said"),
+        *(NASTY * 3, "in domain", "0.0012", "1,200", "1.2", ""),
+        *("b", "in domain", "", "7", "2.0", "so"),
+    ]
 
 
 def test_a_folder_is_text_or_a_path(folder):
