@@ -70,7 +70,7 @@ def _tables(records: Sequence[Record], normalizer: str) -> str:
 
 def _table(tables: Tables, normalizer: str) -> str:
     """The rows of what was run, below a line that says what the numbers are."""
-    text = to_markdown(formatted({t: table.dropna(how="all") for t, table in tables.items()}))
+    text = to_markdown(formatted(tables))
     note = _NORMALIZER_NOTES[normalizer]
     return f"**{title_of(tables)}** in percent, lower is better ({note})\n\n{text}"
 

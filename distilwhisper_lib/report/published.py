@@ -20,7 +20,7 @@ from distilwhisper_lib.config.settings import LABELS
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.results.exports import cell, stacked
-from distilwhisper_lib.results.tables import AVERAGE, Tables
+from distilwhisper_lib.results.tables import AVERAGE, NOT_RUN, Tables
 
 PUBLISHED = "published.csv"  # in results/
 COLUMNS = ("system", "train_size", "corpus", "language", "wer", "source")
@@ -99,8 +99,8 @@ def compared(tables: Tables, values: Sequence[Published]) -> pd.DataFrame:
     """Ours, the published value and the difference, as text, per (domain, language).
 
     The columns have a third level for the three. A value stands beside cells of its own corpus
-    only; a cell that was not run has the corpus of its column. Only WER tables under the paper's
-    normaliser compare: UserError for others.
+    only; a cell that was not run has the corpus of its column. A row without either is left out.
+    Only WER tables under the paper's normaliser compare: UserError for others.
     """
     for table in tables.values():
         given = (table.attrs["metric"], table.attrs["normalizer"])
@@ -134,9 +134,11 @@ def _beside(table: pd.DataFrame, values: Sequence[Published]) -> pd.DataFrame:
             known = not math.isnan(ours - theirs)
             columns[domain, language, "difference"].append(f"{ours - theirs:+.1f}" if known else "")
     frame = pd.DataFrame(columns, index=table.index)
-    if columns:
-        frame.columns = frame.columns.set_names(["domain", "language", ""])
-    return frame
+    if not columns:
+        return frame
+    frame.columns = frame.columns.set_names(["domain", "language", ""])
+    empty = frame.isin([NOT_RUN, NOT_FILLED, ""]).all(axis=1)
+    return frame[~empty]
 
 
 def _family(corpus: str) -> str:

@@ -23,7 +23,7 @@ from distilwhisper_lib.results.tables import AVERAGE, METRICS, NOT_RUN, Tables, 
 def formatted(tables: Tables | pd.DataFrame) -> pd.DataFrame:
     """The numbers as text: one decimal, mean ± standard deviation, "not run" where empty.
 
-    Several training sizes stand one below the other, under an outer row level.
+    A system without any run has no row. Several training sizes stand one below the other, under an outer row level.
     """
     if isinstance(tables, pd.DataFrame):
         return _formatted(tables)
@@ -32,8 +32,8 @@ def formatted(tables: Tables | pd.DataFrame) -> pd.DataFrame:
 
 def _formatted(table: pd.DataFrame) -> pd.DataFrame:
     spread = table.attrs.get("sd", {})
-    text = table.astype(object)
-    for row in table.index:
+    text = table.dropna(how="all").astype(object)
+    for row in text.index:
         for column in table.columns:
             sd = spread.get(row, {}).get(column, math.nan)
             text.loc[row, column] = cell(table.loc[row, column], sd)
