@@ -49,7 +49,6 @@ from distilwhisper_lib.results.costs import cost_table
 from distilwhisper_lib.results.exports import write_tables
 from distilwhisper_lib.results.hypotheses import read_published
 from distilwhisper_lib.results.records import load_records
-from distilwhisper_lib.results.tables import results_tables
 from distilwhisper_lib.speech import guarded as decoding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,7 +208,7 @@ def published() -> Files:
 
 def read_published_csv(folder: Path) -> None:
     values = read_published_values(folder / "published.csv")
-    compared(results_tables(load_records(DEMO), "wer", "whisper"), values)
+    compared(load_records(DEMO), values)
 
 
 def read_report(folder: Path) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks.study.tuning import add_row
 from distilwhisper_lib.config.settings import Record
 from distilwhisper_lib.errors import UserError, command
+from distilwhisper_lib.results.frame import own_evaluations
 from distilwhisper_lib.results.records import read_record
-from distilwhisper_lib.results.tables import own_evaluations
 
 
 def compared(first: Record, again: Record, note: str = "") -> dict[str, Any]:

@@ -49,9 +49,9 @@ from distilwhisper_lib.hardware import best_device
 from distilwhisper_lib.io.checked import one_of
 from distilwhisper_lib.io.files import alone, sha256_file
 from distilwhisper_lib.model.clsr import GateMode
+from distilwhisper_lib.results.frame import own_evaluations
 from distilwhisper_lib.results.hypotheses import Row, read_published
 from distilwhisper_lib.results.records import load_records, read_record
-from distilwhisper_lib.results.tables import own_evaluations
 
 COMMAND = "python -m distilwhisper_lib gates"
 

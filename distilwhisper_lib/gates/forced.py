@@ -20,9 +20,9 @@ from distilwhisper_lib.config.settings import DOMAINS, NORMALIZERS, WITH_EXPERTS
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.checked import LANGUAGE, Where, check, one_of, read_json
 from distilwhisper_lib.io.files import write_atomic
+from distilwhisper_lib.results.frame import HEADLINE, rate_of
 from distilwhisper_lib.results.hypotheses import speaker_digest
 from distilwhisper_lib.results.significance import few_blocks_note
-from distilwhisper_lib.results.tables import HEADLINE, rate_of
 from distilwhisper_lib.scoring.rates import METRICS, UtteranceErrors, utterance_errors
 from distilwhisper_lib.scoring.resampling import (
     RESAMPLES,

@@ -23,7 +23,7 @@ from distilwhisper_lib.report.published import PUBLISHED
 from distilwhisper_lib.report.rescoring import rescore
 from distilwhisper_lib.results.exports import formatted
 from distilwhisper_lib.results.records import load_records
-from distilwhisper_lib.results.tables import results_tables, shown_metrics
+from distilwhisper_lib.results.tables import results_table, shown_metrics, title_of
 
 
 def shown_tables(records: Sequence[Record], normalizer: str = "marks") -> str:
@@ -32,10 +32,11 @@ def shown_tables(records: Sequence[Record], normalizer: str = "marks") -> str:
         return "No run is recorded here yet.\n"
     parts = []
     for metric in shown_metrics(records, normalizer):
-        for training, table in results_tables(records, metric, normalizer).items():
-            body = formatted(table)
+        cells = results_table(records, metric, normalizer)
+        for training, block in cells.groupby("training", sort=False):
+            body = formatted(block)
             body.columns = [f"{DOMAINS[domain]} {name}" for domain, name in body.columns]
-            title = f"{table.attrs['title']} in percent, lower is better"
+            title = f"{title_of(block)} in percent, lower is better"
             text = body.rename_axis(None).to_string()
             parts.append(f"{title} (normaliser: {normalizer}), {training}\n{text}\n")
     return "\n".join([*parts, notes(records) + "\n"])

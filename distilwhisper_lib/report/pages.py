@@ -6,7 +6,6 @@ A test fails when they are stale; ``python -m distilwhisper_lib results readme``
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,17 +17,11 @@ from distilwhisper_lib.gates.forced import load_forced
 from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.results.exports import formatted, to_markdown, with_intervals
+from distilwhisper_lib.results.frame import HEADLINE, rated, row_labels, row_place
 from distilwhisper_lib.results.records import load_records
 from distilwhisper_lib.results.significance import COMPARISONS, SOFT, resample, soft_row
 from distilwhisper_lib.results.tables import (
-    HEADLINE,
-    Tables,
-    blocks,
-    own_evaluations,
-    rate_of,
-    results_tables,
-    row_labels,
-    row_place,
+    results_table,
     short_of_data,
     shown_metrics,
     title_of,
@@ -55,24 +48,20 @@ def headline_block(records: Sequence[Record]) -> str:
     """Markdown of the one table of the first page: the systems with their preset's settings."""
     if not records:
         return "No run is recorded here yet.\n"
-    tables = {
-        title: systems
-        for title, table in results_tables(records).items()
-        if not (systems := table[table.index.isin(LABELS.values())]).isna().all(axis=None)
-    }
-    return f"{_table(tables, 'marks')}\n{notes(records)}\n"
+    cells = results_table(records)
+    return f"{_table(cells[cells['system'].isin(LABELS.values())], 'marks')}\n{notes(records)}\n"
 
 
 def _tables(records: Sequence[Record], normalizer: str) -> str:
     metrics = shown_metrics(records, normalizer)
-    return "\n".join(_table(results_tables(records, m, normalizer), normalizer) for m in metrics)
+    return "\n".join(_table(results_table(records, m, normalizer), normalizer) for m in metrics)
 
 
-def _table(tables: Tables, normalizer: str) -> str:
-    """The rows of what was run, below a line that says what the numbers are."""
-    text = to_markdown(formatted(tables))
+def _table(cells: pd.DataFrame, normalizer: str) -> str:
+    """The cells as a table, below a line that says what the numbers are."""
     note = _NORMALIZER_NOTES[normalizer]
-    return f"**{title_of(tables)}** in percent, lower is better ({note})\n\n{text}"
+    text = to_markdown(formatted(cells))
+    return f"**{title_of(cells)}** in percent, lower is better ({note})\n\n{text}"
 
 
 def _unspaced(records: Sequence[Record]) -> list[str]:
@@ -136,7 +125,7 @@ def intervals_block(records: Sequence[Record], folder: str | Path) -> str:
     intervals = found.intervals()
     drawn = " / ".join(sorted(set(intervals["blocked on"].dropna())))
     about = (
-        f"**{title_of(results_tables(records))}** in percent with 95 % intervals: "
+        f"**{title_of(results_table(records))}** in percent with 95 % intervals: "
         f"{found.draws:,} resampled test sets, drawn by {drawn}; several seeds count as the mean "
         "of their errors"
     )
@@ -301,25 +290,20 @@ def update_page(results: str | Path, check: bool = False) -> bool:
 
 
 def _cells(records: Sequence[Record], folder: str) -> Iterator[str]:
-    for title, group in blocks(records).items():
+    for title, block in rated(records, HEADLINE, NORMALIZER).groupby("training", sort=False):
         lines = [
             f"### {title}\n",
             "| Row | Column | Value | Runs |",
             "| :-- | :-- | --: | :-- |",
         ]
-        cells: dict[tuple[str, str, str], list[tuple[float, str]]] = defaultdict(list)
-        for record, label in zip(group, row_labels(group), strict=True):
-            for evaluation in own_evaluations(record):
-                rate = rate_of(HEADLINE, language := evaluation["language"])
-                value = 100 * evaluation["scores"][NORMALIZER][rate][rate]
-                column = f"{DOMAINS[evaluation['domain']]} {language}, {rate.upper()}"
-                cells[label, evaluation["domain"], column].append((value, record["run_id"]))
-        order = sorted(cells, key=lambda c: (row_place(c[0]), list(DOMAINS).index(c[1]), c[2]))
-        for label, domain, column in order:
-            found = sorted(cells[label, domain, column], key=lambda cell: cell[1])
-            runs = ", ".join(f"[{run}]({_place(folder, run)})" for _, run in found)
-            value = statistics.fmean(value for value, _ in found)
-            lines.append(f"| {label} | {column} | {value:.2f} | {runs} |")
+        for system in sorted(block["system"].unique(), key=row_place):
+            cells = block[block["system"] == system].groupby(["domain", "language", "metric"])
+            for (domain, language, rate), cell in cells:
+                runs = sorted(record["run_id"] for record in cell["record"])
+                links = ", ".join(f"[{run}]({_place(folder, run)})" for run in runs)
+                column = f"{DOMAINS[domain]} {language}, {rate.upper()}"
+                value = statistics.fmean(cell["error"])
+                lines.append(f"| {system} | {column} | {value:.2f} | {links} |")
         yield "\n".join(lines) + "\n"
 
 

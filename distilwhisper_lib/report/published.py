@@ -13,14 +13,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from distilwhisper_lib.config.settings import LABELS
+from distilwhisper_lib.config.settings import LABELS, TRAINED, Record
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.results.exports import cell, stacked
-from distilwhisper_lib.results.tables import AVERAGE, NOT_RUN, Tables
+from distilwhisper_lib.results.frame import AVERAGE, blocks, row_place
+from distilwhisper_lib.results.tables import NOT_RUN, column_place, results_table
 
 PUBLISHED = "published.csv"  # in results/
 COLUMNS = ("system", "train_size", "corpus", "language", "wer", "source")
@@ -95,50 +97,49 @@ def _value(row: Mapping[str, str | None], where: str) -> Published:
     return Published(system, size, given["corpus"], language, wer, given["source"])
 
 
-def compared(tables: Tables, values: Sequence[Published]) -> pd.DataFrame:
+def compared(records: Sequence[Record], values: Sequence[Published]) -> pd.DataFrame:
     """Ours, the published value and the difference, as text, per (domain, language).
 
-    The columns have a third level for the three. A value stands beside cells of its own corpus
-    only; a cell that was not run has the corpus of its column. A row without either is left out.
-    Only WER tables under the paper's normaliser compare: UserError for others.
+    WER under the paper's normaliser. The columns have a third level for the three. A value stands
+    beside cells of its own corpus only; a cell that was not run has the corpus of its column. A
+    row without either is left out.
     """
-    for table in tables.values():
-        given = (table.attrs["metric"], table.attrs["normalizer"])
-        if given != ("wer", RULE):
-            raise UserError(
-                f"a table of {given[0]} under {given[1]!r} does not compare with published values: "
-                f"expected wer under {RULE!r}, the paper's rule"
-            )
-    return stacked({title: _beside(table, values) for title, table in tables.items()})
+    return stacked({title: _beside(group, values) for title, group in blocks(records).items()})
 
 
-def _beside(table: pd.DataFrame, values: Sequence[Published]) -> pd.DataFrame:
-    size, corpora, spread = (table.attrs[name] for name in ("train_size", "corpora", "sd"))
+def _beside(records: Sequence[Record], values: Sequence[Published]) -> pd.DataFrame:
+    trained = [r for r in records if r["config"]["method"] in TRAINED] or records
+    size = trained[0]["config"].get("train_size")
     found = {(v.system, v.corpus, v.language): v for v in values if v.train_size in (None, size)}
     # A value for this very size goes before one for any.
     found |= {(v.system, v.corpus, v.language): v for v in values if v.train_size == size}
-    columns: dict[tuple[str, str, str], list[str]] = {}
-    for domain, language in table.columns:
-        for kind in ("ours", "published", "difference"):
-            columns[domain, language, kind] = []
-        for system in table.index:
-            ours = table.loc[system, (domain, language)]
+    cells = results_table(records, "wer", RULE)
+    run = {(c.system, c.domain, c.language): c for c in cells.itertuples()}
+    of_column = cells.groupby(["domain", "language"])["corpora"].sum()
+    columns = sorted(of_column.index, key=column_place)
+    rows = {}
+    for system in sorted({*cells["system"], *(v.system for v in values)}, key=row_place):
+        ours = {column: run.get((system, *column)) for column in columns}
+        theirs = {}
+        for column, own in ours.items():
             # A cell of several corpora stands beside the value of none.
-            families = {_family(corpus) for corpus in corpora[system][domain, language]}
+            families = {_family(corpus) for corpus in (own.corpora if own else of_column[column])}
             corpus = families.pop() if len(families) == 1 else None
-            value = found.get((system, corpus, language))
-            theirs = value.wer if value else math.nan
-            sd = spread[system].get((domain, language), math.nan)
-            columns[domain, language, "ours"].append(cell(ours, sd))
-            columns[domain, language, "published"].append(f"{theirs:.1f}" if value else NOT_FILLED)
-            known = not math.isnan(ours - theirs)
-            columns[domain, language, "difference"].append(f"{ours - theirs:+.1f}" if known else "")
-    frame = pd.DataFrame(columns, index=table.index)
-    if not columns:
-        return frame
-    frame.columns = frame.columns.set_names(["domain", "language", ""])
-    empty = frame.isin([NOT_RUN, NOT_FILLED, ""]).all(axis=1)
-    return frame[~empty]
+            theirs[column] = found.get((system, corpus, column[1]))
+        if any(ours.values()) or any(theirs.values()):
+            rows[system] = [t for c in columns for t in _texts(ours[c], theirs[c])]
+    kinds = [(*column, kind) for column in columns for kind in ("ours", "published", "difference")]
+    heads = pd.MultiIndex.from_tuples(kinds, names=["domain", "language", ""])
+    return pd.DataFrame(rows.values(), pd.Index(rows, name="system"), heads)
+
+
+def _texts(ours: Any, theirs: Published | None) -> tuple[str, str, str]:
+    """A cell of ours, the published value and their difference."""
+    return (
+        cell(ours.error, ours.sd) if ours else NOT_RUN,
+        f"{theirs.wer:.1f}" if theirs else NOT_FILLED,
+        f"{ours.error - theirs.wer:+.1f}" if ours and theirs else "",
+    )
 
 
 def _family(corpus: str) -> str:

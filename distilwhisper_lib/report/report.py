@@ -32,6 +32,7 @@ from distilwhisper_lib.results.error_analysis import (
     worst_utterances,
 )
 from distilwhisper_lib.results.exports import formatted
+from distilwhisper_lib.results.frame import blocks, evaluations, row_place
 from distilwhisper_lib.results.hypotheses import Hypotheses
 from distilwhisper_lib.results.plots import (
     error_kinds_bars,
@@ -41,15 +42,7 @@ from distilwhisper_lib.results.plots import (
 )
 from distilwhisper_lib.results.records import load_records
 from distilwhisper_lib.results.significance import NO_HYPOTHESES, Resampled, resample
-from distilwhisper_lib.results.tables import (
-    blocks,
-    own_evaluations,
-    results_tables,
-    row_labels,
-    row_place,
-    shown_metrics,
-    title_of,
-)
+from distilwhisper_lib.results.tables import results_table, shown_metrics, title_of
 from distilwhisper_lib.scoring.alignment import Alignment
 
 
@@ -96,16 +89,16 @@ def _error_rates(records: Sequence[Record]) -> str:
     parts += _rates(records, "marks", "marks kept")
     whisper = "".join(_rates(records, "whisper", "marks dropped"))
     parts.append(page.folded("The same under Whisper's normaliser", whisper))
-    for title, table in results_tables(records).items():
-        parts.append(page.figure(title, results_bars, table))
+    for title, cells in results_table(records).groupby("training", sort=False):
+        parts.append(page.figure(title, results_bars, cells))
     return "".join(parts)
 
 
 def _rates(records: Sequence[Record], normalizer: str, note: str) -> list[str]:
     parts = []
     for metric in shown_metrics(records, normalizer):
-        tables = results_tables(records, metric, normalizer)
-        parts.append(f"<h3>{title_of(tables)}, {note}</h3>{page.table(formatted(tables))}")
+        cells = results_table(records, metric, normalizer)
+        parts.append(f"<h3>{title_of(cells)}, {note}</h3>{page.table(formatted(cells))}")
     return parts
 
 
@@ -115,7 +108,7 @@ def _beside(records: Sequence[Record], values: Sequence[Any]) -> str:
             f"results/{PUBLISHED} holds no value yet: whoever has the paper open can fill it, with "
             "the place each number stands."
         )
-    text = compared(results_tables(records, "wer", "whisper"), values)
+    text = compared(records, values)
     sources = ", ".join(dict.fromkeys(value.source for value in values))
     return page.table(text) + page.note(f"WER under the paper's normaliser. Sources: {sources}.")
 
@@ -181,14 +174,8 @@ def _pooled(found: pd.DataFrame) -> pd.DataFrame:
 
 def _worst(records: Sequence[Record], texts: Hypotheses) -> str:
     parts = [page.note("Struck out: not heard. Underlined: not said. Texts as normalised.")]
-    places = {
-        (record["config"]["language"], evaluation["domain"])
-        for record in records
-        for evaluation in own_evaluations(record)
-    }
-    for language, domain in sorted(places):
-        of_language = [r for r in records if r["config"]["language"] == language]
-        system = max(row_labels(of_language), key=row_place)  # the last row of the table
+    for (language, domain), heard in evaluations(records).groupby(["language", "domain"]):
+        system = max(heard["system"], key=row_place)  # the last row of the table
         table = worst_utterances(records, texts, language, system, domain)
         title = f"{system}, {language}, {DOMAINS[domain]}"
         parts.append(page.folded(title, Alignment(table)._repr_html_()))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from distilwhisper_lib.config.settings import NORMALIZERS, Record
+from distilwhisper_lib.results.frame import RATES
 from distilwhisper_lib.results.hypotheses import Hypotheses, part_of
-from distilwhisper_lib.results.tables import RATES
 from distilwhisper_lib.scoring.rates import COUNTS, UtteranceErrors
 
 

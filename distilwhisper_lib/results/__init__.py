@@ -7,7 +7,8 @@ __all__, __getattr__, __dir__ = hand_on(
     __name__,
     {
         "records": ("load_records", "read_record", "write_record"),
-        "tables": ("results_tables",),
+        "frame": ("evaluations",),
+        "tables": ("results_table",),
         "exports": ("formatted", "to_latex", "to_markdown", "write_tables"),
         "significance": ("resample",),
         "costs": ("cost_table", "forgetting_table", "formatted_costs", "overview"),

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from distilwhisper_lib.config.settings import DOMAINS, LABELS, Record
-from distilwhisper_lib.results.hypotheses import FIELD, Hypotheses, same_clips
-from distilwhisper_lib.results.tables import (
+from distilwhisper_lib.results.frame import (
     HEADLINE,
     blocks,
     own_evaluations,
@@ -21,6 +20,7 @@ from distilwhisper_lib.results.tables import (
     row_labels,
     row_place,
 )
+from distilwhisper_lib.results.hypotheses import FIELD, Hypotheses, same_clips
 
 
 def forgetting_table(

@@ -12,9 +12,7 @@ import numpy as np
 import pandas as pd
 
 from distilwhisper_lib.config.settings import LABELS, NORMALIZERS, Record
-from distilwhisper_lib.results.hypotheses import Hypotheses, Row
-from distilwhisper_lib.results.significance import NO_HYPOTHESES
-from distilwhisper_lib.results.tables import (
+from distilwhisper_lib.results.frame import (
     HEADLINE,
     RATES,
     blocks,
@@ -23,6 +21,8 @@ from distilwhisper_lib.results.tables import (
     row_labels,
     row_place,
 )
+from distilwhisper_lib.results.hypotheses import Hypotheses, Row
+from distilwhisper_lib.results.significance import NO_HYPOTHESES
 from distilwhisper_lib.scoring.rates import COUNTS
 from distilwhisper_lib.scoring.text import normalize
 

@@ -17,27 +17,23 @@ import pandas as pd
 
 from distilwhisper_lib.config.settings import DOMAINS, NORMALIZERS, Record
 from distilwhisper_lib.io.leaks import write_public
-from distilwhisper_lib.results.tables import AVERAGE, METRICS, NOT_RUN, Tables, results_tables
+from distilwhisper_lib.results.frame import METRICS
+from distilwhisper_lib.results.tables import NOT_RUN, column_place, results_table, wide
 
 
-def formatted(tables: Tables | pd.DataFrame) -> pd.DataFrame:
-    """The numbers as text: one decimal, mean ± standard deviation, "not run" where empty.
+def formatted(cells: pd.DataFrame) -> pd.DataFrame:
+    """`results_table` as text: one decimal, mean ± standard deviation, "not run" where empty.
 
-    A system without any run has no row. Several training sizes stand one below the other, under an outer row level.
+    A row a system that was run; several training sizes stand one below the other, under an outer
+    row level.
     """
-    if isinstance(tables, pd.DataFrame):
-        return _formatted(tables)
-    return stacked({title: _formatted(table) for title, table in tables.items()})
+    text = [cell(mean, sd) for mean, sd in zip(cells["error"], cells["sd"], strict=True)]
+    return _laid_out(cells.assign(text=text), "system")
 
 
-def _formatted(table: pd.DataFrame) -> pd.DataFrame:
-    spread = table.attrs.get("sd", {})
-    text = table.dropna(how="all").astype(object)
-    for row in text.index:
-        for column in table.columns:
-            sd = spread.get(row, {}).get(column, math.nan)
-            text.loc[row, column] = cell(table.loc[row, column], sd)
-    return text
+def _laid_out(cells: pd.DataFrame, row: str) -> pd.DataFrame:
+    parts = cells.groupby("training", sort=False)
+    return stacked({title: wide(part, "text", row).fillna(NOT_RUN) for title, part in parts})
 
 
 def cell(mean: float, sd: float = math.nan) -> str:
@@ -54,14 +50,9 @@ def with_intervals(found: pd.DataFrame) -> pd.DataFrame:
     paired = "against" in found
     rows = found.assign(
         row=found["system"] + (" against " + found["against"] if paired else ""),
-        cell=[_with_interval(row, paired) for row in found.to_dict("records")],
+        text=[_with_interval(row, paired) for row in found.to_dict("records")],
     )
-    texts = {}
-    for title, part in rows.groupby("training", sort=False):
-        text = part.pivot(index="row", columns=["domain", "language"], values="cell")
-        text = text.loc[part["row"].unique()]
-        texts[title] = text[sorted(text.columns, key=_place)].fillna(NOT_RUN)
-    return stacked(texts)
+    return _laid_out(rows, "row")
 
 
 def _with_interval(row: Mapping[str, Any], paired: bool) -> str:
@@ -74,22 +65,12 @@ def _with_interval(row: Mapping[str, Any], paired: bool) -> str:
 
 def stacked(texts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Tables of text one below the other; languages that a training size lacks were not run."""
+    if not texts:
+        return pd.DataFrame(index=pd.Index([], name="system"))
     if len(texts) == 1:
         return next(iter(texts.values()))
     order = pd.concat(texts, names=["training"])
-    columns = sorted(order.columns, key=_place)
-    return order[columns].fillna(NOT_RUN)
-
-
-def _place(column: tuple[str, ...]) -> tuple:
-    domain, language, *kind = column
-    kinds = ("ours", "published", "difference")
-    return (
-        list(DOMAINS).index(domain),
-        language.startswith(AVERAGE),
-        language,
-        *map(kinds.index, kind),
-    )
+    return order[sorted(order.columns, key=column_place)].fillna(NOT_RUN)
 
 
 def _sections(text: pd.DataFrame) -> Iterator[tuple[str | None, pd.DataFrame]]:
@@ -191,6 +172,6 @@ def write_tables(records: Sequence[Record], folder: str | Path) -> list[str]:
     written = []
     for metric in METRICS:
         for normalizer in NORMALIZERS:
-            text = formatted(results_tables(records, metric, normalizer))
+            text = formatted(results_table(records, metric, normalizer))
             written += write_table(text, Path(folder) / f"{metric}-{normalizer}")
     return [str(path) for path in written]

@@ -30,8 +30,9 @@ from distilwhisper_lib.figures import (
     panels,
     style,
 )
+from distilwhisper_lib.results.frame import AVERAGE
 from distilwhisper_lib.results.significance import NO_HYPOTHESES
-from distilwhisper_lib.results.tables import AVERAGE
+from distilwhisper_lib.results.tables import title_of, wide
 
 _DOMAIN_STYLES = {
     "in_domain": {"color": BLUE, "linestyle": "-", "marker": "o"},
@@ -147,14 +148,13 @@ _SYSTEMS = dict(
 )  # fmt: skip
 
 
-def results_bars(table: pd.DataFrame) -> Figure:
-    """Error rates by language and system, one panel per domain, from ``tables.results_table``.
-
-    Systems without any run are left out; whiskers are standard deviations over seeds.
+def results_bars(cells: pd.DataFrame) -> Figure:
+    """Error rates by language and system, one panel per domain: one training size's cells of
+    `tables.results_table`. Whiskers are standard deviations over seeds.
     """
-    table = _with_attrs(table.dropna(how="all"), table)
-    domains = [domain for domain in DOMAINS if domain in table.columns.get_level_values(0)]
-    if table.empty or not domains:
+    table, spread = wide(cells, "error"), wide(cells, "sd")
+    domains = [domain for domain in DOMAINS if domain in table]
+    if not domains:
         raise UserError(
             "the results table holds no number: expected at least one run: run a notebook of 01 "
             "to 06 first"
@@ -166,28 +166,22 @@ def results_bars(table: pd.DataFrame) -> Figure:
     with style():
         figure, axes = panels(len(domains) // across, across, width, 3.0, sharey=True)
         for axis, domain in zip(axes.flat, domains, strict=True):
-            _draw_bars(axis, table, domain, numbers=bars <= 30)
+            _draw_bars(axis, table[domain], spread[domain], numbers=bars <= 30)
+            axis.set_title(DOMAINS[domain].capitalize())
         for row in axes:
-            row[0].set_ylabel(f"{table.attrs.get('title', 'Error rate')} (%)")
+            row[0].set_ylabel(f"{title_of(cells)} (%)")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     return figure
 
 
-def _with_attrs(table: pd.DataFrame, source: pd.DataFrame) -> pd.DataFrame:
-    table.attrs = dict(source.attrs)
-    return table
-
-
-def _draw_bars(axis: Axes, table: pd.DataFrame, domain: str, numbers: bool) -> None:
-    names = list(table[domain].columns)
+def _draw_bars(axis: Axes, table: pd.DataFrame, spread: pd.DataFrame, numbers: bool) -> None:
+    names = list(table.columns)
     names = names[:1] if len(names) == 2 else names  # the average of one language says nothing
     thickness = 0.84 / len(table)
-    spread = table.attrs.get("sd", {})
     for index, system in enumerate(table.index):
         places = np.arange(len(names)) + (index - (len(table) - 1) / 2) * thickness
-        values = table.loc[system, domain][names].to_numpy(dtype=float)
-        errors = np.array([spread.get(system, {}).get((domain, n), math.nan) for n in names])
+        values, errors = (part.loc[system, names].to_numpy(dtype=float) for part in (table, spread))
         colour, hatch = _system_style(system, index)
         bars = axis.bar(
             places, values, 0.92 * thickness, color=colour, hatch=hatch, label=system,
@@ -205,7 +199,6 @@ def _draw_bars(axis: Axes, table: pd.DataFrame, domain: str, numbers: bool) -> N
     axis.set_xticks(range(len(names)), [_group_name(name) for name in names])
     axis.tick_params(axis="x", length=0)
     axis.grid(axis="x", visible=False)
-    axis.set_title(DOMAINS[domain].capitalize())
     axis.margins(x=0.02, y=0.12)
     if len(names) > 1 and names[-1].startswith(AVERAGE):
         axis.axvline(len(names) - 1.5, color="#BBBBBB", linewidth=0.8)

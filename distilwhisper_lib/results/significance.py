@@ -18,8 +18,7 @@ import pandas as pd
 from distilwhisper_lib.config.settings import DOMAINS, LABELS, NORMALIZERS, Record
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.checked import one_of
-from distilwhisper_lib.results.hypotheses import Hypotheses, Row, same_clips
-from distilwhisper_lib.results.tables import (
+from distilwhisper_lib.results.frame import (
     AVERAGE,
     HEADLINE,
     METRICS,
@@ -30,6 +29,7 @@ from distilwhisper_lib.results.tables import (
     row_labels,
     row_place,
 )
+from distilwhisper_lib.results.hypotheses import Hypotheses, Row, same_clips
 from distilwhisper_lib.scoring.resampling import (
     FEW_BLOCKS,
     RESAMPLES,

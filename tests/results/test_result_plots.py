@@ -11,6 +11,7 @@ from figures import draw, texts
 from make_records import make_pairs, make_record
 from matplotlib.colors import to_rgb
 
+from distilwhisper_lib.config.settings import LABELS
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.results import error_analysis, significance, tables
 from distilwhisper_lib.results import plots as result_plots
@@ -58,7 +59,7 @@ def test_results_bars_name_the_rate_of_languages_without_spaces():
 
 
 def test_results_bars_take_all_systems_and_their_variants():
-    records = [make_record(method, "ca") for method in tables.LABELS]
+    records = [make_record(method, "ca") for method in LABELS]
     records.append(make_record("lora", "ca", max_steps=2, wer=0.9))
     figure = draw(result_plots.results_bars(tables.results_table(records)))
     looks = {

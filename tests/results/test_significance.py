@@ -28,7 +28,7 @@ def only(frame, **wanted):
 
 
 def test_estimates_are_the_tables_cells_and_lie_in_their_intervals(study, tmp_path):
-    table = tables.results_table(study)
+    table = tables.wide(tables.results_table(study), "error")
     intervals = resample(study, tmp_path, resamples=500).intervals()
     assert len(intervals) == 2 * 2 * 3
     for row in intervals.to_dict("records"):
@@ -90,7 +90,7 @@ def test_seeds_count_as_the_mean_of_their_errors(tmp_path):
     row = only(resample(runs, tmp_path, resamples=200).intervals(), domain="in_domain",
                language="ca")  # fmt: skip
     assert row["error"] == pytest.approx(
-        tables.results_table(runs).loc["+ CLSR + JS", ("in_domain", "ca")]
+        tables.wide(tables.results_table(runs), "error").loc["+ CLSR + JS", ("in_domain", "ca")]
     )
     assert row["low"] < row["error"] < row["high"]
 
@@ -141,7 +141,7 @@ def test_the_average_of_unequal_seeds_is_the_tables(tmp_path):
         make_run(tmp_path, "js", language, seed, errors=errors)
         for language, seed, errors in (("ca", 1, 0.1), ("ca", 2, 0.5), ("cs", 1, 0.2))
     ]
-    cells = tables.results_table(runs).loc["+ CLSR + JS", "in_domain"]
+    cells = tables.wide(tables.results_table(runs), "error").loc["+ CLSR + JS", "in_domain"]
     assert cells["average"] == pytest.approx((cells["ca"] + cells["cs"]) / 2)
     row = only(resample(runs, tmp_path, resamples=200).intervals(), domain="in_domain",
                language="average")  # fmt: skip

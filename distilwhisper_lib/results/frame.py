@@ -1,0 +1,169 @@
+"""Every evaluation of some records as one long table, which all other tables are made from.
+
+`evaluations` has the rows; what they are called and where they stand (training sizes, systems in
+the paper's order, the rate that a language is told by) is said here once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from distilwhisper_lib.config.settings import (
+    DOMAINS,
+    LABELS,
+    NORMALIZERS,
+    TRAINED,
+    Record,
+    changed_settings,
+)
+from distilwhisper_lib.io.checked import one_of
+from distilwhisper_lib.languages import find_language
+from distilwhisper_lib.scoring.rates import COUNTS
+
+RATES = ("wer", "cer")
+# The CER where words are not spaced, else the WER.
+HEADLINE = "headline"
+METRICS = (HEADLINE, *RATES)
+AVERAGE = "average"
+
+PLACE = ["training", "system", "domain", "language", "seed"]  # of one evaluation in the tables
+_COLUMNS = [*PLACE, "corpus", "rtf", "normalizer", "metric", "error", *COUNTS,
+            "record", "evaluation"]  # fmt: skip
+
+
+def evaluations(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per training size, run, domain, normaliser and rate, in the tables' order.
+
+    "training" is the title of its block, "system" its row's name; "metric" is "wer" or "cer" and
+    "error" that rate in per cent, made of "substitutions", "deletions", "insertions" and "hits".
+    "record" and "evaluation" are what the row is from. A record counts for the language that it
+    was run for, and in every block that it stands in.
+    """
+    rows: list[dict[str, Any]] = []
+    for title, group in blocks(records).items():
+        labelled = zip(group, row_labels(group), strict=True)
+        found = [
+            {"training": title, "system": label, "domain": said["domain"],
+             "language": said["language"], "seed": record["config"]["seed"],
+             "corpus": said["corpus"], "rtf": said["rtf"], "normalizer": normalizer,
+             "metric": metric, "error": 100 * said["scores"][normalizer][metric][metric],
+             **{kind: said["scores"][normalizer][metric][kind] for kind in COUNTS},
+             "record": record, "evaluation": said}
+            for record, label in labelled
+            for said in own_evaluations(record)
+            for normalizer in NORMALIZERS
+            for metric in RATES
+        ]  # fmt: skip
+        rows += sorted(found, key=_place)
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _place(row: Mapping[str, Any]) -> tuple:
+    return row["domain"], row["language"], row_place(row["system"]), row["seed"]
+
+
+def rated(
+    records: Sequence[Record], metric: str = HEADLINE, normalizer: str = "marks"
+) -> pd.DataFrame:
+    """Of `evaluations` one row an evaluation: under this normaliser, the rate of this metric.
+
+    ``metric``: "wer", "cer" or, by default, "headline": WER, but CER for languages that are
+    written without spaces. UserError for an unknown name.
+    """
+    one_of("metric", metric, METRICS)
+    one_of("normalizer", normalizer, NORMALIZERS)
+    table = evaluations(records)
+    shown = table["language"].map(lambda language: rate_of(metric, language))
+    return table[(table["normalizer"] == normalizer) & (table["metric"] == shown)]
+
+
+def own_evaluations(record: Record) -> list[dict[str, Any]]:
+    """The record's evaluations in the language that it was run for."""
+    language = record["config"]["language"]
+    return [e for e in record["evaluations"] if e["language"] == language]
+
+
+# -------------------------------------------------------------------------------------- rates
+
+
+def rate_of(metric: str, language: str) -> str:
+    """The rate, "wer" or "cer", that a table of this metric shows for a language."""
+    return find_language(language).headline if metric == HEADLINE else metric
+
+
+def averaged(languages: Sequence[str], metric: str) -> list[str]:
+    """The languages that an average is over. It is of one rate: the WER of those that show it,
+    the CER where none does."""
+    rates = {language: rate_of(metric, language) for language in languages}
+    rate = "wer" if "wer" in rates.values() else "cer"
+    return [language for language in languages if rates[language] == rate]
+
+
+# ------------------------------------------------------------- blocks and their rows
+
+
+def blocks(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records by preset and training size, small sizes first, under the title of each block.
+
+    A model that trains nothing is in every block that was trained from it, or by it, and tested on
+    the same clips.
+    """
+    groups: dict[tuple[str, int | None], list[Record]] = defaultdict(list)
+    for record in records:
+        if record["config"]["method"] in TRAINED:
+            groups[_block(record)].append(record)
+    trained = {key: list(group) for key, group in groups.items()}
+    for record in records:
+        if record["config"]["method"] not in TRAINED:  # it stands beside all that it measures
+            beside = [k for k, group in trained.items() if any(_alike(record, r) for r in group)]
+            for key in beside or [_block(record)]:
+                groups[key].append(record)
+    order = sorted(groups, key=lambda key: (key[1] or math.inf, key[0]))
+    return {_title(*key, groups[key]): groups[key] for key in order}
+
+
+def _block(record: Record) -> tuple[str, int | None]:
+    return record["preset"], record["config"].get("train_size")
+
+
+def _alike(untrained: Record, trained: Record) -> bool:
+    """Whether a model that trains nothing is the student or teacher of a run, on its test sets."""
+    model = "teacher" if untrained["config"]["method"] == "teacher" else "student"
+    same = all(
+        untrained["config"].get(name) == trained["config"].get(name)
+        for name in ("language", model, f"{model}_revision")
+    )
+    tests = [
+        [(r["data"][part] or {}).get("sha256") for part in DOMAINS] for r in (untrained, trained)
+    ]
+    return same and tests[0] == tests[1]
+
+
+def _title(preset: str, size: int | None, records: Sequence[Record]) -> str:
+    if size is not None:
+        return f"{preset}, {size:,} training clips"
+    sizes = sorted({r["data"]["train"]["clips"] for r in records if r["data"]["train"]})
+    if not sizes:
+        return f"{preset}, all training clips"
+    count = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    return f"{preset}, all {count} training clips"
+
+
+def row_place(row: str) -> tuple[int, str]:
+    """What rows are sorted by: the paper's order of systems, each before its variants."""
+    return list(LABELS.values()).index(row.partition(" (")[0]), row
+
+
+def row_labels(records: Sequence[Record]) -> list[str]:
+    """The row of each record; settings are named only where they differ from the preset's."""
+    labels = []
+    for record, changed in zip(records, changed_settings(records), strict=True):
+        label = LABELS[record["config"]["method"]]
+        told = ", ".join(f"{name}={value}" for name, value in changed.items())
+        labels.append(f"{label} ({told})" if told else label)
+    return labels
