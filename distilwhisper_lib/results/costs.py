@@ -15,8 +15,8 @@ from distilwhisper_lib.config.settings import DOMAINS, LABELS, Record
 from distilwhisper_lib.results.frame import (
     HEADLINE,
     blocks,
-    own_evaluations,
     rate_of,
+    rated,
     row_labels,
     row_place,
 )
@@ -139,25 +139,22 @@ def cost_table(records: Sequence[Record]) -> pd.DataFrame:
     nothing. NaN where nothing is recorded.
     """
     rows = []
-    for title, group in blocks(records).items():
-        systems: dict[str, list[Record]] = {}
-        for record, label in zip(group, row_labels(group), strict=True):
-            systems.setdefault(label, []).append(record)
-        place = list(LABELS.values()).index
-        for system in sorted(systems, key=lambda name: (place(name.partition(" (")[0]), name)):
-            rows.append({"training": title, "system": system} | _costs(systems[system]))
+    for title, block in rated(records).groupby("training", sort=False):
+        for system in sorted(block["system"].unique(), key=row_place):
+            heard = block[block["system"] == system]
+            rows.append({"training": title, "system": system} | _costs(heard))
     if not rows:
         return pd.DataFrame()
     return pd.DataFrame(rows).set_index(["training", "system"])
 
 
-def _costs(records: Sequence[Record]) -> dict[str, Any]:
+def _costs(heard: pd.DataFrame) -> dict[str, Any]:
+    records = list({record["run_id"]: record for record in heard["record"]}.values())
     trainings = [record["training"] for record in records if record["training"]]
-    evaluations = [e for record in records for e in own_evaluations(record)]
     seconds = _mean(t["seconds"] for t in trainings)
     peaks = [t["peak_memory_bytes"] for t in trainings if t["peak_memory_bytes"] is not None]
     speed = {
-        f"real-time factor, {name}": _mean(e["rtf"] for e in evaluations if e["domain"] == domain)
+        f"real-time factor, {name}": _mean(heard.loc[heard["domain"] == domain, "rtf"].dropna())
         for domain, name in DOMAINS.items()
     }
     hardware = [record["provenance"]["hardware"] for record in records]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,7 @@ import numpy as np
 import pandas as pd
 
 from distilwhisper_lib.config.settings import LABELS, NORMALIZERS, Record
-from distilwhisper_lib.results.frame import (
-    HEADLINE,
-    RATES,
-    blocks,
-    own_evaluations,
-    rate_of,
-    row_labels,
-    row_place,
-)
+from distilwhisper_lib.results.frame import HEADLINE, PLACE, RATES, rate_of, rated
 from distilwhisper_lib.results.hypotheses import Hypotheses, Row
 from distilwhisper_lib.results.significance import NO_HYPOTHESES
 from distilwhisper_lib.scoring.rates import COUNTS
@@ -36,43 +27,18 @@ LOOP_RULE = (
 _PACE_QUANTILE, _PACE_FACTOR = 0.99, 1.5
 
 
-@dataclass(frozen=True)
-class Said:
-    """One evaluation of a record, with its place in the tables."""
-
-    place: dict[str, Any]  # training, system, domain, language, seed
-    record: Record
-    evaluation: dict[str, Any]
-
-
-def each_evaluation(records: Sequence[Record]) -> Iterator[Said]:
-    """The records' evaluations in the tables' order."""
-    for title, group in blocks(records).items():
-        found = [
-            Said({"training": title, "system": label, "domain": e["domain"],
-                  "language": e["language"], "seed": record["config"]["seed"]}, record, e)
-            for record, label in zip(group, row_labels(group), strict=True)
-            for e in own_evaluations(record)
-        ]  # fmt: skip
-        found.sort(key=lambda said: (
-            said.place["domain"], said.place["language"],
-            row_place(said.place["system"]), said.place["seed"],
-        ))  # fmt: skip
-        yield from found
+def _place(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in PLACE}
 
 
 def error_kinds(
     records: Sequence[Record], metric: str = HEADLINE, normalizer: str = "marks"
 ) -> pd.DataFrame:
     """Substitutions, deletions and insertions in per cent of the references, per evaluation."""
-    rows = []
-    for said in each_evaluation(records):
-        name = rate_of(metric, said.place["language"])
-        counts = said.evaluation["scores"][normalizer][name]
-        units = counts["hits"] + counts["substitutions"] + counts["deletions"]
-        shares = {kind: 100 * counts[kind] / units for kind in COUNTS[:3]}
-        rows.append(said.place | {"metric": name, "error": 100 * counts[name]} | shares)
-    return pd.DataFrame(rows)
+    shown = rated(records, metric, normalizer)
+    units = shown["hits"] + shown["substitutions"] + shown["deletions"]
+    shares = {kind: 100 * shown[kind] / units for kind in COUNTS[:3]}
+    return shown[[*PLACE, "metric", "error"]].assign(**shares).reset_index(drop=True)
 
 
 def normalizers_side_by_side(records: Sequence[Record]) -> pd.DataFrame:
@@ -81,15 +47,11 @@ def normalizers_side_by_side(records: Sequence[Record]) -> pd.DataFrame:
     Where two normalisers differ, it is spelling that differs and not hearing: Whisper's rule drops
     the vowel signs of Tamil and the tone marks of Thai, and counts Thai letter by letter.
     """
-    return pd.DataFrame(
-        said.place
-        | {
-            f"{metric.upper()} {name}": 100 * said.evaluation["scores"][name][metric][metric]
-            for metric in RATES
-            for name in NORMALIZERS
-        }
-        for said in each_evaluation(records)
-    )
+    table = rated(records)[PLACE].reset_index(drop=True)
+    for metric in RATES:
+        for name in NORMALIZERS:
+            table[f"{metric.upper()} {name}"] = rated(records, metric, name)["error"].to_numpy()
+    return table
 
 
 # -------------------------------------------------------------------------------- hallucination
@@ -132,10 +94,10 @@ def hallucinations(
     "cut": ended by the token limit; "empty".
     """
     table, published = [], Hypotheses.of(folder)
-    for said in each_evaluation(records):
-        rows = published.rows(said.record, said.evaluation)
+    for said in rated(records).to_dict("records"):
+        rows = published.rows(said["record"], said["evaluation"])
         if rows is None:
-            table.append(said.place | {"note": NO_HYPOTHESES})
+            table.append(_place(said) | {"note": NO_HYPOTHESES})
             continue
         allowed = fastest_pace(rows) if bound is None else bound
         signs = {
@@ -146,7 +108,7 @@ def hallucinations(
         }
         shares = {name: 100 * float(np.mean(found)) for name, found in signs.items()}
         bounds = {"bound (characters/s)": allowed, "clips": len(rows), "note": ""}
-        table.append(said.place | shares | bounds)
+        table.append(_place(said) | shares | bounds)
     return pd.DataFrame(table)
 
 
@@ -166,12 +128,11 @@ def error_by_length(
     "from" and "to" in seconds. Runs without published hypotheses are left out.
     """
     table, published = [], Hypotheses.of(folder)
-    for said in each_evaluation(records):
-        rows = published.rows(said.record, said.evaluation)
+    for said in rated(records, metric, normalizer).to_dict("records"):
+        rows = published.rows(said["record"], said["evaluation"])
         if rows is None:
             continue
-        rate = rate_of(metric, said.place["language"])
-        scored = published.errors(said.record, said.evaluation, normalizer, rate)
+        scored = published.errors(said["record"], said["evaluation"], normalizer, said["metric"])
         seconds = np.array([row["seconds"] for row in rows])
         edges = np.unique(np.quantile(seconds, np.linspace(0, 1, bins + 1)))
         edges = edges if len(edges) > 1 else np.array([edges[0], edges[0]])
@@ -180,7 +141,7 @@ def error_by_length(
             inside = which == place
             units = scored.units[inside].sum()
             table.append(
-                said.place
+                _place(said)
                 | {"from": edges[place], "to": edges[place + 1], "clips": int(inside.sum())}
                 | {"error": 100 * scored.errors[inside].sum() / units if units else math.nan}
             )
@@ -208,14 +169,15 @@ def worst_utterances(
     columns = ["id", "seconds", "errors", "error (%)", "reference", "hypothesis"]
     place = {"system": system, "language": language, "domain": domain}
     published = Hypotheses.of(folder)
-    matching = [said for said in each_evaluation(records) if place.items() <= said.place.items()]
-    shown = next((s for s in matching if published.rows(s.record, s.evaluation)), None)
+    matching = [s for s in rated(records).to_dict("records") if place.items() <= _place(s).items()]
+    found = ((s["record"], s["evaluation"]) for s in matching)
+    shown = next((pair for pair in found if published.rows(*pair)), None)
     if shown is None:
         empty = pd.DataFrame(columns=columns)
         empty.attrs = place | {"metric": metric, "note": NO_HYPOTHESES if matching else "not run"}
         return empty
-    rows = published.rows(shown.record, shown.evaluation)
-    scored = published.errors(shown.record, shown.evaluation, normalizer, metric)
+    rows = published.rows(*shown)
+    scored = published.errors(*shown, normalizer, metric)
     table = pd.DataFrame(
         {
             "id": [row["id"] for row in rows],

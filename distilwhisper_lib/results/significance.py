@@ -15,20 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from distilwhisper_lib.config.settings import DOMAINS, LABELS, NORMALIZERS, Record
+from distilwhisper_lib.config.settings import DOMAINS, LABELS, Record
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.io.checked import one_of
-from distilwhisper_lib.results.frame import (
-    AVERAGE,
-    HEADLINE,
-    METRICS,
-    averaged,
-    blocks,
-    own_evaluations,
-    rate_of,
-    row_labels,
-    row_place,
-)
+from distilwhisper_lib.results.frame import AVERAGE, HEADLINE, averaged, rated, row_place
 from distilwhisper_lib.results.hypotheses import Hypotheses, Row, same_clips
 from distilwhisper_lib.scoring.resampling import (
     FEW_BLOCKS,
@@ -175,16 +164,13 @@ def resample(
     other records there are. Raises UserError for an unknown name, a damaged file of hypotheses,
     and fewer than 100 resamples.
     """
-    one_of("metric", metric, METRICS)
-    one_of("normalizer", normalizer, NORMALIZERS)
+    shown = rated(records, metric, normalizer)
     if resamples < 100:
         raise UserError(f"resamples={resamples} is too few for a 95 % interval: expected >= 100")
     published, soft = Hypotheses.of(folder), {file["run_id"]: file for file in forced}
     found = {
-        title: _resample_block(
-            _listen(group, published, soft, metric, normalizer), metric, resamples, seed
-        )
-        for title, group in blocks(records).items()
+        title: _resample_block(_listen(block, published, soft), metric, resamples, seed)
+        for title, block in shown.groupby("training", sort=False)
     }
     return Resampled(found, metric, normalizer, resamples, seed)
 
@@ -209,25 +195,21 @@ Listened = dict[tuple[str, str], dict[str, list[_Heard]]]
 
 
 def _listen(
-    records: Sequence[Record], published: Hypotheses, soft: Mapping[str, Mapping[str, Any]],
-    metric: str, normalizer: str,
-) -> Listened:  # fmt: skip
+    block: pd.DataFrame, published: Hypotheses, soft: Mapping[str, Mapping[str, Any]]
+) -> Listened:
     cells: Listened = {}
     softly: Listened = {}
-    for record, label in zip(records, row_labels(records), strict=True):
-        for evaluation in own_evaluations(record):
-            place = evaluation["domain"], evaluation["language"]
-            rate = rate_of(metric, evaluation["language"])
-            found = published.errors(record, evaluation, normalizer, rate)
-            heard = _Heard(None, None, None, None)
-            if found is not None:
-                rows = published.rows(record, evaluation)
-                heard = _Heard(rows, found.errors, found.units, found.scored)
-            cells.setdefault(place, {}).setdefault(label, []).append(heard)
-            errors = _soft_errors(soft.get(record["run_id"]), record, heard, place[0])
-            if errors is not None:
-                again = heard._replace(errors=np.array(errors[normalizer][rate]))
-                softly.setdefault(place, {}).setdefault(label, []).append(again)
+    for row in block.itertuples():
+        place, said = (row.domain, row.language), (row.record, row.evaluation)
+        found = published.errors(*said, row.normalizer, row.metric)
+        heard = _Heard(None, None, None, None)
+        if found is not None:
+            heard = _Heard(published.rows(*said), found.errors, found.units, found.scored)
+        cells.setdefault(place, {}).setdefault(row.system, []).append(heard)
+        errors = _soft_errors(soft.get(row.record["run_id"]), row.record, heard, row.domain)
+        if errors is not None:
+            again = heard._replace(errors=np.array(errors[row.normalizer][row.metric]))
+            softly.setdefault(place, {}).setdefault(row.system, []).append(again)
     for place, systems in softly.items():
         for label, runs in systems.items():
             if len(runs) == len(cells[place][label]):  # means over the same seeds
