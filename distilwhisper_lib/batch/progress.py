@@ -19,6 +19,7 @@ from distilwhisper_lib.batch.tasks import METHODS
 from distilwhisper_lib.config.settings import METHODS as ORDER
 
 SHOWN = 16  # running tasks that the live table names
+WIDEST = 20  # characters of a heading
 
 
 class Progress:
@@ -94,7 +95,8 @@ class Progress:
 def results_grid(tasks: Sequence[Task], outcomes: dict[str, Outcome]) -> str:
     """Methods x languages, each cell its seeds with what there is of them; one block a study.
 
-    "77" has a record; any other seed says why it has none. "" for fewer than two cells.
+    "77" has a record; any other seed says why it has none. A study whose settings would make a
+    wide column is told below the blocks. "" for fewer than two cells.
     """
     blocks: dict[str, dict[tuple[str, str], list[str]]] = {}
     for task in tasks:
@@ -110,7 +112,11 @@ def results_grid(tasks: Sequence[Task], outcomes: dict[str, Outcome]) -> str:
             cell.append(seed if has_record else f"{seed} {told.upper()}")
     if sum(map(len, blocks.values())) < 2:
         return ""
-    return "\n\n".join(_block(title, cells) for title, cells in blocks.items())
+    names = {title: title if len(title) <= WIDEST else f"study {number}"
+             for number, title in enumerate(blocks, 1)}  # fmt: skip
+    parts = [_block(names[title], cells) for title, cells in blocks.items()]
+    told = [f"{name}: {title}" for title, name in names.items() if name != title]
+    return "\n\n".join([*parts, "\n".join(told)] if told else parts)
 
 
 def _study(task: Task) -> str:

@@ -521,6 +521,25 @@ def test_the_table_has_a_block_for_each_study_and_no_cell_without_a_word(kit):
     ]
 
 
+def test_a_study_of_many_settings_is_told_below_the_table(kit):
+    text = """
+        methods: [lora]
+        languages: [ca, cs]
+        studies: [{}, {overrides: {epochs: 1, learning_rate: 0.0002}}]
+    """
+    found = tasks.expand(grid.read_grid(write(kit, text)), kit)
+    outcomes = {task.name: Outcome(task.name, "failed") for task in found}
+    assert results_grid(found, outcomes).splitlines() == [
+        "demo  ca         cs",
+        "lora  77 FAILED  77 FAILED",
+        "",
+        "study 2  ca         cs",
+        "lora     77 FAILED  77 FAILED",
+        "",
+        "study 2: demo (epochs=1, learning_rate=0.0002)",
+    ]
+
+
 def test_the_plan_tells_what_is_left_and_what_it_costs_without_writing(kit, capsys):
     runs = Path(batch.__file__).parents[2] / "results" / "demo" / "runs"
     shutil.copytree(runs, kit / "results" / "demo" / "runs")
