@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,6 +20,7 @@ from distilwhisper_lib.config.settings import (
     TRAINED,
     Record,
     changed_settings,
+    decisive,
 )
 from distilwhisper_lib.io.checked import one_of
 from distilwhisper_lib.languages import find_language
@@ -159,11 +160,28 @@ def row_place(row: str) -> tuple[int, str]:
     return list(LABELS.values()).index(row.partition(" (")[0]), row
 
 
-def row_labels(records: Sequence[Record]) -> list[str]:
-    """The row of each record; settings are named only where they differ from the preset's."""
+def shared_settings(records: Sequence[Record]) -> dict[str, Any]:
+    """The settings in which all of these runs differ alike from their preset's; a setting that
+    does not count for a run, such as the epochs of one that trains nothing, need not be its."""
+    changed = changed_settings(records)
+    found = {name: value for settings in changed for name, value in settings.items()}
+    for record, settings in zip(records, changed, strict=True):
+        counted = decisive(record["config"]["method"])
+        found = {n: v for n, v in found.items() if n not in counted or (n, v) in settings.items()}
+    return found
+
+
+def told(settings: Mapping[str, Any]) -> str:
+    """ "epochs=3, budget=0.3"."""
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def row_labels(records: Sequence[Record], untold: Collection[str] = ()) -> list[str]:
+    """The row of each record; settings are named only where they differ from the preset's, and
+    not those ``untold``."""
     labels = []
     for record, changed in zip(records, changed_settings(records), strict=True):
         label = LABELS[record["config"]["method"]]
-        told = ", ".join(f"{name}={value}" for name, value in changed.items())
-        labels.append(f"{label} ({told})" if told else label)
+        named = told({name: value for name, value in changed.items() if name not in untold})
+        labels.append(f"{label} ({named})" if named else label)
     return labels

@@ -20,9 +20,13 @@ from distilwhisper_lib.results.frame import (
     HEADLINE,
     RATES,
     averaged,
+    blocks,
     rate_of,
     rated,
+    row_labels,
     row_place,
+    shared_settings,
+    told,
 )
 
 NOT_RUN = "not run"
@@ -58,6 +62,22 @@ def results_table(
         cells = [c for _, domain in block.groupby("domain") for c in _cells(domain, metric)]
         rows += sorted(cells, key=lambda cell: row_place(cell["system"]))
     return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def own_table(
+    records: Sequence[Record], metric: str = HEADLINE, normalizer: str = "marks"
+) -> pd.DataFrame:
+    """`results_table` of one's own study: settings that all runs of a training size share stand in
+    "training", once above their table, and in no row."""
+    parts = []
+    for title, group in blocks(records).items():
+        shared = shared_settings(group)
+        rows = zip(row_labels(group), row_labels(group, shared), strict=True)
+        part = results_table(group, metric, normalizer)
+        part["training"] = f"{title}, {told(shared)}" if shared else title
+        part["system"] = part["system"].map(dict(rows))
+        parts.append(part.sort_values("system", key=lambda s: s.map(row_place), kind="stable"))
+    return pd.concat(parts, ignore_index=True) if parts else results_table(records)
 
 
 def _cells(domain: pd.DataFrame, metric: str) -> Iterator[dict[str, Any]]:

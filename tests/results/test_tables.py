@@ -168,6 +168,29 @@ def test_other_settings_and_presets_are_never_averaged_together():
         assert only(cells, "+ CLSR + JS", "in_domain", "ca")["error"] == pytest.approx(percent)
 
 
+def test_in_own_tables_settings_that_all_runs_share_stand_above():
+    shared = {"epochs": 3, "learning_rate": 0.0002}
+    records = [
+        make_record("zero_shot", wer=0.5),  # trains nothing: the settings are not its own
+        make_record("lora", wer=0.3, **shared),
+        make_record("js", wer=0.2, **shared),
+        make_record("js", wer=0.1, **shared, budget=0.3),
+    ]
+    cells = tables.own_table(records)
+    assert list(cells["training"].unique()) == [
+        "demo, all 800 training clips, epochs=3, learning_rate=0.0002"
+    ]
+    assert list(cells["system"].unique()) == [
+        *("Student zero-shot", "+ LoRA", "+ CLSR + JS", "+ CLSR + JS (budget=0.3)")
+    ]
+    assert list(tables.own_table(records[::3])["training"].unique()) == [
+        "demo, all 800 training clips, budget=0.3, epochs=3, learning_rate=0.0002"
+    ]
+    unlike = [*records, make_record("kl")]
+    assert tables.own_table(unlike).equals(tables.results_table(unlike))
+    assert tables.own_table([]).empty
+
+
 def test_hardware_settings_do_not_split_a_row():
     records = [make_record(seed=1, wer=0.1), make_record(seed=2, wer=0.3, eval_batch_size=4)]
     assert len(numbers(records)) == 1
