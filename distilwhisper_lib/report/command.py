@@ -12,34 +12,37 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distilwhisper_lib.config.settings import DOMAINS, Record
+from distilwhisper_lib.config.settings import Record
 from distilwhisper_lib.errors import command
 from distilwhisper_lib.report.pages import PAGE, notes, update_page, update_readme
 from distilwhisper_lib.report.published import PUBLISHED
 from distilwhisper_lib.report.rescoring import rescore
-from distilwhisper_lib.results.exports import formatted
+from distilwhisper_lib.results.exports import filled, formatted, to_text
 from distilwhisper_lib.results.records import load_records
-from distilwhisper_lib.results.tables import results_table, shown_metrics, title_of
+from distilwhisper_lib.results.tables import own_table, shown_metrics, title_of
 
 
-def shown_tables(records: Sequence[Record], normalizer: str = "marks") -> str:
-    """The tables and what to know of them, as aligned text for a terminal."""
+def shown_tables(
+    records: Sequence[Record], normalizer: str = "marks", width: int | None = None
+) -> str:
+    """The tables and what to know of them, as aligned text, no wider than the terminal is, or than
+    ``width`` characters."""
+    width = width or shutil.get_terminal_size().columns
     if not records:
         return "No run is recorded here yet.\n"
     parts = []
     for metric in shown_metrics(records, normalizer):
-        cells = results_table(records, metric, normalizer)
+        cells = own_table(records, metric, normalizer)
         for training, block in cells.groupby("training", sort=False):
-            body = formatted(block)
-            body.columns = [f"{DOMAINS[domain]} {name}" for domain, name in body.columns]
-            title = f"{title_of(block)} in percent, lower is better"
-            text = body.rename_axis(None).to_string()
-            parts.append(f"{title} (normaliser: {normalizer}), {training}\n{text}\n")
-    return "\n".join([*parts, notes(records) + "\n"])
+            title = f"{title_of(block)} in percent, lower is better (normaliser: {normalizer})"
+            title = filled(f"{title}, {training}", width)
+            parts.append(f"{title}\n{to_text(formatted(block), width)}\n")
+    return "\n".join([*parts, filled(notes(records), width) + "\n"])
 
 
 @command

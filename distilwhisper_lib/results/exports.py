@@ -1,4 +1,4 @@
-"""Tables as text: for a notebook, GitHub (Markdown), a paper (LaTeX) and a spreadsheet (CSV).
+"""Tables as text: for a notebook, a terminal, GitHub (Markdown), a paper (LaTeX), a spreadsheet.
 
 `formatted` turns numbers into text; everything else takes a table of text, rows systems (under
 their training size where there are several), columns (domain, language) or finer.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pandas as pd
 
 from distilwhisper_lib.config.settings import DOMAINS, NORMALIZERS, Record
 from distilwhisper_lib.io.leaks import write_public
-from distilwhisper_lib.results.frame import METRICS
+from distilwhisper_lib.results.frame import AVERAGE, METRICS
 from distilwhisper_lib.results.tables import NOT_RUN, column_place, results_table, wide
 
 
@@ -80,6 +81,46 @@ def _sections(text: pd.DataFrame) -> Iterator[tuple[str | None, pd.DataFrame]]:
         return
     for title in text.index.unique(level=0):
         yield title, text.loc[title]
+
+
+_SHORT = {"in_domain": "in", "out_of_domain": "out"}
+
+
+def to_text(table: pd.DataFrame, width: int) -> str:
+    """The table for a terminal of ``width`` characters.
+
+    Where it is too wide, with short names, and settings told below; where it still is, a table for
+    each domain; and where that is, the columns too many in one more.
+    """
+    text = _aligned(table, DOMAINS)
+    if _widest(text) <= width:
+        return text
+    rows = [row.partition(" (") for row in table.index]
+    settings = list(dict.fromkeys(changed[:-1] for _, _, changed in rows if changed))
+    names = [f"{name} [{settings.index(c[:-1]) + 1}]" if c else name for name, _, c in rows]
+    short = table.set_axis(names).rename(columns={n: n.replace(AVERAGE, "avg") for _, n in table})
+    text = _aligned(short, _SHORT)
+    if _widest(text) > width:
+        domains = [short[[domain]] for domain in DOMAINS if domain in short]
+        text = "\n\n".join(_aligned(part, _SHORT, width) for part in domains)
+    told = [filled(f"[{number}] {changed}", width) for number, changed in enumerate(settings, 1)]
+    return "\n".join([text, *told])
+
+
+def _aligned(table: pd.DataFrame, domains: Mapping[str, str], width: int | None = None) -> str:
+    heads = [f"{domains[domain]} {name}" for domain, name in table.columns]
+    text = table.set_axis(heads, axis=1).rename_axis(None).to_string(line_width=width)
+    # pandas ends a heading that goes on below with a backslash
+    return "\n".join(line.rstrip(" \\") for line in text.splitlines())
+
+
+def _widest(text: str) -> int:
+    return max(map(len, text.splitlines()))
+
+
+def filled(text: str, width: int) -> str:
+    """Prose in lines of so many characters; a run's name is not broken at its hyphens."""
+    return textwrap.fill(text, width, break_on_hyphens=False)
 
 
 def to_markdown(text: pd.DataFrame, head: str = "System") -> str:

@@ -167,7 +167,8 @@ def test_the_reading_of_results_shows_what_choosing_a_branch_costs():
     assert readme.soft_block([], demo) == "No run was heard with soft gates yet.\n"
 
 
-def test_show_prints_the_tables(kit, tmp_path, capsys):
+def test_show_prints_the_tables(kit, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert results.main(["show", "--demo", *kit[3:]]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
@@ -182,7 +183,7 @@ def test_show_prints_the_tables(kit, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("WER or CER in percent, lower is better (normaliser: marks)")
     assert "in domain th (CER)" in lines[1] and "in domain average (WER)" in lines[1]
-    assert lines[8].split()[4:7] == ["12.3", "45.0", "12.3"]
+    assert lines[2].split()[4:7] == ["12.3", "45.0", "12.3"]
 
 
 @pytest.mark.parametrize("buffered", [True, False])
@@ -257,9 +258,98 @@ def test_every_cell_names_its_runs_and_their_commands(tmp_path):
     assert not readme.update_page(folder, check=True)
 
 
+def study() -> list[dict]:
+    """Two systems in two languages, with settings that all share and one that some have."""
+    shared = {"epochs": 3, "learning_rate": 0.0002}
+    return [
+        make_record(method, language, 77, wer + more, 2 * wer, **settings)
+        for language, more in (("ca", 0.0), ("cs", 0.1))
+        for method, wer, settings in (
+            ("zero_shot", 0.5, {}),
+            ("lora", 0.3, shared),
+            ("lora", 0.25, shared | {"lora_rank": 2}),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (
+            120,
+            """
+WER in percent, lower is better (normaliser: marks), demo, all 800 training clips, epochs=3, learning_rate=0.0002
+                     in domain ca in domain cs in domain average out of domain ca out of domain cs out of domain average
+Student zero-shot            50.0         60.0              55.0            100.0            100.0                 100.0
++ LoRA                       30.0         40.0              35.0             60.0             60.0                  60.0
++ LoRA (lora_rank=2)         25.0         35.0              30.0             50.0             50.0                  50.0
+""",  # noqa: E501
+        ),
+        (
+            119,
+            """
+WER in percent, lower is better (normaliser: marks), demo, all 800 training clips, epochs=3, learning_rate=0.0002
+                  in ca in cs in avg out ca out cs out avg
+Student zero-shot  50.0  60.0   55.0  100.0  100.0   100.0
++ LoRA             30.0  40.0   35.0   60.0   60.0    60.0
++ LoRA [1]         25.0  35.0   30.0   50.0   50.0    50.0
+[1] lora_rank=2
+""",  # noqa: E501
+        ),
+        (
+            45,
+            """
+WER in percent, lower is better (normaliser:
+marks), demo, all 800 training clips,
+epochs=3, learning_rate=0.0002
+                  in ca in cs in avg
+Student zero-shot  50.0  60.0   55.0
++ LoRA             30.0  40.0   35.0
++ LoRA [1]         25.0  35.0   30.0
+
+                  out ca out cs out avg
+Student zero-shot  100.0  100.0   100.0
++ LoRA              60.0   60.0    60.0
++ LoRA [1]          50.0   50.0    50.0
+[1] lora_rank=2
+""",
+        ),
+        (
+            40,
+            """
+WER in percent, lower is better
+(normaliser: marks), demo, all 800
+training clips, epochs=3,
+learning_rate=0.0002
+                  in ca in cs in avg
+Student zero-shot  50.0  60.0   55.0
++ LoRA             30.0  40.0   35.0
++ LoRA [1]         25.0  35.0   30.0
+
+                  out ca out cs
+Student zero-shot  100.0  100.0
++ LoRA              60.0   60.0
++ LoRA [1]          50.0   50.0
+
+                  out avg
+Student zero-shot   100.0
++ LoRA               60.0
++ LoRA [1]           50.0
+[1] lora_rank=2
+""",
+        ),
+    ],
+)  # fmt: skip
+def test_a_table_is_no_wider_than_the_terminal(monkeypatch, width, expected):
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = results.shown_tables(study())
+    assert text.partition("\n\nCER")[0] == expected.strip()
+    assert max(map(len, text.splitlines())) <= width
+
+
 def test_no_table_stands_twice_and_short_runs_are_named(tmp_path):
     thai = [make_record("js", "th", wer=0.4, train_size=3000)]
-    shown = results.shown_tables(thai)
+    shown = results.shown_tables(thai, width=2000)
     assert shown.count("CER in percent") == 1 and "WER in percent" not in shown
     assert f"Trained on fewer clips than the table's size: {thai[0]['run_id']} (800 of 3" in shown
     assert "WER in percent" in results.shown_tables(thai, "whisper")
