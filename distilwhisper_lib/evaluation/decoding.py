@@ -33,7 +33,7 @@ from distilwhisper_lib.gates.counts import (
     count_gates,
     token_classes,
 )
-from distilwhisper_lib.gates.recorder import PROMPT_TOKENS, GateRecorder
+from distilwhisper_lib.gates.recorder import PROMPT_TOKENS, GateRecorder, has_gates
 from distilwhisper_lib.hardware import DTYPES, multiplies_bf16
 from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.model.clsr import Gate, GateMode
@@ -76,7 +76,7 @@ def transcribe(
 
     ``keep_gates``: of a model with experts, also write every single gate, to kept_path(path).
     """
-    keep_gates = keep_gates and path is not None and _is_routed(model)
+    keep_gates = keep_gates and path is not None and has_gates(model)
     partial = path and path.with_suffix(".batches.jsonl")
     if path is not None and path.exists():
         if keep_gates:
@@ -246,10 +246,6 @@ class _Batch(NamedTuple):
     scores: Histograms | None  # of the gates; None without experts
 
 
-def _is_routed(model: nn.Module) -> bool:
-    return bool(getattr(model, "languages", []))
-
-
 def _transcribe_batch(
     model: PreTrainedModel,
     processor: WhisperProcessor,
@@ -261,7 +257,7 @@ def _transcribe_batch(
     clips = list(SpeechDataset(batch))
     audio = [clip["audio"] for clip in clips]
     features = extract_features(processor.feature_extractor, audio).to(model.device, model.dtype)
-    recorder = GateRecorder(model) if _is_routed(model) else None
+    recorder = GateRecorder(model) if has_gates(model) else None
     languages = list(batch["language"])
     with recorder or contextlib.nullcontext(), torch.no_grad():
         given: dict[str, Any] = {"input_features": features}

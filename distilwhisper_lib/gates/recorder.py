@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,12 +10,17 @@ from torch import Tensor
 from transformers import WhisperProcessor
 
 from distilwhisper_lib.gates.counts import token_texts
-from distilwhisper_lib.model.clsr import CLSR, Gates
+from distilwhisper_lib.model.clsr import CLSR, GateMode, Gates
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 from distilwhisper_lib.speech.audio import read_audio
 from distilwhisper_lib.speech.features import audio_positions, extract_features
 
 PROMPT_TOKENS = 4  # start, language, task, no-timestamps
+
+
+def has_gates(model: Any) -> bool:
+    """Whether a model has any expert, and so gates to listen to."""
+    return bool(getattr(model, "languages", []))
 
 
 class GateRecorder:
@@ -112,12 +118,47 @@ def _listen(clsr: CLSR, steps: list[_Step]) -> list[Any]:
     return [*hooks, clsr.register_forward_hook(hear_layer, with_kwargs=True)]
 
 
+class Hearing(NamedTuple):
+    """Some clips as a model transcribed them, and what its gates did meanwhile."""
+
+    texts: list[list[int]]  # each transcript's token ids, the end left out
+    gates: dict[str, Tensor]  # as GateRecorder.take() gives them
+    audio: Tensor  # (B,): encoder positions that hold audio rather than padding
+    decoded: list[int]  # decoder positions of each clip: its prompt and text, see take()
+
+
+def hear(
+    model: DistilWhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    audio: Sequence[Any],  # waveforms (float32, 16 kHz)
+    languages: Sequence[str],
+    max_new_tokens: int,
+    gate_mode: GateMode = "learned",
+) -> Hearing:
+    """Transcribe a batch of clips greedily, each in its own language, and listen to the gates."""
+    features = extract_features(processor.feature_extractor, audio).to(model.device, model.dtype)
+    with GateRecorder(model) as recorder, torch.no_grad():
+        ids = model.generate(
+            input_features=features, language=list(languages), task="transcribe", num_beams=1,
+            do_sample=False, max_new_tokens=max_new_tokens, gate_mode=gate_mode,
+        ).tolist()  # fmt: skip
+    gates, end = recorder.take(), processor.tokenizer.eos_token_id
+    texts = [[token for token in row if token != end] for row in ids]
+    decoded = [min(PROMPT_TOKENS + len(text), gates["decoder"].shape[-1]) for text in texts]
+    return Hearing(texts, gates, audio_positions(processor.feature_extractor, audio), decoded)
+
+
+def prompt_of(language: str) -> list[str]:
+    """The decoder's first tokens as they are written."""
+    return ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
+
+
 def inspect_clip(
     model: DistilWhisperForConditionalGeneration,
     processor: WhisperProcessor,
     row: dict[str, Any],
     max_new_tokens: int,
-    gate_mode: str = "learned",
+    gate_mode: GateMode = "learned",
     with_scores: bool = False,
 ) -> dict[str, Any]:
     """Transcribe one clip of a corpus table and keep every gate, frame by frame, token by token.
@@ -125,30 +166,20 @@ def inspect_clip(
     A token that the limit made the last one is left out: it never went through the layers.
     ``with_scores``: keep "token_scores" and "frame_scores" too, NaN where gates are forced.
     """
-    audio = read_audio(row["audio"], row["start"], row["end"])
-    features = extract_features(processor.feature_extractor, [audio]).to(model.device)
-    with GateRecorder(model) as recorder, torch.no_grad():
-        ids = model.generate(
-            input_features=features, language=row["language"], task="transcribe",
-            max_new_tokens=max_new_tokens, gate_mode=gate_mode,
-        )[0].tolist()  # fmt: skip
-    gates = recorder.take()
-    tokenizer = processor.tokenizer
-    text = [token for token in ids if token != tokenizer.eos_token_id]
-    heard = int(audio_positions(processor.feature_extractor, [audio])[0])
-    said = min(PROMPT_TOKENS + len(text), gates["decoder"].shape[-1])
-    prompt = ["<|startoftranscript|>", f"<|{row['language']}|>", "<|transcribe|>",
-              "<|notimestamps|>"]  # fmt: skip
-    found = {
+    audio, language = read_audio(row["audio"], row["start"], row["end"]), row["language"]
+    found = hear(model, processor, [audio], [language], max_new_tokens, gate_mode)
+    (text,), (said,), heard = found.texts, found.decoded, int(found.audio[0])
+    tokenizer, gates = processor.tokenizer, found.gates
+    clip = {
         "id": row["id"],
         "reference": row["text"],
         "text": tokenizer.decode(text).strip(),
         "seconds": round(len(audio) / 16_000, 3),
-        "tokens": (prompt + token_texts(tokenizer, text))[:said],
+        "tokens": (prompt_of(language) + token_texts(tokenizer, text))[:said],
         "token_gates": gates["decoder"][:, 0, :said].int().tolist(),
         "frame_gates": gates["encoder"][:, 0, :heard].int().tolist(),
     }
     if with_scores:
-        found["token_scores"] = gates["decoder_scores"][:, 0, :said].tolist()
-        found["frame_scores"] = gates["encoder_scores"][:, 0, :heard].tolist()
-    return found
+        clip["token_scores"] = gates["decoder_scores"][:, 0, :said].tolist()
+        clip["frame_scores"] = gates["encoder_scores"][:, 0, :heard].tolist()
+    return clip
