@@ -32,7 +32,6 @@ from distilwhisper_lib.data.common_voice import unpack_common_voice
 from distilwhisper_lib.data.fleurs import REVISION, TEXTS
 from distilwhisper_lib.data.inspection import MEMORY
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.evaluation import kept_gates
 from distilwhisper_lib.explorer.html import notes_html, tokens_html, transcripts_html
 from distilwhisper_lib.explorer.runs import Listener, clips_of, find_runs
 from distilwhisper_lib.gates.files import load_gates
@@ -284,16 +283,6 @@ def read_cache(folder: Path) -> None:
         found.read(clip)
 
 
-@cache
-def gates_kept() -> Files:
-    heard = {side: torch.ones(2, 2, 5, dtype=torch.bool) for side in ("encoder", "decoder")}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kept.npz"
-        classes = [[kept_gates.TOKEN_CLASSES[0]] * 4] * 2
-        kept_gates.write_part(path, ["a", "b"], heard, torch.tensor([4, 5]), [[7], [8, 9]], classes)
-        return {"x.gates.npz": path.read_bytes()}
-
-
 # Text ----------------------------------------------------------------------------------------
 
 
@@ -382,7 +371,6 @@ TARGETS: dict[str, Target] = {
     "expert safetensors": Target(lambda: expert_files("kit"), read_expert),
     "expert bin": Target(lambda: expert_files("authors"), read_expert),
     "target cache": Target(cache_files, read_cache),
-    "kept gates": Target(gates_kept, lambda f: kept_gates.read_kept(f / "x.gates.npz")),
     "subset files": Target(subset_files, read_subsets),
     "overrides": Target(overrides, read_overrides),
     "grid files": Target(grid_file, lambda f: expand(read_grid(f / "grid.yaml"), ROOT)),

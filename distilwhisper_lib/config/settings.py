@@ -357,8 +357,6 @@ class RunConfig:
     # out-of-domain clips each: see evaluation/forgetting.py.
     forgetting: str = _setting("", hashed=False)
     forgetting_clips: int = _setting(50, hashed=False)
-    # Also keep every single gate of the test sets, else statistics only.
-    keep_gates: bool = _setting(False, hashed=False)
     selection_normalizer: Literal["whisper", "marks"] = _setting("whisper", CODE)
 
     def _usual(self, f: dataclasses.Field) -> Any:

@@ -18,14 +18,6 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, WhisperProcessor
 
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.evaluation.kept_gates import (
-    check_kept,
-    join_parts,
-    kept_path,
-    part_path,
-    remove_parts,
-    write_part,
-)
 from distilwhisper_lib.gates.counts import (
     SCORE_EDGES,
     Histograms,
@@ -52,7 +44,6 @@ def transcribe(
     task: str = "transcribe",
     expert_encoder: bool = False,
     gate_mode: GateMode = "learned",
-    keep_gates: bool = False,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Transcribe a corpus table greedily, each row in its own language.
@@ -73,23 +64,13 @@ def transcribe(
 
     ``task`` "translate" goes through the shared branch; ``expert_encoder`` lets each row's expert
     speak in the encoder all the same. ``gate_mode``: of a model with experts, see its forward().
-
-    ``keep_gates``: of a model with experts, also write every single gate, to kept_path(path).
     """
-    keep_gates = keep_gates and path is not None and has_gates(model)
     partial = path and path.with_suffix(".batches.jsonl")
     if path is not None and path.exists():
-        if keep_gates:
-            check_kept(path, None)
-            remove_parts(path)
         partial.unlink(missing_ok=True)
         return read_hypotheses(path)
     batches = _read_finished_batches(partial)
     scores = _take_scores(batches)
-    if keep_gates:
-        check_kept(path, len(batches))
-    elif path is not None:
-        kept_path(path).unlink(missing_ok=True)  # of other weights
     finished = {row["id"] for batch in batches for row in batch["rows"]}
     missing = table[~table["id"].isin(finished)].sort_values(["seconds", "id"], ascending=False)
     if batches:
@@ -104,9 +85,8 @@ def transcribe(
     ):
         while len(missing):
             batch, begin = missing.iloc[:batch_size], time.perf_counter()
-            keep = part_path(path, len(batches)) if keep_gates else None
             found = _if_it_fits(
-                _transcribe_batch, ready, processor, batch, expert_encoder, keep, **options
+                _transcribe_batch, ready, processor, batch, expert_encoder, **options
             )
             if found is None:
                 batch_size = _halved(batch, ready, kept=partial and len(table) - len(missing))
@@ -127,13 +107,9 @@ def transcribe(
             write_atomic(timing_path(path), json.dumps(_how(batches)))
         if scores is not None:
             write_atomic(scores_path(path), json.dumps({"edges": SCORE_EDGES, **scores}))
-        if keep_gates:
-            join_parts(path, len(batches))
         lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
         write_atomic(path, "".join(lines))
         partial.unlink(missing_ok=True)
-        if keep_gates:
-            remove_parts(path)
     return rows
 
 
@@ -251,7 +227,6 @@ def _transcribe_batch(
     processor: WhisperProcessor,
     batch: pd.DataFrame,
     expert_encoder: bool,
-    keep: Path | None,  # where to write every gate
     **options: Any,
 ) -> _Batch:
     clips = list(SpeechDataset(batch))
@@ -274,8 +249,6 @@ def _transcribe_batch(
         prompt = ["prompt"] * PROMPT_TOKENS
         classes = [prompt + token_classes(tokenizer, text) for text in texts]
         gates, scores = count_gates(heard, filled, classes)
-        if keep is not None:
-            write_part(keep, list(batch["id"]), heard, filled, texts, classes)
     rows = [
         {
             "id": row["id"],

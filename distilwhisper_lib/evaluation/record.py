@@ -141,7 +141,6 @@ def _evaluate_domain(
         max_new_tokens=config.max_new_tokens,
         batch_size=config.eval_batch_size,
         precision=config.eval_precision,
-        keep_gates=config.keep_gates,
     )
     how = _how_decoded(path)
     return {

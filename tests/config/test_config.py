@@ -94,7 +94,7 @@ def test_the_command_in_a_committed_record_gives_the_id_of_the_record():
 def test_the_run_id_covers_what_decides_numbers_and_nothing_else():
     config = resolve("clsr", "demo", "ca", 77)
     assert config.run_id.startswith("clsr-ca-s77-")
-    same = {"eval_batch_size": 7, "workers": 3, "keep_gates": True}
+    same = {"eval_batch_size": 7, "workers": 3}
     assert resolve("clsr", "demo", "ca", 77, same).run_id == config.run_id
     for other in (
         {"budget": 0.4},

@@ -13,7 +13,6 @@ from distilwhisper_lib.data.clips import TOO_LONG
 from distilwhisper_lib.data.splits import load_data, write_data_report
 from distilwhisper_lib.data.subsets import read_subset
 from distilwhisper_lib.evaluation.decoding import read_hypotheses, transcribe
-from distilwhisper_lib.evaluation.kept_gates import read_kept
 from distilwhisper_lib.evaluation.record import evaluate, record_run, scores_table, written
 from distilwhisper_lib.gates.files import gate_path, read_gates
 from distilwhisper_lib.results.hypotheses import read_published
@@ -101,13 +100,6 @@ def test_hypotheses_of_earlier_versions_are_refused_in_one_sentence(study):
         complete(config)
     path.unlink()
     complete(config)
-
-
-def test_every_gate_is_kept_on_request(study):
-    config = study("clsr", keep_gates=True)
-    complete(config)
-    assert len(read_kept(config.output_dir / "in_domain-test.gates.npz")) == 4
-    assert written(config)["file"].str.contains("gates.npz").sum() == 2
 
 
 def test_running_again_keeps_the_record_and_decodes_nothing(study, monkeypatch):

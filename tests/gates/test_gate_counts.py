@@ -1,4 +1,4 @@
-"""Gates counted while decoding: by class, by score, kept in full; and what a token is."""
+"""Gates counted while decoding: by class and by score; and what a token is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import pytest
 import torch
 from transcribing import run
 
-from distilwhisper_lib import UserError
 from distilwhisper_lib.evaluation.decoding import read_hypotheses, scores_path
-from distilwhisper_lib.evaluation.kept_gates import kept_path, part_path, read_kept
 from distilwhisper_lib.gates.counts import (
     BINS,
     REST,
@@ -225,43 +223,9 @@ def test_listening_changes_nothing_that_is_heard(tiny_model, processor, table):
 # While transcribing --------------------------------------------------------------------------
 
 
-def test_rows_agree_with_every_kept_gate(tiny_model, processor, table, tmp_path):
-    """Counts, shares and histograms against a recount from the bits of every gate."""
-    model, path = tiny_model("ca"), tmp_path / "x.jsonl"
-    rows = run(model, processor, table, path, keep_gates=True)
-    kept = read_kept(kept_path(path))
-    assert list(kept) == sorted((r["id"] for r in rows), key=lambda i: -seconds_of(rows, i))
-    for row in rows:
-        clip, gates = kept[row["id"]], row["gates"]
-        assert clip.encoder.shape == (2, 150) and clip.audio == round(row["seconds"] * 50 + 0.49)
-        assert len(clip.classes) == clip.decoder.shape[1] == 4 + row["tokens"] - row["capped"]
-        assert processor.tokenizer.decode(clip.tokens).strip() == row["hypothesis"]
-        for name in ("prompt", "word_initial", "inside", "punctuation"):
-            mine = [place for place, kind in enumerate(clip.classes) if kind == name]
-            assert gates["positions"][name] == len(mine)
-            if mine:
-                assert gates["expert"][name] == clip.decoder[:, mine].sum(1).tolist()
-        assert gates["expert"]["audio"] == clip.encoder[:, : clip.audio].sum(1).tolist()
-        assert gates["expert"]["padding"] == clip.encoder[:, clip.audio :].sum(1).tolist()
-        np.testing.assert_allclose(gates["decoder"], clip.decoder.mean(1), atol=5e-5)
-    scores = json.loads(scores_path(path).read_text())
-    for layer in range(2):
-        taken = sum(row["gates"]["expert"]["audio"][layer] for row in rows)
-        assert sum(scores["encoder"][layer][BINS // 2 :]) == taken
-    assert kept_path(path).stat().st_size < 20_000
-    assert not path.with_suffix(".gates").exists()
-    assert run(model, processor, table, tmp_path / "y.jsonl") == rows
-
-
-def seconds_of(rows, clip):
-    return next(row["seconds"] for row in rows if row["id"] == clip)
-
-
-def test_kept_gates_and_scores_survive_an_interruption(
-    tiny_model, processor, table, tmp_path, monkeypatch
-):
+def test_scores_survive_an_interruption(tiny_model, processor, table, tmp_path, monkeypatch):
     model, whole, torn = tiny_model("ca"), tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
-    run(model, processor, table, whole, batch_size=2, keep_gates=True)
+    rows = run(model, processor, table, whole, batch_size=2)
     generate, calls = type(model).generate, []
 
     def interrupted(self, *args, **kwargs):
@@ -272,41 +236,13 @@ def test_kept_gates_and_scores_survive_an_interruption(
 
     monkeypatch.setattr(type(model), "generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(model, processor, table, torn, batch_size=2, keep_gates=True)
-    assert part_path(torn, 0).exists() and not kept_path(torn).exists()
-    run(model, processor, table, torn, batch_size=2, keep_gates=True)
-    assert kept_path(torn).read_bytes() == kept_path(whole).read_bytes()
+        run(model, processor, table, torn, batch_size=2)
+    run(model, processor, table, torn, batch_size=2)
     assert scores_path(torn).read_bytes() == scores_path(whole).read_bytes()
-
-
-def test_gates_that_were_not_kept_cannot_be_asked_for_later(tiny_model, processor, table, tmp_path):
-    model, path = tiny_model("ca"), tmp_path / "x.jsonl"
-    run(model, processor, table, path)
-    with pytest.raises(UserError, match="x.jsonl was decoded without keeping them: remove"):
-        run(model, processor, table, path, keep_gates=True)
-    path.unlink()
-    run(model, processor, table, path, keep_gates=True)
-    path.unlink()
-    run(model, processor, table, path)  # of other weights, perhaps
-    assert not kept_path(path).exists()
-    run(tiny_model(), processor, table, tmp_path / "plain.jsonl", keep_gates=True)
-    assert not kept_path(tmp_path / "plain.jsonl").exists()  # no experts, no gates
-
-
-def test_damaged_kept_gates_are_one_sentence(tmp_path):
-    path = tmp_path / "x.gates.npz"
-    with pytest.raises(UserError, match="no kept gates .*setting keep_gates"):
-        read_kept(path)
-    for content in (b"no zip", b""):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match="cannot be read"):
-            read_kept(path)
-    np.savez(path, format=np.array(1), ids=np.array(["a"]))
-    with pytest.raises(UserError, match="cannot be read .*without audio"):
-        read_kept(path)
-    np.savez(path, format=np.array(9))
-    with pytest.raises(UserError, match="newer format"):
-        read_kept(path)
+    scores = json.loads(scores_path(whole).read_text())
+    for layer in range(2):
+        taken = sum(row["gates"]["expert"]["audio"][layer] for row in rows)
+        assert sum(scores["encoder"][layer][BINS // 2 :]) == taken
 
 
 def test_translation_and_strangers_have_no_scores(tiny_model, processor, table, tmp_path):
