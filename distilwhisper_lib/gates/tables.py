@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from distilwhisper_lib.gates.counts import CLASSES, SCORE_EDGES, SIDES
+from distilwhisper_lib.gates.forced import ForcedGates, differences
 
 GateFile = Mapping[str, Any]
 
@@ -121,6 +122,12 @@ def routes_table(gates: GateFile) -> pd.DataFrame:
                 place_of = {"side": side, "layer": layer, "place": place, "expert": expert}
                 rows.append(_about(gates) | place_of | what)
     return pd.DataFrame(rows)
+
+
+def forced_table(forced: ForcedGates) -> pd.DataFrame:
+    """differences() of every domain of a file of forced gates, "domain" and "case" as columns."""
+    found = {domain: differences(forced, domain) for domain in forced["domains"]}
+    return pd.concat(found, names=["domain"]).reset_index()
 
 
 # The table behind each figure that gate_plots draws of several gate files.
