@@ -70,6 +70,10 @@ def style() -> Iterator[None]:
     fonts = [name for name in _FONTS if name in installed] or ["sans-serif"]
     with mpl.rc_context(_STYLE | {"font.family": fonts}):
         yield
+        interactive = mpl.is_interactive()
+    # A notebook's backend, which the first figure loads, sets it; without it no later plot of
+    # one's own would be shown.
+    mpl.interactive(interactive)
 
 
 def panels(rows: int, columns: int, width: float, height: float, **options: Any):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +19,14 @@ from distilwhisper_lib.gates import routes
 from distilwhisper_lib.results import plots as result_plots
 
 pytestmark = pytest.mark.usefixtures("clean_figures")
+
+
+def test_a_backend_that_the_first_figure_loads_stays_as_it_set_itself():
+    """As Jupyter's, which shows what anybody draws later only where pyplot is interactive."""
+    for interactive in (True, False):
+        with plots.style():
+            matplotlib.interactive(interactive)
+        assert matplotlib.is_interactive() is interactive
 
 
 def trained_record(**columns):
