@@ -34,7 +34,7 @@ MIN_RATE, MAX_RATE = 4_000, 384_000
 SLACK_SECONDS = 0.02
 # Decoded containers kept for the next segment: 512 MiB are 2.3 hours.
 CACHE_BYTES = 512 * 2**20
-_BLOCK_FRAMES = 2**20
+BLOCK_FRAMES = 2**20
 # Formats and codings in which seeking gives the very samples that decoding from the start gives.
 _EXACT_SEEK = {("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")}
 # soundfile takes a name that ends in .raw for samples without a header: TypeError.
@@ -79,19 +79,19 @@ def read_audio(
     start, end = _bound(start), _bound(end)
     source = _source(source)
     if isinstance(source, bytes):
-        samples = _decode(source, _header(source))
+        samples = decode(source, _header(source))
         first, last = _segment(source, start, end, len(samples))
         return samples[first:last]
     if start is None and end is None:
-        return _decode(source, _header(source))
-    if (samples := _CACHE.get(source)) is None:
+        return decode(source, _header(source))
+    if (samples := CACHE.get(source)) is None:
         header = _header(source)
         if header.rate == SAMPLE_RATE and header.exact_seek:
             first, last = _segment(source, start, end, header.frames)
-            return _decode(source, header, first, last)
+            return decode(source, header, first, last)
         # Before the decoding, which takes longer than finding the segment outside the file.
         _segment(source, start, end, round(header.seconds * SAMPLE_RATE))
-        samples = _CACHE.put(source, _decode(source, header))
+        samples = CACHE.put(source, decode(source, header))
     first, last = _segment(source, start, end, len(samples))
     return samples[first:last].copy()
 
@@ -110,7 +110,7 @@ def decoded_seconds(source: Readable, far: float = math.inf) -> float:
     header = _header(source)
     if header.seconds > far:
         return header.seconds
-    return sum(map(len, _decode_blocks(source, 0, header.frames))) / header.rate
+    return sum(map(len, decode_blocks(source, 0, header.frames))) / header.rate
 
 
 def check_segment(path: str | Path, start: float | None, end: float | None, seconds: float) -> None:
@@ -166,7 +166,7 @@ def _check_caps(source: Source, header: Header) -> None:
         )
 
 
-def _decode(source: Source, header: Header, first: int = 0, last: int | None = None) -> np.ndarray:
+def decode(source: Source, header: Header, first: int = 0, last: int | None = None) -> np.ndarray:
     """Frames `first` to `last` as float32 (samples,), mixed down and resampled block by block.
 
     At no time is there more than the result and a few blocks.
@@ -175,13 +175,13 @@ def _decode(source: Source, header: Header, first: int = 0, last: int | None = N
     # Never filled up: soxr rounds the length, and lossy files may hold less than they say.
     samples = np.empty(math.ceil(count * SAMPLE_RATE / header.rate) + 1, dtype=np.float32)
     filled = 0
-    for block in _resample(_decode_blocks(source, first, count), header.rate):
+    for block in _resample(decode_blocks(source, first, count), header.rate):
         samples[filled : filled + len(block)] = block
         filled += len(block)
     return samples[:filled]
 
 
-def _decode_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarray]:
+def decode_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarray]:
     """`count` frames from `first` on as blocks of float32 (frames,), or an error if some lack."""
     decoded = 0
     try:
@@ -211,7 +211,7 @@ def _mono_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarray]
         if first:
             file.seek(first)
         while count > 0:
-            block = file.read(min(count, _BLOCK_FRAMES), dtype="float32", always_2d=True)
+            block = file.read(min(count, BLOCK_FRAMES), dtype="float32", always_2d=True)
             if not len(block):
                 return
             yield block.mean(axis=1)  # (frames, channels) -> (frames,)
@@ -336,7 +336,7 @@ def _stream(source: Source) -> str | io.BytesIO:
     return io.BytesIO(source) if isinstance(source, bytes) else str(source)
 
 
-class _DecodedFiles:
+class DecodedFiles:
     """The most recently used decoded files, up to `CACHE_BYTES`; a changed file is a new one."""
 
     def __init__(self) -> None:
@@ -369,4 +369,4 @@ class _DecodedFiles:
         return sum(samples.nbytes for samples in self._arrays.values())
 
 
-_CACHE = _DecodedFiles()
+CACHE = DecodedFiles()

@@ -10,7 +10,7 @@ These are caps, not a jail: the child has its user's rights. It needs numpy, sou
 only, and is started as a program of its own, so that it works in notebooks, without a guard in
 ``__main__``, and on every system. It ends with its parent.
 
-    python -m distilwhisper_lib.speech.guarded    (what `_Child` starts; it speaks over its pipes)
+    python -m distilwhisper_lib.speech.guarded    (what `Child` starts; it speaks over its pipes)
 """
 
 from __future__ import annotations
@@ -85,36 +85,36 @@ def _ask(work: str, source: audio.Readable, *given: Any) -> Any:
 
 # Children ------------------------------------------------------------------------------------
 
-_IDLE: list[_Child] = []  # one a thread that decodes, at most
+IDLE: list[Child] = []  # one a thread that decodes, at most
 _LOCK = threading.Lock()
 
 
-def _take() -> _Child:
+def _take() -> Child:
     with _LOCK:
-        while _IDLE:
-            child = _IDLE.pop()
+        while IDLE:
+            child = IDLE.pop()
             if child.is_mine():
                 return child
-    return _Child()
+    return Child()
 
 
-def _give_back(child: _Child) -> None:
+def _give_back(child: Child) -> None:
     if child.is_mine():
         with _LOCK:
-            _IDLE.append(child)
+            IDLE.append(child)
 
 
 def close() -> None:
     """End the children that wait for work; the next question starts another."""
     with _LOCK:
-        idle, _IDLE[:] = list(_IDLE), []
+        idle, IDLE[:] = list(IDLE), []
     for child in idle:
         child.end()
 
 
 atexit.register(close)
 if hasattr(os, "register_at_fork"):  # a forked worker has its own children, and a free lock
-    os.register_at_fork(after_in_child=lambda: (_IDLE.clear(), _renew_lock()))
+    os.register_at_fork(after_in_child=lambda: (IDLE.clear(), _renew_lock()))
 
 
 def _renew_lock() -> None:
@@ -122,14 +122,14 @@ def _renew_lock() -> None:
     _LOCK = threading.Lock()
 
 
-class _Child:
+class Child:
     """One process that decodes, question by question."""
 
     def __init__(self) -> None:
         package = str(PACKAGE.resolve().parent)
         search = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._owner = os.getpid()
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "distilwhisper_lib.speech.guarded", str(self._owner)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -147,17 +147,17 @@ class _Child:
 
     def is_mine(self) -> bool:
         """Whether it runs and belongs to this process rather than to the one this was forked of."""
-        return self._owner == os.getpid() and self._process.poll() is None
+        return self._owner == os.getpid() and self.process.poll() is None
 
     def end(self) -> None:
         if self._owner == os.getpid():
-            self._process.kill()
-            for pipe in (self._process.stdin, self._process.stdout):
+            self.process.kill()
+            for pipe in (self.process.stdin, self.process.stdout):
                 try:
                     pipe.close()
                 except OSError:  # what was still to be written to it
                     pass
-            self._process.wait()
+            self.process.wait()
 
     def ask(self, work: str, source: audio.Readable, given: list[Any]) -> Any:
         """The answer; `UserError` for the child's own, and when it is lost."""
@@ -170,18 +170,18 @@ class _Child:
 
         def kill() -> None:
             late.set()
-            self._process.kill()
+            self.process.kill()
 
         timer = threading.Timer(cap, kill)
         timer.daemon = True
         timer.start()
         try:
             question = {"work": work, "path": place, "given": given}
-            _write(self._process.stdin, json.dumps(question).encode(), raw or b"")
-            told, samples = _read(self._process.stdout)
+            _write(self.process.stdin, json.dumps(question).encode(), raw or b"")
+            told, samples = _read(self.process.stdout)
         except (OSError, EOFError):
             self.end()
-            raise _lost(source, seconds if late.is_set() else None, self._process) from None
+            raise _lost(source, seconds if late.is_set() else None, self.process) from None
         finally:
             timer.cancel()
         self._started = True

@@ -350,12 +350,12 @@ def test_a_hostile_row_costs_itself_and_no_more(tmp_path, place):
 def test_a_clip_far_beyond_the_window_is_not_decoded(tmp_path, place, monkeypatch):
     release(place, three_tables(2))
     write_clip(place, "common_voice_ca_train000.mp3", encoded(61.0, 0, "WAV"))
-    decoded, decode = [], audio._decode_blocks
+    decoded, decode = [], audio.decode_blocks
     # Here rather than in a child, where it cannot be seen.
     monkeypatch.setattr(inspection, "decoded_seconds", audio.decoded_seconds)
     monkeypatch.setattr(
         audio,
-        "_decode_blocks",
+        "decode_blocks",
         lambda path, *rest: decoded.append(path.name) or decode(path, *rest),
     )
     table, dropped = take_usable(read(tmp_path), None, 30.0)

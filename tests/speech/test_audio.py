@@ -32,7 +32,7 @@ def peak_hertz(samples: np.ndarray) -> float:
 
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch):
-    monkeypatch.setattr(audio, "_CACHE", audio._DecodedFiles())
+    monkeypatch.setattr(audio, "CACHE", audio.DecodedFiles())
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_decoding_in_blocks_is_decoding_at_once(tmp_path, monkeypatch):
     noise = np.random.default_rng(1).uniform(-0.5, 0.5, 44_100).astype("f4")
     soundfile.write(tmp_path / "a.wav", noise, 44_100, subtype="FLOAT")
     at_once = read_audio(tmp_path / "a.wav")
-    monkeypatch.setattr(audio, "_BLOCK_FRAMES", 1000)
+    monkeypatch.setattr(audio, "BLOCK_FRAMES", 1000)
     np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), at_once, atol=1e-6)
 
 
@@ -159,8 +159,8 @@ def test_segments_of_a_long_opus_are_slices_of_the_whole(long_opus):
 
 def test_segments_of_a_long_opus_decode_it_once(long_opus, monkeypatch):
     decoded = []
-    decode = audio._decode
-    monkeypatch.setattr(audio, "_decode", lambda *args: decoded.append(args) or decode(*args))
+    decode = audio.decode
+    monkeypatch.setattr(audio, "decode", lambda *args: decoded.append(args) or decode(*args))
     read_audio(long_opus, 0, 1)
     began = time.perf_counter()
     for start in range(39):
@@ -189,8 +189,8 @@ def test_the_cache_forgets_the_oldest_first(tmp_path, monkeypatch):
     for name in "abcd":
         soundfile.write(tmp_path / f"{name}.wav", tone(1.0, 8000), 8000)
         read_audio(tmp_path / f"{name}.wav", 0, 0.5)
-    assert audio._CACHE.get(tmp_path / "a.wav") is None
-    assert len(audio._CACHE.get(tmp_path / "d.wav")) == SAMPLE_RATE
+    assert audio.CACHE.get(tmp_path / "a.wav") is None
+    assert len(audio.CACHE.get(tmp_path / "d.wav")) == SAMPLE_RATE
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
@@ -198,7 +198,7 @@ def test_exactly_seekable_files_are_read_in_place(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, np.random.default_rng(3).uniform(-1, 1, 48_000), SAMPLE_RATE)
     np.testing.assert_array_equal(read_audio(path, 0.7, 1.9), read_audio(path)[11_200:30_400])
-    assert audio._CACHE.get(path) is None
+    assert audio.CACHE.get(path) is None
 
 
 def test_a_rounded_end_is_still_inside(long_opus):
@@ -275,7 +275,7 @@ def test_caps_hold_before_anything_is_decoded(tmp_path, monkeypatch, cap, value,
     soundfile.write(path, np.stack([tone(1.0, 8000)] * 2, axis=1), 8000)
     read_audio(path)
     monkeypatch.setattr(audio, cap, value)
-    monkeypatch.setattr(audio, "_decode", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(audio, "decode", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError, match=message) as error:
         read_audio(path)
     assert str(path) in str(error.value)
@@ -304,7 +304,7 @@ def test_decoding_keeps_no_more_than_its_result(tmp_path):
 
 @pytest.mark.parametrize("rate", [4_000, 8_000, 11_025, 44_100, 48_000, 192_000, 384_000])
 def test_every_length_comes_out_whole(tmp_path, rate, monkeypatch):
-    monkeypatch.setattr(audio, "_BLOCK_FRAMES", 1000)
+    monkeypatch.setattr(audio, "BLOCK_FRAMES", 1000)
     draw = np.random.default_rng(6)
     for frames in [1, 2, 3, 999, 1000, 1001, *draw.integers(1, 30_000, 20)]:
         soundfile.write(tmp_path / "a.wav", draw.uniform(-1, 1, frames), rate)

@@ -59,22 +59,22 @@ def test_faults_are_told_in_the_same_words(clip, monkeypatch):
 
 def test_a_decoder_that_hangs_is_ended_and_the_next_clip_has_another(clip, alone, monkeypatch):
     decoding.header_seconds(clip)
-    (child,) = decoding._IDLE
+    (child,) = decoding.IDLE
     monkeypatch.setattr(decoding, "SECONDS", 0.3)
-    os.kill(child._process.pid, signal.SIGSTOP)  # as a loop within a codec looks from here
+    os.kill(child.process.pid, signal.SIGSTOP)  # as a loop within a codec looks from here
     with pytest.raises(UserError, match=r"a.flac cannot be read \(its decoder ran for more than"):
         decoding.header_seconds(clip)
-    assert child._process.poll() is not None
+    assert child.process.poll() is not None
     assert decoding.header_seconds(clip) == 1.0
 
 
 def test_a_decoder_that_crashes_is_a_fault_of_the_clip(clip, alone):
     decoding.header_seconds(clip)
-    (child,) = decoding._IDLE
-    os.kill(child._process.pid, signal.SIGSTOP)
-    os.kill(child._process.pid, signal.SIGSEGV)  # waits for the next question
+    (child,) = decoding.IDLE
+    os.kill(child.process.pid, signal.SIGSTOP)
+    os.kill(child.process.pid, signal.SIGSEGV)  # waits for the next question
     with pytest.raises(UserError, match="memory cannot be read .*decoder crashed.* leave it out"):
-        os.kill(child._process.pid, signal.SIGCONT)
+        os.kill(child.process.pid, signal.SIGCONT)
         time.sleep(0.05)
         child.ask("read_audio", clip.read_bytes(), [None, None])
     assert inspect_clip(clip, clip.parent.resolve()).seconds == 1.0
@@ -85,7 +85,7 @@ def test_a_recording_that_takes_too_much_memory_is_refused(tmp_path, clip, alone
     path = tmp_path / "long.flac"
     soundfile.write(path, np.zeros(16_000 * 1800, np.int16), 16_000)  # 115 MB as samples
     decoding.header_seconds(clip)
-    with open(f"/proc/{decoding._IDLE[0]._process.pid}/statm") as file:
+    with open(f"/proc/{decoding.IDLE[0].process.pid}/statm") as file:
         in_use = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     decoding.close()
     monkeypatch.setattr(decoding, "ADDRESS_BYTES", in_use + 80 * 2**20)
@@ -98,10 +98,10 @@ PARENT = """
 import os, sys, time
 from distilwhisper_lib.speech import guarded as decoding
 decoding.header_seconds(sys.argv[1])
-child = decoding._IDLE[0]._process.pid
+child = decoding.IDLE[0].process.pid
 if os.fork() == 0:  # inherits the pipe, which then stays open when the parent is gone
     assert decoding.header_seconds(sys.argv[1]) == 1.0  # of a child of its own
-    print(decoding._IDLE[0]._process.pid != child, child, flush=True)
+    print(decoding.IDLE[0].process.pid != child, child, flush=True)
     time.sleep(20)
     os._exit(0)
 time.sleep(60)
@@ -132,9 +132,9 @@ def _runs(process: int) -> bool:
 
 def test_an_upload_is_decoded_in_a_child(clip, monkeypatch):
     asked = []
-    real = decoding._Child.ask
+    real = decoding.Child.ask
     monkeypatch.setattr(
-        decoding._Child, "ask", lambda self, *given: asked.append(given[0]) or real(self, *given)
+        decoding.Child, "ask", lambda self, *given: asked.append(given[0]) or real(self, *given)
     )
     assert len(read_clip(own_clip("a.flac", clip.read_bytes(), "ca"))) == 16_000
     with pytest.raises(UserError, match="b.mp3 .*cannot be read"):
