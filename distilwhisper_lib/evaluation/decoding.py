@@ -86,7 +86,7 @@ def transcribe(
         while len(missing):
             batch, begin = missing.iloc[:batch_size], time.perf_counter()
             found = _if_it_fits(
-                _transcribe_batch, ready, processor, batch, expert_encoder, **options
+                transcribe_batch, ready, processor, batch, expert_encoder, **options
             )
             if found is None:
                 batch_size = _halved(batch, ready, kept=partial and len(table) - len(missing))
@@ -222,7 +222,7 @@ class _Batch(NamedTuple):
     scores: Histograms | None  # of the gates; None without experts
 
 
-def _transcribe_batch(
+def transcribe_batch(
     model: PreTrainedModel,
     processor: WhisperProcessor,
     batch: pd.DataFrame,

@@ -73,7 +73,7 @@ def test_experts_leave_other_languages_and_translation_untouched_and_full_does_n
 def test_a_run_is_heard_once_and_its_record_stays(study, monkeypatch):
     config = study("zero_shot")
     first = complete(config)
-    monkeypatch.setattr("distilwhisper_lib.evaluation.decoding._transcribe_batch", None)
+    monkeypatch.setattr("distilwhisper_lib.evaluation.decoding.transcribe_batch", None)
     assert complete(config) == first
 
 

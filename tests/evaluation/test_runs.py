@@ -106,7 +106,7 @@ def test_running_again_keeps_the_record_and_decodes_nothing(study, monkeypatch):
     config = study("clsr")
     first = complete(config)
     before = (config.output_dir / "record.json").stat().st_mtime_ns
-    monkeypatch.setattr("distilwhisper_lib.evaluation.decoding._transcribe_batch", None)
+    monkeypatch.setattr("distilwhisper_lib.evaluation.decoding.transcribe_batch", None)
     assert complete(config) == first
     assert (config.output_dir / "record.json").stat().st_mtime_ns == before
 

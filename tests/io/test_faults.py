@@ -354,8 +354,8 @@ def test_a_folder_that_disappears_during_a_run_is_one_sentence(study, monkeypatc
             kit.train(config, data)
     trained = kit.train(config, data)
     with monkeypatch.context() as patch:
-        transcribe = "distilwhisper_lib.evaluation.decoding._transcribe_batch"
-        plain = sys.modules["distilwhisper_lib.evaluation.decoding"]._transcribe_batch
+        transcribe = "distilwhisper_lib.evaluation.decoding.transcribe_batch"
+        plain = sys.modules["distilwhisper_lib.evaluation.decoding"].transcribe_batch
         patch.setattr(transcribe, lambda *a, **k: shutil.rmtree("outputs", True) or plain(*a, **k))
         with pytest.raises(UserError, match=gone):
             evaluate(config, trained, data)
