@@ -150,7 +150,8 @@ class CLSR(nn.ModuleDict):
     def _groups(self, expert_ids: Tensor, device: torch.device) -> list[tuple[Expert, Rows]]:
         """(expert, its rows) for each language of the batch."""
         experts = list(self.values())
-        return [(experts[i], rows) for i, rows in _rows(tuple(expert_ids.tolist()), device)]
+        ids = tuple(expert_ids.tolist())
+        return [(experts[i], rows) for i, rows in rows_by_expert(ids, device)]
 
     def _blend(
         self,
@@ -268,7 +269,7 @@ def soft_gate(gate: Gate, x: Tensor, mode: str, noise: float) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _rows(ids: tuple[int, ...], device: torch.device) -> list[tuple[int, Rows]]:
+def rows_by_expert(ids: tuple[int, ...], device: torch.device) -> list[tuple[int, Rows]]:
     """(index of an expert, its rows) for each expert of a batch; rows None: all of them.
 
     Remembered, so that a batch is sorted into languages once and not in every layer and step.

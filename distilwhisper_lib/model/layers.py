@@ -59,7 +59,7 @@ class _RoutedFFN:
                 c.d_model, self.fc1.out_features, c.gate_dim, c.gate_dropout, c.expert_dropout
             )
 
-    def _shared(self, x: Tensor) -> Tensor:
+    def shared(self, x: Tensor) -> Tensor:
         hidden = F.dropout(
             self.activation_fn(self.fc1(x)), self.activation_dropout, training=self.training
         )
@@ -70,7 +70,7 @@ class _RoutedFFN:
         trace = route.get("gate_trace")
         y, gates = self.clsr(
             self.final_layer_norm(x),
-            self._shared,
+            self.shared,
             self.activation_fn,
             self.activation_dropout,
             expert_ids=route.get("expert_ids"),

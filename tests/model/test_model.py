@@ -80,15 +80,15 @@ def test_hard_routing_equals_the_dense_equation(tiny_model):
         for expert in layer.clsr.values():
             torch.nn.init.constant_(expert.gate.inner.bias, 1.0)
             expert.gate.outer.weight.copy_(torch.randn(1, 8) + bias)
-        y, gates = layer.clsr(x, layer._shared, layer.activation_fn, 0.0, ids)
+        y, gates = layer.clsr(x, layer.shared, layer.activation_fn, 0.0, ids)
         for row, code in ((0, "cs"), (2, "ca")):
             g = (layer.clsr[code].gate(x[row]) >= 0).float()
             assert torch.equal(gates.values[row], g)
             expert = layer.clsr[code](x[row], layer.activation_fn, 0.0)
-            dense = g[:, None] * expert + (1 - g[:, None]) * layer._shared(x[row])
+            dense = g[:, None] * expert + (1 - g[:, None]) * layer.shared(x[row])
             torch.testing.assert_close(y[row], dense, atol=1e-5, rtol=1e-5)
         assert not gates.values[1].any()
-        torch.testing.assert_close(y[1], layer._shared(x[1]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(y[1], layer.shared(x[1]), atol=1e-5, rtol=1e-5)
         assert {-1e3: gates.values.sum() == 0, 0.0: True, 1e3: gates.values.sum() == 40}[bias]
 
 
@@ -99,14 +99,14 @@ def test_soft_mode_weighs_both_branches_without_noise_or_dropout(tiny_model, mon
     model = tiny_model("ca", "cs").eval()
     layer = model.model.encoder.layers[0]
     x, ids = torch.randn(3, 20, 32), torch.tensor([1, SHARED, 0])
-    y, gates = layer.clsr(x, layer._shared, layer.activation_fn, 0.5, ids, "soft")
+    y, gates = layer.clsr(x, layer.shared, layer.activation_fn, 0.5, ids, "soft")
     for row, code in ((0, "cs"), (2, "ca")):
         g = layer.clsr[code].gate(x[row]).sigmoid()
         torch.testing.assert_close(gates.values[row], g)
         expert = layer.clsr[code](x[row], layer.activation_fn, 0.0)
-        blend = g[:, None] * expert + (1 - g[:, None]) * layer._shared(x[row])
+        blend = g[:, None] * expert + (1 - g[:, None]) * layer.shared(x[row])
         torch.testing.assert_close(y[row], blend, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(y[1], layer._shared(x[1]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y[1], layer.shared(x[1]), atol=1e-5, rtol=1e-5)
     assert not gates.values[1].any()
 
 
@@ -115,7 +115,7 @@ def test_a_tie_counts_as_one(tiny_model):
     torch.nn.init.zeros_(clsr["ca"].gate.outer.weight)
     layer = tiny_model().model.encoder.layers[0]
     x, ids = torch.randn(1, 5, 32), torch.tensor([0])
-    _, gates = clsr(x, layer._shared, layer.activation_fn, 0.0, ids)
+    _, gates = clsr(x, layer.shared, layer.activation_fn, 0.0, ids)
     assert gates.values.eq(1).all()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distilwhisper_lib.model.clsr import SHARED, Gate, _rows, hard_gate
+from distilwhisper_lib.model.clsr import SHARED, Gate, hard_gate, rows_by_expert
 
 WIDTH = 32
 DENSITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -41,7 +41,7 @@ def tokens(rows: int, density: float, length: int = 20) -> torch.Tensor:
 
 def route(layer, x, ids, dense=False, mode="learned"):
     layer.clsr.dense = dense
-    return layer.clsr(x, layer._shared, layer.activation_fn, 0.0, ids, mode)
+    return layer.clsr(x, layer.shared, layer.activation_fn, 0.0, ids, mode)
 
 
 @torch.no_grad()
@@ -66,9 +66,9 @@ def test_sparse_equals_dense(layer, rows, density, dtype):
 @pytest.mark.parametrize("dense", [False, True])
 def test_without_an_open_gate_the_layer_is_stock_bit_for_bit(layer, dense):
     x, ids = tokens(3, 0.5), torch.tensor([0, 1, SHARED])
-    expected = layer._shared(x)
+    expected = layer.shared(x)
     assert torch.equal(route(layer, x, ids, dense, "closed")[0], expected)
-    assert torch.equal(route(layer, tokens(3, 0.0), ids, dense)[0], layer._shared(tokens(3, 0.0)))
+    assert torch.equal(route(layer, tokens(3, 0.0), ids, dense)[0], layer.shared(tokens(3, 0.0)))
     assert torch.equal(route(layer, x, torch.full((3,), SHARED), dense)[0], expected)
 
 
@@ -76,8 +76,8 @@ def test_without_an_open_gate_the_layer_is_stock_bit_for_bit(layer, dense):
 def test_each_token_goes_through_one_branch(layer, monkeypatch):
     x, ids = tokens(4, 0.25), torch.tensor([0, 0, 1, SHARED])
     went = []
-    shared = layer._shared
-    monkeypatch.setattr(layer, "_shared", lambda t: went.append(t[..., 0].numel()) or shared(t))
+    shared = layer.shared
+    monkeypatch.setattr(layer, "shared", lambda t: went.append(t[..., 0].numel()) or shared(t))
     for expert in layer.clsr.values():
         expert.register_forward_hook(lambda m, i, out: went.append(out[..., 0].numel()))
     _, gates = route(layer, x, ids)
@@ -107,18 +107,18 @@ def test_half_precision_does_not_flip_tokens():
 def test_a_batch_is_sorted_into_languages_once(tiny_model):
     model = tiny_model("ca", "cs")
     features = torch.randn(5, 80, 300)
-    _rows.cache_clear()
+    rows_by_expert.cache_clear()
     languages = ["cs", "ca", "en", "ca", "cs"]
     model.generate(features, language=languages, task="transcribe", max_new_tokens=6)
-    assert _rows.cache_info().misses == 1
-    assert _rows.cache_info().hits >= 4
+    assert rows_by_expert.cache_info().misses == 1
+    assert rows_by_expert.cache_info().hits >= 4
 
 
 def test_training_follows_inference_on_the_same_batch(tiny_model, token):
     model = tiny_model("ca", "cs", skip=0.0)
     features, ids = torch.randn(3, 80, 300), torch.tensor([1, 0, SHARED])
     prompt = torch.full((3, 5), token("<|startoftranscript|>"))
-    _rows.cache_clear()
+    rows_by_expert.cache_clear()
     with torch.inference_mode():
         model(features, prompt, expert_ids=ids)
     model.train()(features, prompt, expert_ids=ids).logits.sum().backward()
