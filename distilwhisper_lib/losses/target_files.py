@@ -181,10 +181,10 @@ def _answers(
         for i, row in enumerate(rows):
             states = said.states[i, batch["labels"][i] != IGNORE].float()
             bar.update()
-            yield _stored(States(states, said.head), config, table["id"].iloc[row])
+            yield stored(States(states, said.head), config, table["id"].iloc[row])
 
 
-def _stored(said: States, config: RunConfig, clip: str) -> dict[str, Tensor]:
+def stored(said: States, config: RunConfig, clip: str) -> dict[str, Tensor]:
     """One clip's targets as they are kept, on the CPU."""
     if config.targets == "top_k":
         best = top_k(said, TOP_K, config.temperature)

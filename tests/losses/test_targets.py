@@ -304,9 +304,9 @@ def test_only_what_is_damaged_is_rebuilt(study, monkeypatch):
     folder = targets_of(config).folder
     flip(folder / "shard-00001.safetensors")
     asked = []
-    plain = target_files._stored
+    plain = target_files.stored
     monkeypatch.setattr(
-        target_files, "_stored", lambda *said: asked.append(said[-1]) or plain(*said)
+        target_files, "stored", lambda *said: asked.append(said[-1]) or plain(*said)
     )
     assert targets_of(config).about["built"] is True
     assert asked == ["train1"]
@@ -336,8 +336,8 @@ from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.losses import target_files
 from distilwhisper_lib.training import loop as training
 target_files.SHARD_BYTES = {shard}
-plain = target_files._stored
-target_files._stored = lambda *said: time.sleep({pause}) or plain(*said)
+plain = target_files.stored
+target_files.stored = lambda *said: time.sleep({pause}) or plain(*said)
 config = resolve({method!r}, "demo", "ca", 7, {overrides!r})
 about = training.train(config, load_data(config)).summary["teacher_targets"]
 print("built" if about["built"] else "found")
