@@ -47,7 +47,7 @@ REVISION = "70bb2e84b976b7e960aa89f1c648e09c59f894dd"
 TEXTS = ("transcription", "raw_transcription")
 SPLITS = ("train", "validation", "test")
 _HUB_FOLDER = "parquet-data"
-_INDEX = "clips.json"
+INDEX = "clips.json"
 # What the index has: of each recording, and of each that was left out.
 _INDEX_KINDS = {
     "clips": [
@@ -133,8 +133,8 @@ def is_unpacked(folder: Path, files: list[Path]) -> bool:
     `files` may be empty: what came from the hub at a revision does not change.
     """
     try:
-        index = parse_json((folder / _INDEX).read_text(encoding="utf-8"))
-        check(index, _INDEX_KINDS, folder / _INDEX, "remove it")
+        index = parse_json((folder / INDEX).read_text(encoding="utf-8"))
+        check(index, _INDEX_KINDS, folder / INDEX, "remove it")
         return all(_is_in(folder, clip) for clip in index["clips"]) and (
             not files or index["files"] == _stamp(files)
         )
@@ -174,9 +174,9 @@ def _unpack(files: list[Path], folder: Path, temporary: Path) -> None:
     index: dict[str, Any] = {"files": _stamp(files), "clips": [], "broken": []}
     taken: set[str] = set()
     for number, row in enumerate(_read_rows(files)):
-        clip = _unpack_row(row, _file_name(row, number, taken), fresh)
+        clip = unpack_row(row, file_name(row, number, taken), fresh)
         index["broken" if "reason" in clip else "clips"].append(clip)
-    write_atomic(fresh / _INDEX, json.dumps(index, ensure_ascii=False, indent=0))
+    write_atomic(fresh / INDEX, json.dumps(index, ensure_ascii=False, indent=0))
     if folder.exists():
         folder.rename(stale)
     fresh.rename(folder)
@@ -254,7 +254,7 @@ def _check_row(row: dict[str, Any], names: str) -> None:
         )
 
 
-def _file_name(row: dict[str, Any], number: int, taken: set[str]) -> str:
+def file_name(row: dict[str, Any], number: int, taken: set[str]) -> str:
     """A name for a recording, without folders and unlike those that are taken."""
     given = (row["audio"] or {}).get("path") or str(row.get("path") or "")
     path = PurePosixPath(given.replace("\\", "/"))
@@ -267,10 +267,10 @@ def _file_name(row: dict[str, Any], number: int, taken: set[str]) -> str:
         free, again = f"{stem}-{again}", again + 1
     taken.add(stem := free)
     suffix = path.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,8}", path.suffix) else ".wav"
-    return stem + (".wav" if stem + suffix == _INDEX else suffix)
+    return stem + (".wav" if stem + suffix == INDEX else suffix)
 
 
-def _unpack_row(row: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+def unpack_row(row: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
     """Write one recording; returns its entry in the index."""
     data = (row["audio"] or {}).get("bytes")
     clip = {"file": name, SENTENCE: str(row["id"])}
@@ -292,7 +292,7 @@ def _unpack_row(row: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
 def _table(
     folder: Path, field: str, language: str, split: str
 ) -> tuple[pd.DataFrame, list[Dropped]]:
-    index = parse_json((folder / _INDEX).read_text(encoding="utf-8"))
+    index = parse_json((folder / INDEX).read_text(encoding="utf-8"))
     dropped = [Dropped(Path(c["file"]).stem, c["reason"], c["detail"]) for c in index["broken"]]
     records = []
     for clip in index["clips"]:

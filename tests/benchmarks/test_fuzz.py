@@ -168,7 +168,7 @@ def test_no_name_in_a_release_leads_out_of_its_clips(name):
 def test_recordings_of_a_data_set_get_plain_names_of_their_own(names):
     taken: set[str] = set()
     rows = [{"id": 1, "audio": {"bytes": b"", "path": name}} for name in names]
-    found = [fleurs._file_name(row, number, taken) for number, row in enumerate(rows)]
+    found = [fleurs.file_name(row, number, taken) for number, row in enumerate(rows)]
     assert len({PurePosixPath(name).stem for name in found}) == len(found)
     for name in found:
         assert PurePosixPath(name).name == name and len(name.encode()) < 256 and "\0" not in name

@@ -73,7 +73,7 @@ def test_a_parquet_file_passes_by_whatever_its_size(corpora, tmp_path):
     size = path.stat().st_size
     unpack_fleurs([path], tmp_path / "warm")
     assert size > 20 * MB and taken(lambda: unpack_fleurs([path], tmp_path / "cold")) < size / 2
-    assert len(json.loads((tmp_path / "cold" / fleurs._INDEX).read_text())["clips"]) == MANY
+    assert len(json.loads((tmp_path / "cold" / fleurs.INDEX).read_text())["clips"]) == MANY
 
 
 def test_the_stages_with_models_run(tmp_path, monkeypatch):

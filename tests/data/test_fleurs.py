@@ -71,9 +71,9 @@ def test_the_other_text_field_and_the_same_recordings(tmp_path, copied):
 
 def test_it_is_unpacked_once_and_again_when_something_changed(tmp_path, copied, monkeypatch):
     unpacked = []
-    unpack = fleurs._unpack_row
+    unpack = fleurs.unpack_row
     monkeypatch.setattr(
-        fleurs, "_unpack_row", lambda row, name, to: unpacked.append(name) or unpack(row, name, to)
+        fleurs, "unpack_row", lambda row, name, to: unpacked.append(name) or unpack(row, name, to)
     )
     value = corpus_hash(read(tmp_path).table)
     read(tmp_path)
