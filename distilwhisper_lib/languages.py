@@ -84,12 +84,12 @@ _FLEURS = {
 _UNSPACED = {"zh", "yue", "ja", "lo", "km", "my", "bo"}
 
 # Whisper accepts these other names for languages of the table.
-_ALIASES = {"valencian": "ca", "flemish": "nl", "moldavian": "ro", "moldovan": "ro"}
+ALIASES = {"valencian": "ca", "flemish": "nl", "moldavian": "ro", "moldovan": "ro"}
 
 _BY_ANY_NAME: dict[str, Language] = {
     **{language.fleurs: language for language in _ALL},
     **{language.name: language for language in _ALL},
-    **{alias: LANGUAGES[code] for alias, code in _ALIASES.items()},
+    **{alias: LANGUAGES[code] for alias, code in ALIASES.items()},
     **LANGUAGES,
 }
 

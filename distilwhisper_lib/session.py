@@ -43,7 +43,7 @@ def missing_requirements() -> list[str]:
     missing = []
     for requirement in project["project"]["dependencies"]:
         name = re.match(r"[\w.-]+", requirement)[0]
-        if name not in NEVER_INSTALL and not _installed(name):
+        if name not in NEVER_INSTALL and not installed(name):
             missing.append(requirement)
     return missing
 
@@ -78,7 +78,7 @@ def describe() -> str:
     )
 
 
-def _installed(name: str) -> bool:
+def installed(name: str) -> bool:
     try:
         importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -74,8 +74,8 @@ def test_ranges_keep_colabs_own_torch():
 
 def test_colab_installs_only_what_is_missing_and_never_torch(monkeypatch):
     assert session.missing_requirements() == []
-    present = session._installed
+    present = session.installed
     absent = {"jiwer", "torch", "numpy", "ipykernel", "papermill"}
-    monkeypatch.setattr(session, "_installed", lambda name: name not in absent and present(name))
+    monkeypatch.setattr(session, "installed", lambda name: name not in absent and present(name))
     missing = [Requirement(r).name for r in session.missing_requirements()]
     assert missing == ["jiwer", "papermill"]

@@ -8,7 +8,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.languages import (
-    _ALIASES,
+    ALIASES,
     LANGUAGES,
     code_in,
     find_language,
@@ -35,7 +35,7 @@ def test_aliases_are_whisper_s_own():
         for alias, code in TO_LANGUAGE_CODE.items()
         if code in LANGUAGES and alias != WHISPER[code]
     }
-    assert whisper_aliases == _ALIASES
+    assert whisper_aliases == ALIASES
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def package_versions() -> dict[str, str | None]:
 def _hardware(device: str | None) -> dict[str, Any]:
     return {
         "device": device_name(device),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": usable_cores(),
         "memory_gib": memory_gib(),
     }
@@ -100,7 +100,7 @@ def device_name(device: str | None = None) -> str:
     return torch.cuda.get_device_name(device) if str(device).startswith("cuda") else str(device)
 
 
-def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

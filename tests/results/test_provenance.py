@@ -76,5 +76,5 @@ def test_provenance_holds_no_host_user_or_path(checkout):
 def test_cpu_model_is_read_where_there_is_one(tmp_path):
     info = tmp_path / "cpuinfo"
     info.write_text("processor : 0\nmodel name\t: Some CPU @ 2 GHz\n")
-    assert provenance._cpu_model(info) == "Some CPU @ 2 GHz"
-    assert provenance._cpu_model(tmp_path / "missing") is not None
+    assert provenance.cpu_model(info) == "Some CPU @ 2 GHz"
+    assert provenance.cpu_model(tmp_path / "missing") is not None
