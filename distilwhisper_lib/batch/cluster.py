@@ -151,7 +151,7 @@ class Cluster:
         self._refused: set[str] = set()
         self._names: dict[str, str] = {}
         self._losses: Counter[str] = Counter()
-        self._local = None if address else _local_cluster(jobs, tasks)
+        self._local = None if address else local_cluster(jobs, tasks)
         self.address = address or self._local.scheduler_address
         try:
             self._client = self._connect()
@@ -372,11 +372,11 @@ def _gpus(about: dict[str, Any]) -> float:
 # This machine's own cluster -------------------------------------------------------------------
 
 
-def _local_cluster(jobs: int | None, tasks: int) -> Any:
+def local_cluster(jobs: int | None, tasks: int) -> Any:
     """Workers of one thread each, for this machine only: nobody else can reach them."""
     from distributed import Nanny, Scheduler, SpecCluster
 
-    devices = _devices()
+    devices = visible_devices()
     count = jobs or len(devices) or _cpu_workers()
     if devices and count > len(devices):
         raise UserError(
@@ -417,7 +417,7 @@ def _cpu_workers() -> int:
     return max(1, int(min(usable_cores(), (memory_gib() or MEMORY) // MEMORY)))
 
 
-def _devices() -> list[str]:
+def visible_devices() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 

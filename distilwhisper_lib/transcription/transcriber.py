@@ -35,7 +35,7 @@ from distilwhisper_lib.transcription.recordings import (
 from distilwhisper_lib.transcription.transcripts import MODEL, WINDOWS, Segment, Transcript
 
 # Longer recordings are cut before transformers' long-form decoding, so that memory stays bounded.
-_TIMED_WINDOWS = 20
+TIMED_WINDOWS = 20
 
 
 def transcribe(
@@ -59,7 +59,7 @@ class Transcriber:
     def __init__(self, model: PreTrainedModel, processor: WhisperProcessor) -> None:
         self.model = model.eval()
         self.processor = processor
-        self._experts: str | None = None
+        self.experts: str | None = None
 
     @classmethod
     def load(
@@ -80,7 +80,7 @@ class Transcriber:
         else:
             model, processor = load_model(str(name), revision)
         made = cls(model.to(device or best_device()), processor)
-        made._experts = experts and locate(str(experts))
+        made.experts = experts and locate(str(experts))
         return made
 
     @property
@@ -150,7 +150,7 @@ class Transcriber:
     def _check(self, language: str | None, task: str, timestamps: bool | None) -> None:
         if task not in ("transcribe", "translate"):
             raise UserError(f"task {task!r} is unknown: expected transcribe or translate")
-        if language is None and self._experts is not None:
+        if language is None and self.experts is not None:
             raise UserError(
                 "language is missing: an expert belongs to one language, so name it, such as "
                 "language='catalan'"
@@ -167,8 +167,8 @@ class Transcriber:
         known = getattr(self.model.generation_config, "lang_to_id", None) or {}
         if known and f"<|{code}|>" not in known:
             raise UserError(f"this model does not know language {language!r}: it has no token")
-        if self._experts is not None and code not in self.model.languages:
-            self.model.load_experts(code, self._experts)
+        if self.experts is not None and code not in self.model.languages:
+            self.model.load_experts(code, self.experts)
         return code
 
     # One recording after the other ---------------------------------------------------------
@@ -190,7 +190,7 @@ class Transcriber:
             timed = len(samples) > window and self.has_timestamps
         pieces = [
             piece
-            for piece in cut_at_silence(samples, window * (_TIMED_WINDOWS if timed else 1))
+            for piece in cut_at_silence(samples, window * (TIMED_WINDOWS if timed else 1))
             if not is_silent(samples[slice(*piece)])
         ]
         recording = _Recording(name, samples, code, timed, pieces)

@@ -131,14 +131,14 @@ def test_a_machine_has_a_worker_for_each_card_else_for_cores_and_memory(monkeypa
     monkeypatch.setattr(
         "distributed.SpecCluster", lambda workers, *rest, **more: made.append(workers)
     )
-    monkeypatch.setattr(cluster, "_devices", lambda: ["3", "GPU-5"])
-    cluster._local_cluster(None, 8)
+    monkeypatch.setattr(cluster, "visible_devices", lambda: ["3", "GPU-5"])
+    cluster.local_cluster(None, 8)
     options = [worker["options"] for worker in made.pop().values()]
     assert [o["env"]["CUDA_VISIBLE_DEVICES"] for o in options] == ["3", "GPU-5"]
     assert all(o["resources"] == {"GPU": 1} and o["nthreads"] == 1 for o in options)
     with pytest.raises(UserError, match="--jobs 3 on a machine of 2 GPUs"):
-        cluster._local_cluster(3, 8)
-    monkeypatch.setattr(cluster, "_devices", lambda: [])
+        cluster.local_cluster(3, 8)
+    monkeypatch.setattr(cluster, "visible_devices", lambda: [])
     monkeypatch.setattr(cluster, "usable_cores", lambda: 16)
     for memory, jobs, most, count in (
         (24, None, 9, 6),
@@ -147,7 +147,7 @@ def test_a_machine_has_a_worker_for_each_card_else_for_cores_and_memory(monkeypa
         (2, 4, 9, 4),
     ):
         monkeypatch.setattr(cluster, "memory_gib", lambda memory=memory: memory)
-        cluster._local_cluster(jobs, most)
+        cluster.local_cluster(jobs, most)
         workers = made.pop()
         assert len(workers) == count and "resources" not in workers[0]["options"]
         assert workers[0]["options"]["host"] == "127.0.0.1"

@@ -177,9 +177,9 @@ def test_an_expert_is_loaded_when_its_language_is_first_asked_for():
     with_expert = listener.transcribe(audio, "ca")
     assert listener.model.languages == ["ca"]
     listener.model.remove_expert("ca")
-    listener._experts = None
+    listener.experts = None
     assert listener.transcribe(audio, "ca").text != with_expert.text
-    listener._experts = locate("embedded/experts")
+    listener.experts = locate("embedded/experts")
     with pytest.raises(UserError, match="language is missing"):
         listener.transcribe(audio)
     with pytest.raises(UserError, match="no expert.finnish.safetensors"):
@@ -285,7 +285,7 @@ def test_long_form_in_a_batch_routes_each_row_by_its_own_language(timed, monkeyp
 
 
 def test_very_long_recordings_are_cut_before_long_form(timed, monkeypatch):
-    monkeypatch.setattr(module, "_TIMED_WINDOWS", 2)
+    monkeypatch.setattr(module, "TIMED_WINDOWS", 2)
     listener, longest = timed("ca"), []
     decode = listener._decode_timed
     monkeypatch.setattr(
