@@ -58,22 +58,28 @@ def test_results_bars_name_the_rate_of_languages_without_spaces():
     np.testing.assert_allclose(bars(inside)["+ CLSR + JS"], [40, 40, 20, 40])
 
 
-def test_results_bars_take_all_systems_and_their_variants():
-    records = [make_record(method, "ca") for method in LABELS]
-    records.append(make_record("lora", "ca", max_steps=2, wer=0.9))
+def looks_of(records):
+    """Of each system's bars, in the order in which they stand: (fill, hatch)."""
     figure = draw(result_plots.results_bars(tables.results_table(records)))
-    looks = {
+    return {
         box.get_label(): (box[0].get_facecolor(), box[0].get_hatch())
         for box in figure.axes[0].containers
         if isinstance(box, matplotlib.container.BarContainer)
     }
+
+
+def test_results_bars_take_all_systems_and_their_variants():
+    records = [make_record(method, "ca") for method in LABELS]
+    records.append(make_record("lora", "ca", max_steps=2, wer=0.9))
+    looks = looks_of(records)
     assert len(looks) == 8 and len(set(looks.values())) == 8
     assert looks["+ LoRA"][0] == looks["+ LoRA (max_steps=2)"][0]
 
 
 def test_no_two_systems_look_alike_in_grey_and_to_any_eye():
     """Neighbouring bars differ in lightness by a tenth or in hatch, without any colour vision."""
-    looks = list(result_plots._SYSTEMS.values())
+    looks = list(looks_of([make_record(method, "ca") for method in LABELS]).values())
+    assert len(looks) == len(LABELS)
     light = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour, _ in looks]
     for (a, (_, hatch_a)), (b, (_, hatch_b)) in itertools.pairwise(zip(light, looks, strict=True)):
         assert abs(a - b) > 0.1 or hatch_a != hatch_b
