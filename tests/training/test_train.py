@@ -234,6 +234,8 @@ def test_the_command_refuses_in_one_sentence(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(
         sys, "argv", ["distilwhisper", "train", "js", "--language", "xx", "--root", str(tmp_path)]
     )
+    # As in a process of its own: another test may have imported it.
+    monkeypatch.delitem(sys.modules, "distilwhisper_lib.__main__", raising=False)
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("distilwhisper_lib", run_name="__main__")
     assert ended.value.code == 2
