@@ -65,9 +65,9 @@ def attempt(
     points.stage = "training"
     trained = training.train(config, data)
     points.stage = "evaluation"
-    evaluations = runs.evaluate(config, trained, data)
+    evaluations = runs.evaluate(trained, data)
     points.stage = "record"
-    runs.record_run(config, data, trained, evaluations)
+    runs.record_run(trained, data, evaluations)
     sys.stdout.flush()
 
 

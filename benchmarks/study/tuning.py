@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def tried(config: RunConfig, setting: str) -> dict[str, Any]:
     """Train one configuration; its validation errors by epoch."""
-    summary = train(config, load_data(config)).summary
+    summary = train(config, load_data(config)).training
     return {
         "run_id": config.run_id,
         "method": config.method,

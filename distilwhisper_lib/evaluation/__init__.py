@@ -6,7 +6,7 @@ from distilwhisper_lib import hand_on
 __all__, __getattr__, __dir__ = hand_on(
     __name__,
     {
-        "run": ("load_run",),
+        "run": ("Run", "load_run"),
         "decoding": ("transcribe",),
         "record": ("evaluate", "record_run", "scores_table", "written"),
         "forced": ("ensure_forced", "hear_forced"),

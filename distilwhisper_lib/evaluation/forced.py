@@ -25,13 +25,7 @@ from distilwhisper_lib.data.corpora import open_corpus
 from distilwhisper_lib.data.subsets import take_usable
 from distilwhisper_lib.errors import UserError, command
 from distilwhisper_lib.evaluation.decoding import read_hypotheses, transcribe
-from distilwhisper_lib.evaluation.run import (
-    RECORD,
-    FinishedRun,
-    add_run_arguments,
-    is_run,
-    load_run,
-)
+from distilwhisper_lib.evaluation.run import RECORD, Run, add_run_arguments, is_run, load_run
 from distilwhisper_lib.gates.forced import (
     LEARNED,
     SCHEMA,
@@ -63,7 +57,7 @@ def gate_modes(model: Any) -> dict[str, GateMode]:
 
 
 def hear_forced(
-    run: FinishedRun,
+    run: Run,
     *,
     domains: Sequence[str] = tuple(DOMAINS),
     clips: int | None = None,
@@ -164,7 +158,7 @@ def _evaluation(record: Record, domain: str) -> Mapping[str, Any]:
     )
 
 
-def _learned(run: FinishedRun, domain: str) -> list[Row]:
+def _learned(run: Run, domain: str) -> list[Row]:
     """What the run said by itself: read back, never decoded again."""
     path = run.folder / f"{domain}-test.jsonl"
     expected = _evaluation(run.record, domain)["hypotheses_sha256"]
@@ -175,7 +169,7 @@ def _learned(run: FinishedRun, domain: str) -> list[Row]:
     return read_hypotheses(path)
 
 
-def _begun(path: Path, run: FinishedRun) -> ForcedGates:
+def _begun(path: Path, run: Run) -> ForcedGates:
     """The file as it stands, where it tells of the same weights; else an empty one."""
     weights = run.record["training"]["weights_sha256"]
     if path.exists():
@@ -187,7 +181,7 @@ def _begun(path: Path, run: FinishedRun) -> ForcedGates:
     return begun | {"weights_sha256": weights, "domains": {}}
 
 
-def _begin_domain(run: FinishedRun, domain: str, rows: Sequence[Row]) -> dict[str, Any]:
+def _begin_domain(run: Run, domain: str, rows: Sequence[Row]) -> dict[str, Any]:
     """A test set's part of the file as long as nothing is decoded."""
     language, evaluation = run.config.language, _evaluation(run.record, domain)
     return {
@@ -215,7 +209,7 @@ def _table(config: RunConfig, domain: str, rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _decode(
-    run: FinishedRun,
+    run: Run,
     table: pd.DataFrame,
     mode: GateMode,
     about: Mapping[str, Any],
@@ -235,7 +229,7 @@ def _decode(
     return count_case(said, run.config.language)
 
 
-def _student(run: FinishedRun, domain: str, rows: Sequence[Row]) -> dict[str, Any] | None:
+def _student(run: Run, domain: str, rows: Sequence[Row]) -> dict[str, Any] | None:
     """The student before training, which is what closed gates are, where it heard these clips."""
     results = run.config.results_dir
     for record in load_records(results):

@@ -10,12 +10,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from distilwhisper_lib.config.settings import RunConfig
 from distilwhisper_lib.data.corpora import open_corpus
 from distilwhisper_lib.data.subsets import take_usable
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.decoding import transcribe
-from distilwhisper_lib.evaluation.run import Trained
+from distilwhisper_lib.evaluation.run import Run
 from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.results.hypotheses import FIELD, publish
 from distilwhisper_lib.scoring.rates import score
@@ -23,23 +22,25 @@ from distilwhisper_lib.scoring.rates import score
 DOMAIN = "out_of_domain"  # FLEURS in the paper's presets: there in every language
 
 
-def hear_untrained(config: RunConfig, trained: Trained) -> list[dict[str, Any]]:
+def hear_untrained(run: Run) -> list[dict[str, Any]]:
     """Decode and publish what the run was not trained for: the record's "forgetting".
 
-    Each language of ``config.forgetting`` but the run's own is transcribed, and its own is
+    Each language of its settings' ``forgetting`` but the run's own is transcribed, and its own is
     translated, `forgetting_clips` clips of the out-of-domain test set each. A language that the
     corpus lacks is left out with a warning. Nothing for the teacher, which nobody trains.
     """
+    config = run.config
     wanted = [find_language(name).code for name in config.forgetting.split()]
     if not wanted or config.method == "teacher":
         return []
     others = [code for code in dict.fromkeys(wanted) if code != config.language]
     tasks = [("transcribe", code) for code in others] + [("translate", config.language)]
-    heard = [_hear(config, trained, task, language) for task, language in tasks]
+    heard = [_hear(run, task, language) for task, language in tasks]
     return [entry for entry in heard if entry is not None]
 
 
-def _hear(config: RunConfig, trained: Trained, task: str, language: str) -> dict[str, Any] | None:
+def _hear(run: Run, task: str, language: str) -> dict[str, Any] | None:
+    config = run.config
     size = min(config.forgetting_clips, config.test_size or config.forgetting_clips)
     try:
         corpus = open_corpus(config.out_of_domain, language, "test", config.data_dir)
@@ -51,8 +52,8 @@ def _hear(config: RunConfig, trained: Trained, task: str, language: str) -> dict
         return None
     part = f"{task}-{language}"
     rows = transcribe(
-        trained.model,
-        trained.processor,
+        run.model,
+        run.processor,
         clips,
         config.output_dir / f"{part}-untrained.jsonl",
         max_new_tokens=config.max_new_tokens,

@@ -18,7 +18,7 @@ from distilwhisper_lib.evaluation.decoding import (
     transcribe,
 )
 from distilwhisper_lib.evaluation.forgetting import hear_untrained
-from distilwhisper_lib.evaluation.run import RECORD, Trained, check_claim, in_run_folder
+from distilwhisper_lib.evaluation.run import RECORD, Run, at_work, check_claim
 from distilwhisper_lib.gates.counts import SCORE_EDGES
 from distilwhisper_lib.gates.files import SCHEMA as GATE_SCHEMA
 from distilwhisper_lib.gates.files import gate_path
@@ -32,25 +32,28 @@ from distilwhisper_lib.results.records import SCHEMA_VERSION, read_record, write
 from distilwhisper_lib.scoring.rates import score
 
 
-@in_run_folder("transcribing")
-def evaluate(config: RunConfig, trained: Trained, data: RunData) -> list[dict[str, Any]]:
+def evaluate(run: Run, data: RunData) -> list[dict[str, Any]]:
     """Transcribe and score both test sets: the record's "evaluations".
 
     Hypotheses go to ``<output_dir>/<domain>-test.jsonl``. What is finished is not decoded again,
     and keeps the timing, precision and batch size that decoded it.
     """
-    return [_evaluate_domain(config, trained, data, domain) for domain in TESTS]
+    with at_work(run.config, "transcribing"):
+        return [_evaluate_domain(run, data, domain) for domain in TESTS]
 
 
-@in_run_folder("writing its record")
-def record_run(
-    config: RunConfig, data: RunData, trained: Trained, evaluations: list[dict[str, Any]]
-) -> dict[str, Any]:
+def record_run(run: Run, data: RunData, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
     """Publish the run's hypotheses, its record and its gate file, and return the record.
 
     All go to its results folder. A record that stands already for the same weights, data and
     hypotheses is kept as it is, and published again where that was lost.
     """
+    with at_work(run.config, "writing its record"):
+        return _record(run, data, evaluations)
+
+
+def _record(run: Run, data: RunData, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    config = run.config
     evaluations = [e | {FIELD: _publish(config, e["domain"])} for e in evaluations]
     record = {
         "schema": SCHEMA_VERSION,
@@ -58,12 +61,12 @@ def record_run(
         "preset": config.preset,
         "demo": config.demo,
         "config": config.published(),
-        "provenance": provenance(command=command(config, _processes(trained))),
-        "models": trained.models,
+        "provenance": provenance(command=command(config, _processes(run))),
+        "models": run.models,
         "data": data_of(config, data),
-        "training": trained.summary,
+        "training": run.training,
         "evaluations": evaluations,
-        "forgetting": hear_untrained(config, trained),
+        "forgetting": hear_untrained(run),
     }
     finished, earlier = config.output_dir / RECORD, None
     if finished.exists():
@@ -71,7 +74,7 @@ def record_run(
         if _findings(earlier) == _findings(record):
             record = earlier
     if config.method in WITH_EXPERTS and not (record is earlier and gate_path(config).exists()):
-        gates = mask_values(_gate_file(config, trained, data), gate_path(config))
+        gates = mask_values(_gate_file(run, data), gate_path(config))
         write_atomic(gate_path(config), json.dumps(gates, ensure_ascii=False))
     path = write_record(record, config.results_dir)
     check_claim(config)
@@ -124,18 +127,17 @@ def command(config: RunConfig, processes: int = 1) -> str:
     return threads + started + overrides
 
 
-def _processes(trained: Trained) -> int:
-    return (trained.summary or {}).get("processes", 1)  # none noted: an earlier version trained it
+def _processes(run: Run) -> int:
+    return (run.training or {}).get("processes", 1)  # none noted: an earlier version trained it
 
 
-def _evaluate_domain(
-    config: RunConfig, trained: Trained, data: RunData, domain: str
-) -> dict[str, Any]:
+def _evaluate_domain(run: Run, data: RunData, domain: str) -> dict[str, Any]:
+    config = run.config
     table = getattr(data, domain)
     path = config.output_dir / f"{domain}-test.jsonl"
     rows = transcribe(
-        trained.model,
-        trained.processor,
+        run.model,
+        run.processor,
         table,
         path,
         max_new_tokens=config.max_new_tokens,
@@ -171,7 +173,8 @@ def _gate_means(rows: list[dict[str, Any]]) -> dict[str, list[float]] | None:
     return layer_shares(rows)
 
 
-def _gate_file(config: RunConfig, trained: Trained, data: RunData) -> dict[str, Any]:
+def _gate_file(run: Run, data: RunData) -> dict[str, Any]:
+    config = run.config
     paths = {domain: config.output_dir / f"{domain}-test.jsonl" for domain in TESTS}
     return {
         "schema": GATE_SCHEMA,
@@ -188,8 +191,8 @@ def _gate_file(config: RunConfig, trained: Trained, data: RunData) -> dict[str, 
             for domain, path in paths.items()
         },
         "example": inspect_clip(
-            trained.model,
-            trained.processor,
+            run.model,
+            run.processor,
             data.in_domain.iloc[0].to_dict(),
             config.max_new_tokens,
         ),

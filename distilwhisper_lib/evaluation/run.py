@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
-import functools
 import json
 import os
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import WhisperProcessor
 
@@ -23,40 +23,32 @@ from distilwhisper_lib.data.splits import RunData, data_of
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import alone, told, write_atomic
 from distilwhisper_lib.model.loading import load_model, model_settings, read_trained
-from distilwhisper_lib.model.tensors import trained_tensors, weights_hash
+from distilwhisper_lib.model.tensors import weights_hash
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 from distilwhisper_lib.results.records import read_record
-
-
-@dataclass
-class Trained:
-    """A model that is ready to transcribe, and how it came to be.
-
-    ``summary`` is the record's "training" (None without training); ``models`` names and hashes
-    what it started from.
-    """
-
-    model: Any
-    processor: WhisperProcessor
-    summary: dict[str, Any] | None
-    models: dict[str, Any]
-
 
 RECORD = "record.json"
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """``model`` as the run evaluated it: with its expert, its LoRA adapter, or fine-tuned.
+class Run:
+    """A run's model, ready to transcribe, and how it came to be: of train() or load_run().
 
-    ``config``: as the record tells it, with the folder of recordings that load_run() was given.
+    ``model``: with its expert, its LoRA adapter, fine-tuned, or as it was loaded. ``models`` names
+    and hashes what it started from; ``training`` is what training said, None where nothing trains.
     """
 
     folder: Path
-    record: Record
     config: RunConfig
     model: Any
     processor: WhisperProcessor
+    models: dict[str, Any]
+    training: dict[str, Any] | None
+
+    @cached_property
+    def record(self) -> Record:
+        """What the run's folder tells of it; UserError as long as record_run() has not been."""
+        return _record_in(self.folder)
 
 
 def is_run(folder: str | Path) -> bool:
@@ -80,9 +72,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", help="its recordings, where they lay in a folder of its own")
 
 
-def load_run(
-    folder: str | Path, base: str | None = None, data_dir: str | None = None
-) -> FinishedRun:
+def load_run(folder: str | Path, base: str | None = None, data_dir: str | None = None) -> Run:
     """Load what a run of this kit trained, from its folder in outputs/.
 
     ``base``: the model it started from, and ``data_dir``: its recordings, each needed only where
@@ -90,12 +80,7 @@ def load_run(
     something, or when the weights are not those of its record.
     """
     folder = Path(folder)
-    if not is_run(folder):
-        raise UserError(
-            f"{folder} holds no finished run (no {RECORD}): name a folder in outputs/ whose "
-            "notebook has run to its end"
-        )
-    record = read_record(folder / RECORD)
+    record = _record_in(folder)
     config = read_config(record)
     if config.method not in TRAINED:
         raise UserError(
@@ -103,14 +88,18 @@ def load_run(
             f"{', '.join(TRAINED)}"
         )
     model, processor = _base(config, base, record)
-    model = read_trained(model, config, folder)
-    if weights_hash(trained_tensors(model)) != record["training"]["weights_sha256"]:
-        raise UserError(
-            f"the weights in {folder} are not those that its {RECORD} tells of: run the notebook "
-            "again"
-        )
+    model = read_trained(model, config, folder, record["training"])
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
-    return FinishedRun(folder, record, config, model.eval(), processor)
+    return Run(folder, config, model, processor, record["models"], record["training"])
+
+
+def _record_in(folder: Path) -> Record:
+    if not is_run(folder):
+        raise UserError(
+            f"{folder} holds no finished run (no {RECORD}): name a folder in outputs/ whose "
+            "notebook has run to its end"
+        )
+    return read_record(folder / RECORD)
 
 
 def _base(
@@ -134,29 +123,19 @@ def _base(
 
 CLAIM = "data.json"  # what the run works on; while it is there, the folder is the one that began
 
-Call = TypeVar("Call", bound=Callable[..., Any])
 
-
-def in_run_folder(doing: str) -> Callable[[Call], Call]:
-    """A decorator for calls f(config, ...) that write to a run's folder.
+@contextmanager
+def at_work(config: RunConfig, doing: str) -> Iterator[None]:
+    """Around what writes to a run's folder.
 
     Of several processes that work on the same run (two tabs, two batches) one goes on and the
-    others say that they wait; then they find what it finished. The lock is held for the call,
-    not for a notebook's life, and dies with its process. What the disk refuses is one sentence,
-    and so is a folder that vanished meanwhile.
+    others say that they wait; then they find what it finished. The lock is held for a call, not
+    for a notebook's life, and dies with its process. What the disk refuses is one sentence, and so
+    is a folder that vanished meanwhile.
     """
-
-    def decorate(call: Call) -> Call:
-        @functools.wraps(call)
-        def guarded(config: RunConfig, *args: Any, **kwargs: Any) -> Any:
-            with told(config.output_dir), _alone(config, doing):
-                result = call(config, *args, **kwargs)
-                check_claim(config)
-                return result
-
-        return guarded
-
-    return decorate
+    with told(config.output_dir), _alone(config, doing):
+        yield
+        check_claim(config)
 
 
 def claim(config: RunConfig, data: RunData) -> None:

@@ -27,8 +27,8 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.explorer.html import MEAN, card, notes_html, tokens_html, transcripts_html
 from distilwhisper_lib.explorer.runs import (
     Clip,
+    ListedRun,
     Listener,
-    Run,
     Scene,
     clips_of,
     find_runs,
@@ -195,7 +195,7 @@ class Explorer:
         if kept in self._offered and self.domain.value != OWN:
             self.clip.value = kept
 
-    def _run(self, run_id: str) -> Run:
+    def _run(self, run_id: str) -> ListedRun:
         return next(run for run in self.runs if run.run_id == run_id)
 
     # Views -----------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ class Explorer:
             _set_options(self.layer, [("the mean of the decoder's layers", MEAN), *offered])
         self._draw(self.scene)
 
-    def _nothing(self, run: Run) -> str:
+    def _nothing(self, run: ListedRun) -> str:
         if self.domain.value == OWN:
             return "no recording of yours yet: use the button above, or give its path"
         return run.missing or "this test set has no clip that can be used"
@@ -284,7 +284,7 @@ def _set_options(control: widgets.Dropdown, options: list[tuple[str, Any]]) -> N
         control.value = kept if kept in values else values[0]
 
 
-def _run_options(runs: list[Run]) -> list[tuple[str, str]]:
+def _run_options(runs: list[ListedRun]) -> list[tuple[str, str]]:
     """Each run as the controls call it, and its id."""
     options = []
     for run, title in zip(runs, titles(run_about([run.record for run in runs])), strict=True):

@@ -21,7 +21,7 @@ from distilwhisper_lib.data.clips import COLUMNS
 from distilwhisper_lib.data.corpora import open_corpus
 from distilwhisper_lib.data.subsets import by_id, take_usable
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.evaluation.run import RECORD, FinishedRun, load_run, read_config
+from distilwhisper_lib.evaluation.run import RECORD, Run, load_run, read_config
 from distilwhisper_lib.figures import run_about, titles
 from distilwhisper_lib.gates.files import read_gates
 from distilwhisper_lib.gates.recorder import inspect_clip
@@ -44,7 +44,7 @@ Clip = dict[str, Any]  # a row of a corpus table; "audio" may be the bytes of a 
 
 
 @dataclass(frozen=True)
-class Run:
+class ListedRun:
     """A run that can be explored: ``folder`` holds its model, ``example`` is of its gate file."""
 
     record: Record
@@ -86,7 +86,7 @@ class Heard:
     ``positions`` is how many the encoder heard.
     """
 
-    run: Run
+    run: ListedRun
     mode: str
     clip: str
     reference: str
@@ -122,7 +122,7 @@ class Scene:
     other: Heard | None = None
     notes: list[str] = field(default_factory=list)
 
-    def name(self, run: Run) -> str:
+    def name(self, run: ListedRun) -> str:
         """The run's language and method, and what tells it from the other one that is shown."""
         runs = [run, *(heard.run for heard in [*self.modes, *self.shown])]
         return titles(run_about([run.record for run in runs]))[0]
@@ -140,7 +140,9 @@ class Scene:
 # Runs and clips ------------------------------------------------------------------------------
 
 
-def find_runs(here: RunConfig, outputs: str | Path = "outputs") -> tuple[list[Run], list[str]]:
+def find_runs(
+    here: RunConfig, outputs: str | Path = "outputs"
+) -> tuple[list[ListedRun], list[str]]:
     """Trained runs of ``here``'s results folder that can be shown: those with a model here first,
     of these and of the others those of ``here``'s seed and training size.
 
@@ -148,7 +150,7 @@ def find_runs(here: RunConfig, outputs: str | Path = "outputs") -> tuple[list[Ru
     where ``here`` names recordings or a student of the same name, those are taken.
     """
     results = here.results_dir
-    runs: dict[str, Run] = {}
+    runs: dict[str, ListedRun] = {}
     faults = []
     paths = [*sorted(Path(outputs).glob(f"*/{RECORD}")), *sorted((results / "runs").glob("*.json"))]
     for path in paths:
@@ -158,14 +160,14 @@ def find_runs(here: RunConfig, outputs: str | Path = "outputs") -> tuple[list[Ru
             if config.method not in TRAINED or config.results_dir != results:
                 continue
             folder = path.parent if path.name == RECORD else None
-            run = Run(record, config, folder, _example(results, record["run_id"]))
+            run = ListedRun(record, config, folder, _example(results, record["run_id"]))
         except UserError as error:
             faults.append(str(error))
             continue
         if run.folder or run.example:
             runs.setdefault(run.run_id, run)
 
-    def place(run: Run) -> tuple[bool, bool, str]:
+    def place(run: ListedRun) -> tuple[bool, bool, str]:
         asked = (run.config.seed, run.config.train_size) == (here.seed, here.train_size)
         return run.folder is None, not asked, run.run_id
 
@@ -183,7 +185,7 @@ def _example(results: Path, run_id: str) -> dict[str, Any] | None:
     return read_gates(path).get("example") if path.exists() else None
 
 
-def clips_of(run: Run, domain: str, count: int) -> list[Clip]:
+def clips_of(run: ListedRun, domain: str, count: int) -> list[Clip]:
     """The first clips of a run's test set "in_domain" or "out_of_domain"; UserError as corpora do.
 
     Of a run without its model, the example, with its recording where the corpus is here.
@@ -195,7 +197,7 @@ def clips_of(run: Run, domain: str, count: int) -> list[Clip]:
     return take_usable(corpus, count, config.max_seconds)[0].to_dict("records")
 
 
-def _example_clip(run: Run) -> Clip:
+def _example_clip(run: ListedRun) -> Clip:
     example, config = run.example, run.config
     try:
         corpus = open_corpus(config.in_domain, config.language, "test", config.data_dir)
@@ -220,10 +222,10 @@ class Listener:
     """Runs hear clips; the last models loaded and the last hearings are kept."""
 
     def __init__(self) -> None:
-        self._models: OrderedDict[str, FinishedRun] = OrderedDict()
+        self._models: OrderedDict[str, Run] = OrderedDict()
         self._hearings: OrderedDict[tuple[str, str, str], Heard] = OrderedDict()
 
-    def hear(self, run: Run, clip: Clip, mode: str = "learned") -> Heard:
+    def hear(self, run: ListedRun, clip: Clip, mode: str = "learned") -> Heard:
         """What ``run`` makes of ``clip`` with its gates "learned", "open" or "closed".
 
         UserError when the clip cannot be read or is silent, and when the run's model is needed
@@ -238,7 +240,7 @@ class Listener:
         self._hearings.move_to_end(key)
         return self._hearings[key]
 
-    def _listen(self, run: Run, clip: Clip, mode: str) -> Heard:
+    def _listen(self, run: ListedRun, clip: Clip, mode: str) -> Heard:
         read_clip(clip)  # before a model is loaded
         finished = self._load(run)
         model = finished.model
@@ -249,7 +251,7 @@ class Listener:
         found = inspect_clip(model, finished.processor, row, limit, mode, with_scores=True)
         return _heard(run, mode, found)
 
-    def _load(self, run: Run) -> FinishedRun:
+    def _load(self, run: ListedRun) -> Run:
         if run.run_id not in self._models:
             loaded = load_run(run.folder, run.config.student)
             loaded.model.to(best_device())
@@ -257,7 +259,9 @@ class Listener:
         self._models.move_to_end(run.run_id)
         return self._models[run.run_id]
 
-    def scene(self, run: Run, clip: Clip, mode: str = "learned", other: Run | None = None) -> Scene:
+    def scene(
+        self, run: ListedRun, clip: Clip, mode: str = "learned", other: ListedRun | None = None
+    ) -> Scene:
         """Everything there is to show; what fails becomes a note. Raises nothing of a bad clip."""
         notes: list[str] = []
         samples = _attempt(notes, read_clip, clip)
@@ -312,13 +316,13 @@ def _put(kept: OrderedDict, key: Any, value: Any, most: int) -> None:
         kept.popitem(last=False)
 
 
-def _from_example(run: Run, clip: Clip, mode: str) -> Heard:
+def _from_example(run: ListedRun, clip: Clip, mode: str) -> Heard:
     if mode != "learned" or not run.example or clip["id"] != run.example["id"]:
         raise UserError(run.missing)
     return _heard(run, mode, run.example)
 
 
-def _heard(run: Run, mode: str, found: dict[str, Any]) -> Heard:
+def _heard(run: ListedRun, mode: str, found: dict[str, Any]) -> Heard:
     arrays: dict[str, np.ndarray] = {}
     for side in ("token", "frame"):
         if run.has_gates:

@@ -32,7 +32,7 @@ from transformers import (
 from distilwhisper_lib.data.splits import sample_clips
 from distilwhisper_lib.errors import UserError, command
 from distilwhisper_lib.evaluation.decoding import transcribe
-from distilwhisper_lib.evaluation.run import FinishedRun, add_run_arguments, load_run
+from distilwhisper_lib.evaluation.run import Run, add_run_arguments, load_run
 from distilwhisper_lib.export.card import model_card
 from distilwhisper_lib.hardware import best_device
 from distilwhisper_lib.io.checked import Maybe, check, read_json
@@ -97,7 +97,7 @@ def _expert_in_place(
 
 
 def compare_with_plain(
-    run: FinishedRun,
+    run: Run,
     plain: PreTrainedModel,
     table: pd.DataFrame,
 ) -> pd.DataFrame:
@@ -136,7 +136,7 @@ def compare_with_plain(
 
 
 def export_run(
-    run: FinishedRun | str | Path,
+    run: Run | str | Path,
     to: str | Path,
     form: str = "whisper",
     *,
@@ -152,7 +152,7 @@ def export_run(
     shows no scores. ``license``: of the weights, as the hub writes it; None for the base model's
     where that is known. Raises UserError when ``to`` is there already.
     """
-    run = run if isinstance(run, FinishedRun) else load_run(run)
+    run = run if isinstance(run, Run) else load_run(run)
     if form not in FORMS:
         raise UserError(f"form {form!r} is unknown: expected one of {', '.join(FORMS)}")
     to = Path(to)
@@ -226,9 +226,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def _write_manifest(
-    run: FinishedRun, what: str, comparison: pd.DataFrame | None, folder: Path
-) -> None:
+def _write_manifest(run: Run, what: str, comparison: pd.DataFrame | None, folder: Path) -> None:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     manifest = {
         "schema": MANIFEST_SCHEMA,
@@ -241,7 +239,7 @@ def _write_manifest(
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def _write_expert(run: FinishedRun, folder: Path) -> None:
+def _write_expert(run: Run, folder: Path) -> None:
     """The run's expert file, its base named as in the record: no path of this machine."""
     (path,) = run.folder.glob("expert.*.safetensors")
     tensors, about = read_safetensors(path)
@@ -250,7 +248,7 @@ def _write_expert(run: FinishedRun, folder: Path) -> None:
     write_expert(tensors, run.config.language, folder, about)
 
 
-def _write_adapter(run: FinishedRun, folder: Path) -> None:
+def _write_adapter(run: Run, folder: Path) -> None:
     """The run's adapter; peft notes where the base lay on this machine, which nobody needs."""
     source = run.folder / "adapter"
     fields = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))

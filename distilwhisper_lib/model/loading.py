@@ -21,6 +21,7 @@ from distilwhisper_lib.config.presets import revision_of
 from distilwhisper_lib.config.settings import WITH_EXPERTS, RunConfig, locate
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.model.hub import loading
+from distilwhisper_lib.model.tensors import trained_tensors, weights_hash
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 from distilwhisper_lib.speech.audio import POSITIONS_PER_SECOND
 
@@ -116,9 +117,28 @@ def prepare(model: DistilWhisperForConditionalGeneration, config: RunConfig) -> 
 
 
 def read_trained(
+    base: DistilWhisperForConditionalGeneration,
+    config: RunConfig,
+    folder: Path,
+    training: dict[str, Any],
+) -> Any:
+    """What a run left in its folder, on the model it started from, ready to transcribe.
+
+    Raises UserError when its weights are not those of ``training``, what the run noted of them.
+    """
+    model = _with_trained(base, config, folder)
+    if weights_hash(trained_tensors(model)) != training["weights_sha256"]:
+        raise UserError(
+            f"the weights in {folder} are not those that the run noted there: remove that folder "
+            "and run its notebook again, or use --force"
+        )
+    return model.eval()
+
+
+def _with_trained(
     base: DistilWhisperForConditionalGeneration, config: RunConfig, folder: Path
 ) -> Any:
-    """What a run left in its folder, on the model it started from; trainable, as it was hashed."""
+    """Trainable, as it was hashed."""
     if config.method in WITH_EXPERTS:
         base.load_experts(config.language, folder)
         base.freeze_all_but_expert(config.language)

@@ -41,8 +41,8 @@ def run(config: RunConfig) -> None:
     ranks.leave()  # whoever decodes for an hour keeps nobody waiting
     if not ranks.is_first():
         return
-    evaluations = evaluate(config, trained, data)
-    record_run(config, data, trained, evaluations)
+    evaluations = evaluate(trained, data)
+    record_run(trained, data, evaluations)
     print(scores_table(evaluations).to_string(index=False))
     print(f"record   {config.results_dir / 'runs' / config.run_id}.json")
 

@@ -25,7 +25,7 @@ from distilwhisper_lib.config.settings import (
 )
 from distilwhisper_lib.data.splits import RunData
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.evaluation.run import Trained, claim, in_run_folder
+from distilwhisper_lib.evaluation.run import Run, at_work, claim
 from distilwhisper_lib.gates.recorder import PROMPT_TOKENS
 from distilwhisper_lib.hardware import best_device, peak_memory, precision_here
 from distilwhisper_lib.io.files import flush_to_disk, write_atomic
@@ -40,7 +40,6 @@ from distilwhisper_lib.model.loading import (
     shorten_config,
 )
 from distilwhisper_lib.model.tensors import checkpoint_hash, trained_tensors, weights_hash
-from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 from distilwhisper_lib.speech.features import Collator
 from distilwhisper_lib.training.checkpoints import Clock, last_checkpoint
 from distilwhisper_lib.training.shares import micro_batches_each
@@ -50,17 +49,21 @@ SUMMARY = "training.json"
 TARGETS = "targets.json"
 
 
-@in_run_folder("training")
-def train(config: RunConfig, data: RunData) -> Trained:
+def train(config: RunConfig, data: RunData) -> Run:
     """Train as the configuration says, or go on where an earlier call stopped.
 
     A finished run is read back from ``config.output_dir``. Methods that train nothing return the
     model as it was loaded. Of several processes (see ranks.py) all train and the first one writes;
     UserError when they cannot share a step equally.
     """
-    ranks.join()
-    if config.method in TRAINED:
-        micro_batches_each(config)
+    with at_work(config, "training"):
+        ranks.join()
+        if config.method in TRAINED:
+            micro_batches_each(config)
+        return _train(config, data)
+
+
+def _train(config: RunConfig, data: RunData) -> Run:
     set_seed(config.seed)  # before any weight is drawn
     base, processor = load_student(config)
     _check_decoding(config, base)
@@ -69,7 +72,8 @@ def train(config: RunConfig, data: RunData) -> Trained:
     models: dict[str, Any] = {"student": student, "teacher": None}
     if config.method not in TRAINED:
         claim(config, data)
-        return Trained(base.to(best_device()).eval(), processor, None, models)
+        model = base.to(best_device()).eval()
+        return Run(config.output_dir, config, model, processor, models, None)
     source = None
     if config.targets:
         source = find_teacher(config)
@@ -81,8 +85,8 @@ def train(config: RunConfig, data: RunData) -> Trained:
         if ranks.is_first():
             shutil.rmtree(checkpoints, ignore_errors=True)  # where a kill came in between
         summary = json.loads(finished.read_text())
-        model = _load_trained(base, config, summary).to(best_device()).eval()
-        return Trained(model, processor, summary, models)
+        model = read_trained(base, config, config.output_dir, summary).to(best_device())
+        return Run(config.output_dir, config, model, processor, models, summary)
 
     # The same weights, whether targets were built or not.
     with torch.random.fork_rng(devices=[]), ranks.first_before_others():
@@ -103,7 +107,7 @@ def train(config: RunConfig, data: RunData) -> Trained:
         _save_trained(model, processor, config)
         write_atomic(finished, json.dumps(summary, indent=1))
         shutil.rmtree(checkpoints, ignore_errors=True)
-    return Trained(model.eval(), processor, summary, models)
+    return Run(config.output_dir, config, model.eval(), processor, models, summary)
 
 
 def _check_decoding(config: RunConfig, model: nn.Module) -> None:
@@ -194,18 +198,6 @@ def _save_trained(model: Any, processor: WhisperProcessor, config: RunConfig) ->
             processor.save_pretrained(folder)
         for path in folder.iterdir():
             flush_to_disk(path)
-
-
-def _load_trained(
-    base: DistilWhisperForConditionalGeneration, config: RunConfig, summary: dict[str, Any]
-) -> Any:
-    model = read_trained(base, config, config.output_dir)
-    if weights_hash(trained_tensors(model)) != summary["weights_sha256"]:
-        raise UserError(
-            f"the weights in {config.output_dir} are not those that its {SUMMARY} tells of: "
-            "remove that folder, or use --force, to train again"
-        )
-    return model
 
 
 # The summary ---------------------------------------------------------------------------

@@ -25,7 +25,7 @@ LAYERS = ["encoder.1", "encoder.2", "decoder.1", "decoder.2"]
 def complete(config):
     data = load_data(config)
     trained = train(config, data)
-    return record_run(config, data, trained, evaluate(config, trained, data))
+    return record_run(trained, data, evaluate(trained, data))
 
 
 @pytest.fixture

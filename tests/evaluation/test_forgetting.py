@@ -45,7 +45,7 @@ def complete(config):
         for name, parameter in trained.model.named_parameters():
             if f".{config.language}." in name:
                 parameter.add_(torch.randn_like(parameter))
-    return record_run(config, data, trained, evaluate(config, trained, data))
+    return record_run(trained, data, evaluate(trained, data))
 
 
 def test_experts_leave_other_languages_and_translation_untouched_and_full_does_not(study, tmp_path):

@@ -13,8 +13,12 @@ from distilwhisper_lib.data.clips import TOO_LONG
 from distilwhisper_lib.data.splits import load_data, write_data_report
 from distilwhisper_lib.data.subsets import read_subset
 from distilwhisper_lib.evaluation.decoding import read_hypotheses, transcribe
+from distilwhisper_lib.evaluation.forced import hear_forced
 from distilwhisper_lib.evaluation.record import evaluate, record_run, scores_table, written
+from distilwhisper_lib.evaluation.run import load_run
+from distilwhisper_lib.export.bundle import export_run
 from distilwhisper_lib.gates.files import gate_path, read_gates
+from distilwhisper_lib.model.tensors import weights_hash
 from distilwhisper_lib.results.hypotheses import read_published
 from distilwhisper_lib.scoring.rates import score
 from distilwhisper_lib.training import loop as training
@@ -29,7 +33,22 @@ def study(study_of):
 def complete(config):
     data = load_data(config)
     trained = train(config, data)
-    return record_run(config, data, trained, evaluate(config, trained, data))
+    return record_run(trained, data, evaluate(trained, data))
+
+
+def test_a_run_is_the_same_as_it_was_trained_and_as_it_was_read_back(study):
+    config = study("js")
+    data = load_data(config)
+    run = train(config, data)
+    with pytest.raises(UserError, match="holds no finished run"):
+        _ = run.record  # so it says to whoever wants to export it now
+    record = record_run(run, data, evaluate(run, data))
+    again = load_run(run.folder)
+    assert run.record == again.record == record
+    assert (run.folder, run.models, run.training) == (again.folder, again.models, again.training)
+    assert weights_hash(run.model.state_dict()) == weights_hash(again.model.state_dict())
+    hear_forced(run, cases=["closed"], progress=False)
+    assert export_run(run, "from-training", "trained").is_dir()
 
 
 @pytest.mark.parametrize("method", ["teacher", "zero_shot", "lora", "js"])

@@ -31,7 +31,7 @@ from distilwhisper_lib.explorer.html import (
     tokens_html,
     transcripts_html,
 )
-from distilwhisper_lib.explorer.runs import Heard, Run, Scene, find_runs
+from distilwhisper_lib.explorer.runs import Heard, ListedRun, Scene, find_runs
 from distilwhisper_lib.explorer.static import (
     sound_figure,
     tokens_figure,
@@ -63,7 +63,7 @@ def study(kept, study_of, tmp_path):
         config = make(method)
         data = load_data(config)
         trained = train(config, data)
-        record_run(config, data, trained, evaluate(config, trained, data))
+        record_run(trained, data, evaluate(trained, data))
     shutil.copytree(tmp_path, kept)
     return make
 
@@ -269,7 +269,7 @@ def test_it_opens_at_a_run_of_the_notebooks_seed_and_training_size(study):
     short = study("clsr", train_size=2)
     data = load_data(short)
     trained = train(short, data)
-    record_run(short, data, trained, evaluate(short, trained, data))
+    record_run(trained, data, evaluate(trained, data))
     for asked in (short, study("clsr")):
         runs, faults = find_runs(asked)
         assert faults == [] and len(runs) == 4
@@ -325,7 +325,7 @@ def test_pages_without_widgets_get_a_picture(study):
 
 def heard_of(tokens, gates, reference="", text="", mode="learned", language="ca", **run):
     record = make_record("clsr", language, **run)
-    run = Run(record, read_config(record), None, None)
+    run = ListedRun(record, read_config(record), None, None)
     gates = np.array(gates)
     soft = 0.25 + 0.5 * gates
     return Heard(run, mode, "clip", reference, text, tokens, 3, gates, gates[:, :3], soft, None)

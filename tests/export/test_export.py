@@ -52,7 +52,7 @@ def finished(study_of):
         config = configure(method)
         data = load_data(config)
         trained = train(config, data)
-        record_run(config, data, trained, evaluate(config, trained, data))
+        record_run(trained, data, evaluate(trained, data))
         return SimpleNamespace(run=load_run(config.output_dir), clips=data.in_domain)
 
     return make
@@ -94,7 +94,7 @@ def test_what_is_no_finished_run_is_named(finished, tmp_path):
     with torch.no_grad():
         run.model.model.encoder.layers[0].clsr["ca"].fc1.weight.add_(1)
     run.model.save_experts("ca", run.folder)
-    with pytest.raises(UserError, match="are not those that its record.json tells of"):
+    with pytest.raises(UserError, match="are not those that the run noted"):
         load_run(run.folder)
     with pytest.raises(UserError, match="'teacher' is not the model that the run started from"):
         load_run(run.folder, base="teacher")

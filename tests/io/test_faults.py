@@ -40,7 +40,7 @@ def complete(config):
     data = load_data(config)
     write_data_report(config, data)
     trained = kit.train(config, data)
-    return record_run(config, data, trained, evaluate(config, trained, data))
+    return record_run(trained, data, evaluate(trained, data))
 
 
 # SIGKILL ---------------------------------------------------------------------------------------
@@ -130,12 +130,12 @@ def test_a_run_killed_after_its_last_step_makes_no_other(study, monkeypatch):
     """The Trainer goes one step too far where max_steps ends within an epoch."""
     config = study("clsr", max_steps=4)
     data = load_data(config)
-    whole = kit.train(config, data).summary
+    whole = kit.train(config, data).training
     (config.output_dir / kit.SUMMARY).unlink()
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(kit, "_save_trained", lambda *_: 1 / 0)
         kit.train(config, data)
-    assert faults.timeless(kit.train(config, data).summary) == faults.timeless(whole)
+    assert faults.timeless(kit.train(config, data).training) == faults.timeless(whole)
 
 
 # Losses that are no number ---------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_clips(value, study
     assert f"on clips {', '.join(batches[1])}: " in str(raised.value)  # not those of batches[0]
     assert "checkpoint-2 is kept" in str(raised.value)
     assert kit.last_checkpoint(config.output_dir / "checkpoints").endswith("checkpoint-2")
-    assert kit.train(config, data).summary["steps"] == 6
+    assert kit.train(config, data).training["steps"] == 6
 
 
 def test_weights_that_are_no_numbers_are_not_saved(study, monkeypatch):
@@ -190,7 +190,7 @@ def test_weights_that_are_no_numbers_are_not_saved(study, monkeypatch):
 def test_clips_that_the_cap_cut_are_counted_and_shown(study):
     config = study("zero_shot", max_new_tokens=2)
     data = load_data(config)
-    shown = evaluate(config, kit.train(config, data), data)
+    shown = evaluate(kit.train(config, data), data)
     lines = (config.output_dir / "in_domain-test.jsonl").read_text().splitlines()
     cut = sum(len(json.loads(line)["hypothesis"]) > 0 for line in lines)
     assert shown[0]["capped"] == cut == 6  # noise: a random model never ends by itself
@@ -308,12 +308,10 @@ def test_a_full_disk_is_one_sentence_in_each_stage(study, small_disk, fails, mon
         fails(kit.train, config, data, at_once=False)
     assert kit.last_checkpoint(config.output_dir / "checkpoints").endswith("checkpoint-3")
     trained = kit.train(config, data)
-    fails(evaluate, config, trained, data)
-    evaluations = evaluate(config, trained, data)
-    fails(record_run, config, data, trained, evaluations)
-    assert faults.timeless(record_run(config, data, trained, evaluations)) == faults.timeless(
-        undisturbed
-    )
+    fails(evaluate, trained, data)
+    evaluations = evaluate(trained, data)
+    fails(record_run, trained, data, evaluations)
+    assert faults.timeless(record_run(trained, data, evaluations)) == faults.timeless(undisturbed)
 
 
 def test_read_only_outputs_are_one_sentence_in_each_call(study, small_disk, fails):
@@ -322,17 +320,15 @@ def test_read_only_outputs_are_one_sentence_in_each_call(study, small_disk, fail
     undisturbed = complete(config)
     small_disk.clear()
     trained = kit.train(config, data)
-    evaluations = evaluate(config, trained, data)
+    evaluations = evaluate(trained, data)
     for call, *arguments in (
         (write_data_report, config, data),
         (kit.train, config, data),
-        (evaluate, config, trained, data),
-        (record_run, config, data, trained, evaluations),
+        (evaluate, trained, data),
+        (record_run, trained, data, evaluations),
     ):
         fails(call, *arguments, number=errno.EROFS)
-    assert faults.timeless(record_run(config, data, trained, evaluations)) == faults.timeless(
-        undisturbed
-    )
+    assert faults.timeless(record_run(trained, data, evaluations)) == faults.timeless(undisturbed)
 
 
 def test_a_folder_that_disappears_during_a_run_is_one_sentence(study, monkeypatch):
@@ -358,7 +354,7 @@ def test_a_folder_that_disappears_during_a_run_is_one_sentence(study, monkeypatc
         plain = sys.modules["distilwhisper_lib.evaluation.decoding"].transcribe_batch
         patch.setattr(transcribe, lambda *a, **k: shutil.rmtree("outputs", True) or plain(*a, **k))
         with pytest.raises(UserError, match=gone):
-            evaluate(config, trained, data)
+            evaluate(trained, data)
     assert faults.timeless(complete(config)) == faults.timeless(undisturbed)
     shutil.rmtree("results")  # published again from outputs/
     assert complete(config)["run_id"] == config.run_id
@@ -405,12 +401,12 @@ def test_of_two_on_the_same_run_one_waits_and_reads_back(study, capsys, monkeypa
 
     def later():
         begun.wait()
-        found.append(kit.train(config, data).summary)
+        found.append(kit.train(config, data).training)
 
     monkeypatch.setattr(trainer.DistilTrainer, "go_on", going_on)
     other = threading.Thread(target=later)
     other.start()
-    summary = kit.train(config, data).summary
+    summary = kit.train(config, data).training
     other.join()
     assert found == [summary] and len(trained) == 1
 

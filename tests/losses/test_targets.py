@@ -143,14 +143,14 @@ def test_every_loss_and_seed_shares_one_build(study, monkeypatch):
 def test_a_run_with_targets_holds_no_teacher(study, monkeypatch):
     """Nor does reading a finished run need it; weights do not depend on who built the targets."""
     first = kit.train(study("js"), load_data(study("js")))
-    assert first.summary["teacher_targets"]["built"] is True
+    assert first.training["teacher_targets"]["built"] is True
     (study("js").output_dir / "training.json").unlink()
     no_teacher(monkeypatch)
     again = kit.train(study("js"), load_data(study("js")))
-    assert again.summary["teacher_targets"]["built"] is False
-    assert again.summary["weights_sha256"] == first.summary["weights_sha256"]
+    assert again.training["teacher_targets"]["built"] is False
+    assert again.training["weights_sha256"] == first.training["weights_sha256"]
     assert again.models == first.models
-    assert kit.train(study("js"), load_data(study("js"))).summary == again.summary
+    assert kit.train(study("js"), load_data(study("js"))).training == again.training
 
 
 def test_stored_and_online_teachers_train_the_same(study):
@@ -158,8 +158,8 @@ def test_stored_and_online_teachers_train_the_same(study):
     for mode in ("hidden", "online"):
         config = study("kl", teacher_targets=mode, max_steps=3)
         trained = kit.train(config, load_data(config))
-        logs.append(trained.summary["log"])
-        assert trained.summary["teacher_targets"]["mode"] == mode
+        logs.append(trained.training["log"])
+        assert trained.training["teacher_targets"]["mode"] == mode
     assert len(list(FOLDER.glob("ca-*/"))) == 1
     for stored, online in zip(*logs, strict=True):
         assert stored["loss_distil"] == pytest.approx(online["loss_distil"], rel=1e-3)
@@ -169,7 +169,7 @@ def test_stored_and_online_teachers_train_the_same(study):
 def test_the_authors_conventions_ask_the_teacher_itself(study):
     config = study("js", conventions="authors")
     assert config.targets == "online"
-    assert kit.train(config, load_data(config)).summary["teacher_targets"] == {"mode": "online"}
+    assert kit.train(config, load_data(config)).training["teacher_targets"] == {"mode": "online"}
     assert not FOLDER.exists()
     assert study("clsr").targets is None
 
@@ -210,7 +210,7 @@ def test_a_students_own_noise_changes_nothing(study, tmp_path, monkeypatch):
     path.write_text(json.dumps(json.loads(path.read_text()) | noise | {"dropout": 0.3}))
     config = study("js", expert_dropout=0.5, gate_noise=1.0)
     assert targets_of(config).folder == first.folder
-    assert kit.train(config, load_data(config)).summary["teacher_targets"]["built"] is False
+    assert kit.train(config, load_data(config)).training["teacher_targets"]["built"] is False
 
 
 def test_an_online_teacher_hears_what_a_stored_one_heard(study, tmp_path):
@@ -221,7 +221,7 @@ def test_an_online_teacher_hears_what_a_stored_one_heard(study, tmp_path):
     logs = []
     for mode in ("hidden", "online"):
         config = study("js", teacher_targets=mode, max_steps=1)
-        logs.append(kit.train(config, load_data(config)).summary["log"][0])
+        logs.append(kit.train(config, load_data(config)).training["log"][0])
     assert logs[0]["loss_distil"] == pytest.approx(logs[1]["loss_distil"], rel=1e-3)
 
 
@@ -339,7 +339,7 @@ target_files.SHARD_BYTES = {shard}
 plain = target_files.stored
 target_files.stored = lambda *said: time.sleep({pause}) or plain(*said)
 config = resolve({method!r}, "demo", "ca", 7, {overrides!r})
-about = training.train(config, load_data(config)).summary["teacher_targets"]
+about = training.train(config, load_data(config)).training["teacher_targets"]
 print("built" if about["built"] else "found")
 """
 
@@ -358,7 +358,7 @@ def start(config, tmp_path, pause):
 
 def test_a_killed_build_goes_on_to_the_same_targets_and_run(study, tmp_path, monkeypatch):
     config = study("js")
-    undisturbed = kit.train(config, load_data(config)).summary
+    undisturbed = kit.train(config, load_data(config)).training
     (folder,) = FOLDER.glob("ca-*/")
     whole = files_of(folder)
     for place in (folder, config.output_dir):
@@ -373,7 +373,7 @@ def test_a_killed_build_goes_on_to_the_same_targets_and_run(study, tmp_path, mon
     assert not (folder / "index.json").exists()
     finished = {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*")}
     assert 2 <= len(finished) < 6
-    resumed = kit.train(config, load_data(config)).summary
+    resumed = kit.train(config, load_data(config)).training
     assert files_of(folder) == whole
     for name in list(finished)[:-1]:  # those that were noted: the last may not have been
         assert (folder / name).stat().st_mtime_ns == finished[name]

@@ -129,9 +129,9 @@ def test_bfloat16_trains_on_a_cpu_with_gates_and_losses_in_float32(study, monkey
                 patch.setattr(trainer, "loss_parts", note("losses", trainer.loss_parts))
             config, data = study("js", precision=precision)
             trained = kit.train(config, data)
-        assert trained.summary["precision"] == precision
+        assert trained.training["precision"] == precision
         assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
-        logs[precision] = trained.summary["log"]
+        logs[precision] = trained.training["log"]
     assert seen == {"gate": {torch.float32}, "expert": {torch.bfloat16}, "losses": {torch.float32}}
     first, last = logs["bf16"][0]["loss"], logs["bf16"][-1]["loss"]
     assert last < 0.9 * first
@@ -156,4 +156,4 @@ def test_a_model_trained_in_half_precision_transcribes_as_it_is_loaded_again(stu
 def test_the_public_lora_recipe_runs_on_a_cpu_in_float32(study, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config, data = study("lora", precision="fp16", max_steps=1)
-    assert kit.train(config, data).summary["precision"] == "fp32"
+    assert kit.train(config, data).training["precision"] == "fp32"

@@ -50,8 +50,8 @@ def test_a_run_keeps_its_window(method, configured):
     assert config.run_id != configured(method, max_seconds=2.0).run_id
     data = load_data(config)
     trained = train(config, data)
-    evaluations = evaluate(config, trained, data)
-    assert record_run(config, data, trained, evaluations)["config"]["window_seconds"] == 2
+    evaluations = evaluate(trained, data)
+    assert record_run(trained, data, evaluations)["config"]["window_seconds"] == 2
     run = load_run(config.output_dir)
     assert run.processor.feature_extractor.n_samples == 2 * 16_000
     said = Transcriber.load(config.output_dir)
@@ -66,7 +66,7 @@ def test_a_fully_tuned_model_teaches_the_next_run(configured):
     train(first, load_data(first))
     config = configured("js", teacher=str(first.output_dir / "model"), **SHORT)
     trained = train(config, load_data(config))
-    assert trained.summary["steps"] == 2
+    assert trained.training["steps"] == 2
     assert trained.models["teacher"]["sha256"] != trained.models["student"]["sha256"]
 
 
@@ -74,7 +74,7 @@ def test_targets_that_a_task_works_out_are_those_that_a_run_of_this_window_reads
     config = configured("js", **SHORT)
     build_targets(config, load_data(config))
     trained = train(config, load_data(config))
-    assert not trained.summary["teacher_targets"]["built"]
+    assert not trained.training["teacher_targets"]["built"]
 
 
 def test_windows_that_cannot_be_are_refused():

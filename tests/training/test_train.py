@@ -133,7 +133,7 @@ def train_here(config):
     """(summary, weights) by this one process, or of what others left."""
     trained = training.train(config, load_data(config))
     weights = {name: value.detach() for name, value in trained.model.named_parameters()}
-    return trained.summary, weights
+    return trained.training, weights
 
 
 def check_same(config, some, others):

@@ -50,7 +50,7 @@ def test_each_method_trains_its_own_weights_and_saves_only_them(method, study, p
     else:
         assert all(".clsr.ca." in name for name in moved)
         assert len(trainable) == 4 * 7
-    summary = trained.summary
+    summary = trained.training
     assert summary["steps"] == 6
     assert summary["trainable_parameters"] == sum(
         p.numel() for p in trained.model.parameters() if p.requires_grad
@@ -71,7 +71,7 @@ def test_a_finished_run_is_read_back(method, study, monkeypatch):
     first = kit.train(config, data)
     monkeypatch.setattr(kit.DistilTrainer, "train", None)  # would fail if called
     again = kit.train(config, data)
-    assert again.summary == first.summary
+    assert again.training == first.training
     features = torch.randn(1, 80, 300)
     arguments = dict(input_features=features, language="ca", task="transcribe", max_new_tokens=6)
     assert again.model.generate(**arguments).tolist() == first.model.generate(**arguments).tolist()
@@ -81,7 +81,7 @@ def test_a_finished_run_is_read_back(method, study, monkeypatch):
 @pytest.mark.parametrize("step", [4, 5])  # in the second epoch, after the first checkpoint
 def test_an_interrupted_run_resumes_to_the_same_weights_and_log(method, step, study, monkeypatch):
     config, data = study(method)
-    undisturbed = kit.train(config, data).summary
+    undisturbed = kit.train(config, data).training
     (config.output_dir / "training.json").unlink()
 
     compute_loss = kit.DistilTrainer.compute_loss
@@ -99,7 +99,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_log(method, step, st
     fresh = loading.prepare(loading.load_model("student", gate_dim=8)[0], config)
     assert saved.keys() == kit.trained_tensors(fresh).keys()
     monkeypatch.setattr(kit.DistilTrainer, "compute_loss", compute_loss)
-    resumed = kit.train(config, data).summary
+    resumed = kit.train(config, data).training
     for volatile in ("seconds", "peak_memory_bytes"):
         resumed.pop(volatile), undisturbed.pop(volatile)
     for summary in (resumed, undisturbed):  # the second of two runs finds the targets of the first
@@ -117,14 +117,14 @@ def test_accumulated_micro_batches_report_the_same_loss(study):
     for micro in (4, 1):
         config, data = study("full", batch_size=4, micro_batch=micro, max_steps=1)
         data.train["text"] = "bon dia"  # equally many tokens in each micro-batch
-        losses.append(kit.train(config, data).summary["log"][0]["loss"])
+        losses.append(kit.train(config, data).training["log"][0]["loss"])
         (config.output_dir / "training.json").unlink()
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_training_lowers_the_loss(study):
     config, data = study("clsr", epochs=30, learning_rate=1e-2, skip=0.0, gate_noise=0.0)
-    log = kit.train(config, data).summary["log"]
+    log = kit.train(config, data).training["log"]
     assert log[-1]["loss_ce"] < 0.7 * log[0]["loss_ce"]
 
 
@@ -133,7 +133,7 @@ def test_both_conventions_train_and_differ(study):
     logs = {}
     for conventions in ("corrected", "authors"):
         config, data = study("js", conventions=conventions, max_steps=1)
-        logs[conventions] = kit.train(config, data).summary["log"][0]
+        logs[conventions] = kit.train(config, data).training["log"][0]
     assert logs["authors"]["loss_distil"] != logs["corrected"]["loss_distil"]
     assert logs["authors"]["gate_mean"] != logs["corrected"]["gate_mean"]
     weighted = 0.5 / 1.41**2 * (logs["authors"]["loss_ce"] + logs["authors"]["loss_gate"])
@@ -145,7 +145,7 @@ def test_activation_checkpointing_gives_the_same_weights(study):
     hashes = []
     for checkpointing in (False, True):
         config, data = study("js", activation_checkpointing=checkpointing, max_steps=2)
-        hashes.append(kit.train(config, data).summary["log"])
+        hashes.append(kit.train(config, data).training["log"])
         (config.output_dir / "training.json").unlink()
     for plain, recomputed in zip(*hashes, strict=True):
         assert recomputed["loss"] == pytest.approx(plain["loss"], rel=1e-5)
