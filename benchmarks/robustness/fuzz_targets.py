@@ -39,6 +39,7 @@ from distilwhisper_lib.gates.forced import differences, load_forced
 from distilwhisper_lib.gates.routes import gate_shares
 from distilwhisper_lib.losses import target_files, targets
 from distilwhisper_lib.model import authors, experts
+from distilwhisper_lib.model.hub import Source
 from distilwhisper_lib.model.tensors import read_pickle
 from distilwhisper_lib.report.command import shown_tables
 from distilwhisper_lib.report.pages import readme_block
@@ -240,7 +241,7 @@ def expert_files(layout: str) -> Files:
 
 
 def read_expert(folder: Path) -> None:
-    path = experts.find_expert("ca", folder)
+    path = experts.find_expert("ca", Source(folder))
     experts.read_expert(experts.up_to_date(path, convert=False), "ca")
     if path.suffix == ".bin":
         read_pickle(path)

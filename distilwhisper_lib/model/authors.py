@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.languages import whisper_language
-from distilwhisper_lib.model.hub import find_file
+from distilwhisper_lib.model.hub import Source
 from distilwhisper_lib.model.tensors import read_pickle, read_safetensors
 
 BASE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -120,10 +120,9 @@ def language_token(generation_config: Any, code: str) -> int:
 # A whole checkpoint --------------------------------------------------------------------------
 
 
-def read_base(source: str | Path, **hub: Any) -> tuple[dict[str, Tensor], list[str]]:
-    """A whole checkpoint of a folder or hub repository, as our_names() gives it."""
-    remedy = "name a checkpoint of the authors' layout"
-    path = find_file(source, BASE_FILES, remedy, **hub)
+def read_base(source: Source) -> tuple[dict[str, Tensor], list[str]]:
+    """A whole checkpoint, as our_names() gives it."""
+    path = source.find(BASE_FILES, "name a checkpoint of the authors' layout")
     tensors = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
     return our_names(tensors, path)
 
@@ -144,9 +143,9 @@ def check_complete(info: dict[str, Any], name: str | Path) -> None:
         )
 
 
-def read_generation_config(source: str | Path, **hub: Any) -> GenerationConfig | None:
+def read_generation_config(source: Source) -> GenerationConfig | None:
     """A checkpoint's generation_config.json; None where it has none."""
     try:
-        return GenerationConfig.from_pretrained(source, **hub)
+        return GenerationConfig.from_pretrained(source.name, **source.options)
     except OSError:
         return None

@@ -21,7 +21,7 @@ from distilwhisper_lib.io.files import sha256_file, write_atomic
 from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model.authors import our_names, their_name
 from distilwhisper_lib.model.clsr import Expert
-from distilwhisper_lib.model.hub import NotThere, find_file
+from distilwhisper_lib.model.hub import NotThere, Source
 from distilwhisper_lib.model.tensors import (
     read_metadata,
     read_pickle,
@@ -120,22 +120,25 @@ def convert_expert(path: str | Path, language: str) -> Path:
 # Reading -------------------------------------------------------------------------------------
 
 
-def find_expert(language: str, source: str | Path, **hub: Any) -> Path:
-    """The expert file of a language in ``source``: a file, a folder or a hub repository.
+def find_expert(language: str, source: Source) -> Path:
+    """The expert file of a language in ``source``.
 
     A ``.bin`` of a repository gives way to the safetensors that it was once converted to.
     """
     remedy = "train one, or name the folder or hub repository that holds it"
     names = file_names(language)
-    path = find_file(source, names, remedy, **hub)
+    path = source.find(names, remedy)
     converted = path.with_name(names[0])
-    return converted if not Path(source).is_file() and converted.is_file() else path
+    return converted if not Path(source.name).is_file() and converted.is_file() else path
 
 
 def look_for_expert(language: str, source: str | Path, **hub: Any) -> Path | None:
-    """As find_expert(), but None when ``source`` could be looked into and has none."""
+    """As find_expert(), but None when ``source`` could be looked into and has none.
+
+    ``source``: a file, a folder or a hub repository, asked with the options ``hub``.
+    """
     try:
-        return find_expert(language, source, **hub)
+        return find_expert(language, Source(source, hub))
     except NotThere:
         return None
 

@@ -1,11 +1,16 @@
-"""Folders and hub repositories: finding one file of several names, and saying what is wrong."""
+"""A folder or a hub repository, named once: its files, its commit, and saying what is wrong.
+
+Files are asked for one by one: huggingface_hub.snapshot_download() gives what is cached without a
+word where it cannot ask, so that a file that was never asked for would look like one that a
+repository lacks.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import pickle
-import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,45 +31,61 @@ class NotThere(UserError):
 OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
-def hub_options(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``keywords`` that say where and how to look in a repository."""
-    return {name: value for name, value in keywords.items() if name in OPTIONS}
+@dataclass(frozen=True)
+class Source:
+    """Where files are: in a folder, in a hub repository, or one file itself, whose name is free.
 
-
-def find_file(source: str | Path, names: Sequence[str], remedy: str, **hub: Any) -> Path:
-    """The first of ``names`` that ``source`` has, as a local path.
-
-    ``source``: the file itself (its name is then free), a folder, or the name of a hub repository,
-    which is asked through huggingface_hub with the options ``hub`` (see OPTIONS). Raises UserError,
-    ending in ``remedy``, when there is no such place, and NotThere when none of the files is in it.
+    ``options``: how a repository is asked, see OPTIONS; UserError for any other. ``commit``: of a
+    repository, as soon as at_commit() knows it.
     """
-    unknown = [name for name in hub if name not in OPTIONS]
-    if unknown:
-        raise UserError(
-            f"unknown option {unknown[0]!r} for reading files: expected one of {', '.join(OPTIONS)}"
-        )
-    path = Path(source)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        folder = path / (hub.get("subfolder") or "")
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
-        raise NotThere(f"no {_either(names)} in {folder}: {remedy}")
-    if isinstance(source, Path) or not could_be_repository(source):
-        raise UserError(f"there is no file or folder {str(source)!r} with {names[0]}: {remedy}")
-    return _download(source, names, remedy, hub)
 
+    name: str | Path
+    options: dict[str, Any] = field(default_factory=dict)
+    commit: str | None = None
 
-def commit_of(name: str, revision: str) -> str | None:
-    """The commit at which a hub model was taken that has been loaded; None for a folder."""
-    try:
-        path = find_file(name, ["config.json"], "", revision=revision, local_files_only=True)
-    except UserError:
-        return None
-    found = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", str(path))
-    return found and found[1]
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.options if name not in OPTIONS]:
+            raise UserError(
+                f"unknown option {unknown[0]!r} for reading files: expected one of "
+                f"{', '.join(OPTIONS)}"
+            )
+
+    def find(self, names: Sequence[str], remedy: str) -> Path:
+        """The first of ``names`` that is there, as a local path.
+
+        Raises UserError, ending in ``remedy``, when there is no such place or it cannot be asked,
+        and NotThere when none of the files is in it.
+        """
+        path = Path(self.name)
+        if path.is_file():
+            return path
+        if path.is_dir():
+            folder = path / (self.options.get("subfolder") or "")
+            for name in names:
+                if (folder / name).is_file():
+                    return folder / name
+            raise NotThere(f"no {_either(names)} in {folder}: {remedy}")
+        if isinstance(self.name, Path) or not could_be_repository(self.name):
+            raise UserError(
+                f"there is no file or folder {str(self.name)!r} with {names[0]}: {remedy}"
+            )
+        return _download(self.name, names, remedy, self.options)
+
+    def at_commit(self) -> Source:
+        """Once its config.json was read: itself, to be asked at that commit for all the rest.
+
+        A folder, and a repository without a config.json, as it is.
+        """
+        if Path(self.name).exists():
+            return self
+        read = self.options | {"local_files_only": True, "force_download": False}
+        try:
+            config = Source(self.name, read).find(["config.json"], "")
+        except UserError:
+            return self
+        subfolder = Path(self.options.get("subfolder") or "")
+        commit = config.parents[len(subfolder.parts)].name  # snapshots/<commit>/<subfolder>/...
+        return Source(self.name, self.options | {"revision": commit}, commit)
 
 
 @contextlib.contextmanager

@@ -63,12 +63,12 @@ def load_model(
     ``revision``: by default the commit at which presets.py takes the model, else its main branch.
     ``window_seconds``: see loading.py. Other settings go to the model's configuration.
     """
-    source, revision = locate(name), revision or revision_of(name)
+    place, revision = locate(name), revision or revision_of(name)
     model = DistilWhisperForConditionalGeneration.from_pretrained(
-        source, revision=revision, dtype=torch.float32, attn_implementation="sdpa", **settings
+        place, revision=revision, dtype=torch.float32, attn_implementation="sdpa", **settings
     )
     with loading(name):
-        processor = WhisperProcessor.from_pretrained(source, revision=revision)
+        processor = WhisperProcessor.from_pretrained(model.source.name, **model.source.options)
     shorten(model, processor, window_seconds)
     return model, processor
 

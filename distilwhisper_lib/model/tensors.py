@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import write_atomic
-from distilwhisper_lib.model.hub import find_file
+from distilwhisper_lib.model.hub import Source
 
 # whisper-large's experts in float32 take 3.4 GB, whisper-large itself 6.2 GB.
 MAX_BYTES = 8 * 1024**3
@@ -174,14 +174,14 @@ def weights_hash(tensors: dict[str, Tensor]) -> str:
     return _hash(tensors, lambda name: tensors[name])
 
 
-def checkpoint_hash(source: str | Path, revision: str = "main") -> str | None:
+def checkpoint_hash(source: Source) -> str | None:
     """weights_hash() of a Whisper as load_model() has it, in float32, read tensor by tensor.
 
     Nothing is loaded but one tensor at a time. None when the checkpoint holds no safetensors.
     """
     try:
-        path = find_file(source, ["model.safetensors", _LISTS], "", revision=revision)
-        places = _places(path, source, revision)
+        path = source.find(["model.safetensors", _LISTS], "")
+        places = _places(path, source)
         return _hash(places.keys() - {_TIED}, lambda name: _read(places[name], name).float())
     except (UserError, SafetensorError, OSError, ValueError, KeyError):
         return None  # whoever loads the model will say what is wrong, if anything is
@@ -195,7 +195,7 @@ def _hash(names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _places(path: Path, source: str | Path, revision: str) -> dict[str, Path]:
+def _places(path: Path, source: Source) -> dict[str, Path]:
     """Tensor name -> the file that holds it."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
@@ -203,7 +203,7 @@ def _places(path: Path, source: str | Path, revision: str) -> dict[str, Path]:
     listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     if outside := [name for name in listed.values() if Path(name).name != name]:
         raise ValueError(f"{path} lists {outside[0]!r}, which is no file beside it")
-    files = {n: find_file(source, [n], "", revision=revision) for n in set(listed.values())}
+    files = {name: source.find([name], "") for name in set(listed.values())}
     return {name: files[file] for name, file in listed.items()}
 
 

@@ -28,7 +28,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model import authors, experts
 from distilwhisper_lib.model.clsr import SHARED, Expert, GateMode, GateTrace, check_gate_mode
-from distilwhisper_lib.model.hub import hub_options, loading
+from distilwhisper_lib.model.hub import OPTIONS, Source, loading
 from distilwhisper_lib.model.layers import (
     DistilWhisperConfig,
     RoutedDecoderLayer,
@@ -88,7 +88,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         decoder.layers = nn.ModuleList(
             RoutedDecoderLayer(config, i) for i in range(config.decoder_layers)
         )
-        self.hub: dict[str, Any] = {}  # the options that it was loaded with, see hub.OPTIONS
+        self.source = Source("")  # what it was loaded from
         self.post_init()
 
     @classmethod
@@ -99,42 +99,39 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         any transformers model. Raises UserError when there is no such model, or it cannot be read.
         """
         require_safe_torch()  # it may be a .bin
-        hub = hub_options(kwargs)
+        source = Source(name or "", {key: kwargs[key] for key in OPTIONS if key in kwargs})
         given = "config" in kwargs
         with loading(name):
-            fields = _read_config(name, hub, optional=given)
+            fields = _read_config(source, optional=given)
+            source = source.at_commit()
+            kwargs |= source.options
             own = [] if given else [key for key in kwargs if hasattr(DistilWhisperConfig, key)]
             if authors.is_theirs(fields):
                 fields |= {key: kwargs.pop(key) for key in own}
-                model = cls._from_authors(name, fields, hub, *args, **kwargs)
+                model = cls._from_authors(source, fields, *args, **kwargs)
             else:
                 if fields.pop("model_type", None) == "whisper" and not given:
                     fields |= {key: kwargs.pop(key) for key in own}
                     kwargs["config"] = DistilWhisperConfig.from_dict(fields)
                 model = super().from_pretrained(name, *args, **kwargs)
-        (model[0] if isinstance(model, tuple) else model).hub = hub
+        (model[0] if isinstance(model, tuple) else model).source = source
         return model
 
     @classmethod
     def _from_authors(
-        cls,
-        name: str | Path,
-        fields: dict[str, Any],
-        hub: dict[str, Any],
-        *args: Any,
-        **kwargs: Any,
+        cls, source: Source, fields: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Load the authors' layout, and any experts in it.
 
         The tensors are renamed here: transformers' own ``key_mapping`` would write the authors'
         names again in save_pretrained.
         """
-        state, languages = authors.read_base(name, **hub)
-        generation_config = authors.read_generation_config(name, **hub)
+        state, languages = authors.read_base(source)
+        generation_config = authors.read_generation_config(source)
         config = copy.deepcopy(kwargs.pop("config", None)) or DistilWhisperConfig.from_dict(fields)
         tokens = {code: authors.language_token(generation_config, code) for code in languages}
         config.expert_tokens = tokens or None
-        elsewhere = (*hub, "use_safetensors", "variant", "weights_only", "output_loading_info")
+        elsewhere = {"use_safetensors", "variant", "weights_only", "output_loading_info", *OPTIONS}
         model, info = super().from_pretrained(
             None,
             *args,
@@ -144,9 +141,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             ignore_mismatched_sizes=True,  # reported just below
             **{key: value for key, value in kwargs.items() if key not in elsewhere},
         )
-        authors.check_complete(info, name)
+        authors.check_complete(info, source.name)
         model.generation_config = generation_config or model.generation_config
-        model.name_or_path = model.config.name_or_path = str(name)
+        model.name_or_path = model.config.name_or_path = str(source.name)
         return (model, info) if kwargs.get("output_loading_info") else model
 
     # Experts -----------------------------------------------------------------------------
@@ -223,13 +220,13 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         code, _ = whisper_language(language)
         if code not in self.languages:
             self._language_token(code)
-        if source is None:
-            if not self.name_or_path:
-                raise UserError(
-                    "this model was loaded from nowhere that could hold experts: name their source"
-                )
-            source, hub = self.name_or_path, self.hub | hub
-        path = experts.up_to_date(experts.find_expert(code, source, **hub), convert)
+        place = self.source if source is None else Source(source)
+        if not place.name:
+            raise UserError(
+                "this model was loaded from nowhere that could hold experts: name their source"
+            )
+        place = Source(place.name, place.options | hub)
+        path = experts.up_to_date(experts.find_expert(code, place), convert)
         tensors = experts.read_expert(path, code)
         experts.check_expert(self, code, tensors)
         if convert and path.suffix != ".safetensors":
@@ -401,10 +398,12 @@ def _prompt_language(language: str, generation_config: GenerationConfig) -> str:
     return code
 
 
-def _read_config(name: str | Path | None, hub: dict[str, Any], optional: bool) -> dict[str, Any]:
+def _read_config(source: Source, optional: bool) -> dict[str, Any]:
     """The fields of a checkpoint's config.json; empty when it has none and needs none."""
     try:
-        return DistilWhisperConfig.get_config_dict(name, **hub)[0] if name else {}
+        if not source.name:
+            return {}
+        return DistilWhisperConfig.get_config_dict(source.name, **source.options)[0]
     except OSError:
         if optional:
             return {}

@@ -31,7 +31,7 @@ from distilwhisper_lib.hardware import best_device, peak_memory, precision_here
 from distilwhisper_lib.io.files import flush_to_disk, write_atomic
 from distilwhisper_lib.losses.targets import StoredTargets, stored_targets
 from distilwhisper_lib.losses.teacher import Teacher, TeacherSource, check_pair
-from distilwhisper_lib.model.hub import commit_of
+from distilwhisper_lib.model.hub import Source, loading
 from distilwhisper_lib.model.loading import (
     load_student,
     load_teacher,
@@ -68,7 +68,7 @@ def _train(config: RunConfig, data: RunData) -> Run:
     base, processor = load_student(config)
     _check_decoding(config, base)
     sha256 = weights_hash(dict(base.named_parameters()))
-    student = _about(config.student_or_teacher, config.revision_of_model, sha256)
+    student = _about(config.student_or_teacher, base.source, sha256)
     models: dict[str, Any] = {"student": student, "teacher": None}
     if config.method not in TRAINED:
         claim(config, data)
@@ -128,11 +128,13 @@ def find_teacher(config: RunConfig) -> TeacherSource:
     def load() -> Teacher:
         return Teacher(load_teacher(config))
 
-    place = locate(config.teacher)
-    sha256 = checkpoint_hash(place, config.teacher_revision)
+    source = Source(locate(config.teacher), {"revision": config.teacher_revision})
+    with loading(config.teacher):
+        fields = AutoConfig.from_pretrained(source.name, **source.options)
+    source = source.at_commit()
+    sha256 = checkpoint_hash(source)
     sha256 = sha256 or weights_hash(dict(load().model.named_parameters()))
-    about = _about(config.teacher, config.teacher_revision, sha256)
-    fields = AutoConfig.from_pretrained(place, revision=config.teacher_revision)
+    about = _about(config.teacher, source, sha256)
     return TeacherSource(about, shorten_config(fields, config.window_seconds), load)
 
 
@@ -175,9 +177,9 @@ def _targets_about(
 # Models ------------------------------------------------------------------------------------
 
 
-def _about(name: str, revision: str, sha256: str) -> dict[str, str]:
+def _about(name: str, source: Source, sha256: str) -> dict[str, str]:
     """What a record tells of a model: of the hub's, also the commit that its revision stood for."""
-    commit = commit_of(locate(name), revision)
+    commit = source.commit
     return {"name": published_name(name), "sha256": sha256} | ({"commit": commit} if commit else {})
 
 

@@ -18,7 +18,6 @@ from distilwhisper_lib.config.settings import resolve
 from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.model import loading
 from distilwhisper_lib.model import tensors as tensor_files
-from distilwhisper_lib.model.hub import commit_of
 from distilwhisper_lib.model.tensors import read_pickle
 from distilwhisper_lib.training import loop as kit
 from distilwhisper_lib.training.trainer import WEIGHTS, make_trainer
@@ -180,8 +179,8 @@ def test_a_record_tells_the_commit_that_a_branch_stood_at(
     folder = cached_snapshot(tmp_path, "someone/whisper-tiny", "main", commit)
     tiny_model().save_pretrained(folder)
     processor.save_pretrained(folder)
-    assert commit_of("someone/whisper-tiny", "main") == commit
-    assert commit_of(str(tmp_path), "main") is None
-    about = kit._about("someone/whisper-tiny", "main", "0" * 64)
+    source = loading.load_model("someone/whisper-tiny")[0].source
+    assert source.commit == source.options["revision"] == commit
+    about = kit._about("someone/whisper-tiny", source, "0" * 64)
     assert about == {"name": "someone/whisper-tiny", "sha256": "0" * 64, "commit": commit}
-    assert "commit" not in kit._about("embedded/student", "main", "0" * 64)
+    assert loading.load_model(str(folder))[0].source.commit is None

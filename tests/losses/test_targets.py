@@ -23,6 +23,7 @@ from distilwhisper_lib.losses.chunked import States
 from distilwhisper_lib.losses.objective import loss_parts
 from distilwhisper_lib.losses.targets import FOLDER, StoredTargets
 from distilwhisper_lib.model import loading
+from distilwhisper_lib.model.hub import Source
 from distilwhisper_lib.model.tensors import checkpoint_hash, weights_hash
 from distilwhisper_lib.speech.features import IGNORE, Collator, SpeechDataset
 from distilwhisper_lib.training import loop as kit
@@ -400,11 +401,13 @@ def test_a_checkpoint_is_hashed_without_loading_it(shard_size, tiny_model, tmp_p
     model = tiny_model()
     model.save_pretrained(tmp_path / "model", max_shard_size=shard_size)
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > (shard_size == "40KB")
-    assert checkpoint_hash(tmp_path / "model") == weights_hash(dict(model.named_parameters()))
-    assert checkpoint_hash(tmp_path) is None
+    assert checkpoint_hash(Source(tmp_path / "model")) == weights_hash(
+        dict(model.named_parameters())
+    )
+    assert checkpoint_hash(Source(tmp_path)) is None
 
 
 def test_the_embedded_teacher_is_hashed_as_its_records_say():
     record = next(Path(__file__).parents[2].glob("results/demo/runs/js-ca-*.json"))
     recorded = json.loads(record.read_text())["models"]["teacher"]["sha256"]
-    assert checkpoint_hash(locate("embedded/teacher")) == recorded
+    assert checkpoint_hash(Source(locate("embedded/teacher"))) == recorded

@@ -20,6 +20,7 @@ from distilwhisper_lib.io.files import sha256_file
 from distilwhisper_lib.model import experts
 from distilwhisper_lib.model.authors import our_name, their_name
 from distilwhisper_lib.model.experts import convert_expert
+from distilwhisper_lib.model.hub import Source
 
 REPOSITORY = "naver/stand-in"
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
@@ -310,6 +311,20 @@ def test_base_and_experts_come_from_the_same_revision_of_a_repository(hub_cache,
     model.load_experts("catalan", REPOSITORY, cache_dir=cache)  # named: its own main revision
     expert = models["main"].get_parameter("model.encoder.layers.0.clsr.ca.fc1.weight")
     assert torch.equal(model.get_parameter("model.encoder.layers.0.clsr.ca.fc1.weight"), expert)
+
+
+def test_a_branch_that_moves_on_does_not_part_a_base_from_its_experts(hub_cache):
+    cache, models = hub_cache
+    model = DistilWhisperForConditionalGeneration.from_pretrained(REPOSITORY, cache_dir=cache)
+    folder = cached_snapshot(cache, REPOSITORY, "main", COMMITS["v1"])
+    model.load_experts("catalan")
+    assert same(model, snapshot(models["main"]))
+    assert model.source.commit == COMMITS["main"]
+    (folder / "base").mkdir()
+    (folder / "config.json").rename(folder / "base" / "config.json")
+    for subfolder, commit in (("base", COMMITS["v1"]), ("", None)):
+        place = Source(REPOSITORY, {"cache_dir": cache, "subfolder": subfolder})
+        assert place.at_commit().commit == commit
 
 
 def test_a_repository_s_bin_is_converted_once_too(hub_cache, monkeypatch):
