@@ -34,6 +34,8 @@ COLUMNS: dict[str, type] = {
     "capped": bool,
 }
 FIELD = "published_sha256"  # of an evaluation in a record
+# gzip's, without a time and a name, of a file from Unix: Python 3.13 names no system, 3.11 its own.
+_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\x02\x03"
 _MOST_BYTES = 2**28  # uncompressed: some hundred times the largest test set of the paper
 
 Row = dict[str, Any]
@@ -53,9 +55,17 @@ def publish(rows: Iterable[Mapping[str, Any]], folder: str | Path, run_id: str, 
     public = mask_values([_public(row) for row in rows], path)
     lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in public]
     content = "".join(lines).encode("utf-8")
-    # No time stamp and no file name inside, so that the same rows give the same file.
-    write_atomic(path, gzip.compress(content, mtime=0))
+    if not _holds(path, content):
+        write_atomic(path, _HEADER + gzip.compress(content, mtime=0)[len(_HEADER) :])
     return hashlib.sha256(content).hexdigest()
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether the file is there and says this: compressed by another zlib, it is other bytes."""
+    try:
+        return _uncompressed(path, "") == content
+    except UserError:  # missing or damaged
+        return False
 
 
 def _public(row: Mapping[str, Any]) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ from distilwhisper_lib import PACKAGE, __version__
 
 # What decides a result; data, outputs and notes that lie about in a checkout do not.
 _CODE = ("distilwhisper_lib", "notebooks", "environment.yml", "pyproject.toml")
+_PARAMETERS = {"parameters", "injected-parameters"}  # tags of the cells that a user sets
 _PACKAGES = ("torch", "transformers", "datasets", "peft", "evaluate", "jiwer")
 
 
@@ -25,8 +27,8 @@ def provenance(
 
     ``device`` is the torch device that the run used (default: CUDA where there is one), ``root``
     the folder of the checkout (default: the one that holds this package). Outside git ``commit``
-    and ``dirty`` are None; ``dirty`` leaves results/ and outputs/ out, because a run writes there.
-    Absolute paths in ``command`` are cut to their last part.
+    and ``dirty`` are None; ``dirty`` is about the code alone, and stepping through a notebook is
+    no change of it. Absolute paths in ``command`` are cut to their last part.
     """
     root = Path(root) if root else PACKAGE.resolve().parent
     commit, dirty = git_state(root)
@@ -49,8 +51,51 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
     commit = _git(root, "rev-parse", "--verify", "HEAD")
     if not commit:
         return None, None
-    changes = _git(root, "status", "--porcelain", "--", *_CODE)
-    return commit, None if changes is None else bool(changes)
+    changed = _git(root, "diff", "--name-only", "-z", "HEAD", "--", *_CODE)
+    added = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *_CODE)
+    if changed is None or added is None:
+        return commit, None
+    dirty = [p for p in _paths(added) if ".ipynb_checkpoints" not in p.parts]
+    dirty += [p for p in _paths(changed) if not only_stepped_through(root, p)]
+    return commit, bool(dirty)
+
+
+def only_stepped_through(root: Path, path: Path) -> bool:
+    """Whether HEAD has the file at ``path`` below ``root`` as a notebook of the same sources.
+
+    Jupyter saves outputs, counts and metadata over the notebook that somebody steps through, and
+    what they set in the cell of the parameters.
+    """
+    try:
+        here = (root / path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    sources = _sources(here) if path.suffix == ".ipynb" else None
+    return sources is not None and sources == _sources(committed(root, path) or "")
+
+
+def committed(root: Path, path: Path) -> str | None:
+    """The text of the file at ``path`` below ``root`` as HEAD has it; None where it has none."""
+    return _git(root, "show", f"HEAD:{path.as_posix()}")
+
+
+def _sources(text: str) -> list[tuple[str, str]] | None:
+    """Kind and source of a notebook's cells, without parameters and empty cells; None of no
+    notebook."""
+    try:
+        cells = json.loads(text)["cells"]
+        found = [
+            (cell["cell_type"], "".join(cell["source"]).strip())
+            for cell in cells
+            if not _PARAMETERS & {*cell["metadata"].get("tags", ())}
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return [(kind, source) for kind, source in found if source]
+
+
+def _paths(text: str) -> list[Path]:
+    return [Path(name) for name in text.split("\0") if name]
 
 
 def _git(root: Path, *arguments: str) -> str | None:

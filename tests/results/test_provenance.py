@@ -43,6 +43,36 @@ def test_provenance_knows_the_commit_and_ignores_what_a_run_writes(checkout):
     assert provenance.provenance(device="cpu", root=checkout)["dirty"] is True
 
 
+def notebook(*cells, **metadata):
+    content = {"metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    content["cells"] = [
+        {"cell_type": "code", "metadata": {"tags": [tag]}, "source": source, "outputs": out}
+        for tag, source, out in cells
+    ]
+    return json.dumps(content)
+
+
+def test_stepping_through_a_notebook_is_no_change_and_changing_a_cell_is(checkout):
+    def dirty():
+        return provenance.git_state(checkout)[1]
+
+    path = checkout / "notebooks" / "05.ipynb"
+    path.parent.mkdir()
+    path.write_text(notebook(("parameters", "seed = 1", []), ("train", ["a\n", "b"], [])))
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "notebook")
+    stepped = ("parameters", "seed = 2", []), ("x", "a\nb", ["0.3"]), ("", "", [])
+    path.write_text(notebook(*stepped, widgets={}))
+    (path.parent / ".ipynb_checkpoints").mkdir()
+    (path.parent / ".ipynb_checkpoints" / "05-checkpoint.ipynb").write_text("{}")
+    assert dirty() is False
+    for changed in (notebook(*stepped[:1], ("train", "a\nc", [])), notebook(*stepped[:1]), "{"):
+        path.write_text(changed)
+        assert dirty() is True
+    path.unlink()
+    assert dirty() is True
+
+
 def test_provenance_works_outside_git_and_before_the_first_commit(tmp_path, checkout):
     plain = provenance.provenance(device="cpu", root=tmp_path)
     assert (plain["commit"], plain["dirty"]) == (None, None)
