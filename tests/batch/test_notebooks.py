@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,6 +17,7 @@ import nbformat
 import pytest
 import torch
 from badges import repository, write_badges
+from committed import CHECKPOINTS, text_of
 from make_releases import cached_snapshot, write_release
 from transformers import WhisperProcessor
 
@@ -35,8 +37,9 @@ SMOKE = {"max_steps": 2, "train_size": 8, "validation_size": 4, "test_size": 6,
          "max_new_tokens": 12, "batch_size": 4, "micro_batch": 4}  # fmt: skip
 
 
+@cache
 def read(path):
-    return nbformat.read(path, as_version=4)
+    return nbformat.reads(text_of(path), as_version=4)
 
 
 def cells(notebook, kind="code"):
@@ -107,7 +110,8 @@ def test_the_parameters_are_four_plain_literals():
 def test_badges_writes_one_address_everywhere(tmp_path):
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    without = shutil.ignore_patterns(CHECKPOINTS)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=without)
     old = repository(tmp_path)
     changed = write_badges("someone/their.fork", tmp_path)
     assert {path.name for path in changed} >= {path.name for path in PATHS}
@@ -128,7 +132,9 @@ def test_badges_writes_one_address_everywhere(tmp_path):
 def checkout(tmp_path_factory):
     """The notebooks and the library as in a clone, so that nothing is written to this one."""
     root = tmp_path_factory.mktemp("clone")
-    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    (root / "notebooks").mkdir()
+    for path in PATHS:
+        (root / "notebooks" / path.name).write_text(text_of(path), encoding="utf-8")
     (root / "distilwhisper_lib").symlink_to(ROOT / "distilwhisper_lib")
     return root
 
