@@ -1,6 +1,6 @@
-# make demo    environment, every notebook on the embedded demo, the results table
+# make demo    environment, every notebook on the embedded demo, its table beside the published one
 # make test    environment, the whole test suite
-# make report  everything that records tell, as one page: results/report.html, results/demo/report.html
+# make report  everything that records tell, as one page: outputs/results/report.html, demo/ beside it
 # make env     the environment alone, in .venv
 # make lint    ruff, and that the library's rooms import one way
 # make audit   known vulnerabilities, what is not pinned or not used, and every licence
@@ -8,7 +8,7 @@
 # make bench   the races of benchmarks/README.md (DEVICE=cuda, ONLY="forward steps", SMALL=1)
 # make badges REPO=owner/name    write the repository's address into notebooks and README
 # make test-colab    the suite with the oldest versions supported: those Colab shipped in August 2026
-# make clean   remove what runs left in outputs/ (records in results/ stay)
+# make clean   remove all that runs left: outputs/, your own results in it (results/ stays)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -56,7 +56,7 @@ $(READY): environment.yml pyproject.toml .ci/requirements.lock
 
 demo: env
 	$(BIN)/python -m distilwhisper_lib batch run --preset demo --languages $(LANGUAGES) --seeds $(SEEDS) --jobs $(JOBS)
-	@$(BIN)/python -m distilwhisper_lib results show --demo
+	@$(BIN)/python -m distilwhisper_lib results show --demo --compare
 
 report: env
 	$(BIN)/python -m distilwhisper_lib results report

@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from distilwhisper_lib.config.settings import LABELS, Record, changed_settings
+from distilwhisper_lib.config.settings import LABELS, ORIGIN, Record, changed_settings
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.languages import find_language
@@ -133,8 +133,8 @@ def _charmaps() -> list[Mapping[int, int]]:
     return found
 
 
-# A gate file, or run_about() of a record: language, and where known run_id, method, preset, seed
-# and settings (those that are not the preset's).
+# A gate file, or run_about() of a record: language, and where known run_id, method, preset, seed,
+# settings (those that are not the preset's) and origin (of what came with the kit).
 About = Mapping[str, Any]
 
 
@@ -156,14 +156,15 @@ def run_about(records: Sequence[Record]) -> list[About]:
         {"run_id": record["run_id"]}
         | {name: record["config"].get(name) for name in names}
         | {"settings": changed | {"train_size": record["config"].get("train_size")}}
+        | {ORIGIN: record.get(ORIGIN, "")}
         for record, changed in zip(records, changed_settings(records), strict=True)
     ]
 
 
 def titles(shown: Sequence[About], among: Sequence[About] = (), separator: str = ", ") -> list[str]:
     """ "Catalan, CLSR + JS", and after a ``separator`` the preset, seed and settings of each of
-    ``shown``, where these differ and only those that do; the run id where nothing else tells two
-    runs apart.
+    ``shown``, where these differ and only those that do, and that it came with the kit; the run id
+    where nothing else tells two runs apart.
 
     ``among``: everything that is shown beside each other, where that is more than ``shown``.
     """
@@ -183,7 +184,8 @@ def titles(shown: Sequence[About], among: Sequence[About] = (), separator: str =
         parts += [str(about["preset"])] if "preset" in differ and about.get("preset") else []
         parts += [f"seed {about['seed']}"] if "seed" in differ and "seed" in about else []
         given = _settings(about)
-        return parts + [f"{name}={given[name]}" for name in changed if name in given]
+        parts += [f"{name}={given[name]}" for name in changed if name in given]
+        return parts + [about[ORIGIN]] if about.get(ORIGIN) else parts
 
     found = []
     for about in shown:

@@ -48,9 +48,9 @@ def finish(root: Path, method: str, language: str = "ca", seed: int = 77) -> Non
 
 
 def leave_record(place: Path, record: dict[str, Any] | None = None) -> None:
-    """As a demo run leaves it: in its folder, and published."""
+    """As a demo run leaves it: in its folder, and with the results."""
     run = place.parent
-    shown = run.parents[1] / "results" / "demo" / "runs" / f"{run.name}.json"
+    shown = run.parent / "results" / "demo" / "runs" / f"{run.name}.json"
     for path in (place, shown):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record or {"run_id": run.name, "demo": True}))

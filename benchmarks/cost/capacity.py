@@ -55,7 +55,7 @@ from distilwhisper_lib.data.subsets import read_subset
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.checked import one_of
 from distilwhisper_lib.losses.target_files import TOP_K
-from distilwhisper_lib.results.records import load_records
+from distilwhisper_lib.results.places import find_records, kit_folder
 
 BENCHMARKS = PACKAGE.resolve().parent / "benchmarks" / "results.json"
 _SIDES = {"js": "cached js", "kl": "cached js"}  # of its training steps; others by their method
@@ -275,9 +275,10 @@ def known_device(device: str | Device) -> Device:
 
 
 def _records(config: RunConfig, device: Device | None = None) -> list[Record]:
-    """The records of a device (None: of all), beside which this run's would lie."""
-    runs = config.results_dir / "runs"
-    stamp = tuple((p.name, p.stat().st_mtime_ns) for p in sorted(runs.glob("*.json")))
+    """The records of a device (None: of all) of one's own and the published runs of its kind."""
+    own = config.results_dir
+    paths = [p for folder in (own, kit_folder(own)) for p in (folder / "runs").glob("*.json")]
+    stamp = tuple((p, p.stat().st_mtime_ns) for p in sorted(paths))
     found = _loaded(config.results_dir, stamp) if stamp else []
     return [r for r in found if device is None or device.is_that_of(r["provenance"]["hardware"])]
 
@@ -291,7 +292,7 @@ def _targets_in(record: Record, config: RunConfig) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _loaded(folder: Path, stamp: tuple) -> list[Record]:
-    return load_records(folder)
+    return find_records(folder, published=True).records
 
 
 def _recorded(found: Sequence[tuple[float, Record]], what: str) -> Cost:

@@ -145,7 +145,7 @@ def findings(config: RunConfig, folder: Path) -> dict[str, Any]:
     """What a run left that must not depend on how often it was killed: name -> value or hash."""
     outputs, results = folder / config.output_dir, folder / config.results_dir
     record = json.loads((outputs / "record.json").read_text())
-    published = json.loads((folder / config.published_record).read_text())
+    published = json.loads((folder / config.record_path).read_text())
     found = {"record": timeless(record), "published record": timeless(published)}
     files = [p for p in results.rglob("*") if p.parent.name != "runs"]
     files += [*outputs.rglob("*.jsonl"), *outputs.glob("*.scores.json")]

@@ -35,7 +35,7 @@ from distilwhisper_lib.batch import ledger
 from distilwhisper_lib.batch.grid import read_grid
 from distilwhisper_lib.batch.task import Task
 from distilwhisper_lib.batch.tasks import configs_of, expand
-from distilwhisper_lib.config.settings import METHODS, TRAINED
+from distilwhisper_lib.config.settings import METHODS, OWN_RESULTS, TRAINED
 from distilwhisper_lib.io.files import sha256_file, write_atomic
 from distilwhisper_lib.io.leaks import mask_values
 from distilwhisper_lib.results.provenance import provenance
@@ -224,7 +224,7 @@ def _compared(serial: Path, cluster: Path) -> dict[str, Any]:
 
 
 def _records(root: Path) -> dict[str, Any]:
-    paths = (root / "results" / "demo" / "runs").glob("*.json")
+    paths = (root / OWN_RESULTS / "demo" / "runs").glob("*.json")
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)}
 
 

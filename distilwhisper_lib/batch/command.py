@@ -35,10 +35,10 @@ from distilwhisper_lib.batch.tasks import (
 )
 from distilwhisper_lib.batch.tasks import expand as expand_studies
 from distilwhisper_lib.config.presets import SEED
-from distilwhisper_lib.config.settings import RunConfig
+from distilwhisper_lib.config.settings import Record, RunConfig
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.results.places import find_records
 from distilwhisper_lib.results.provenance import device_name
-from distilwhisper_lib.results.records import Record, load_records
 
 _FILES = (".yaml", ".yml")
 
@@ -264,9 +264,8 @@ def _hours(tasks: Sequence[Task]) -> list[tuple[float, str]]:
         for config in mine:
             folder = config.results_dir
             if folder not in records:
-                records[folder] = [
-                    r for r in load_records(folder) if r["provenance"]["hardware"]["device"] == here
-                ]
+                both = find_records(folder, published=True).records
+                records[folder] = [r for r in both if r["provenance"]["hardware"]["device"] == here]
             like.append(_like(config, records[folder]))
         names = ", ".join(r["run_id"] for r in like if r)
         known = [_took(config, r) for config, r in zip(mine, like, strict=True)]

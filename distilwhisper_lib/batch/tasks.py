@@ -151,7 +151,7 @@ def _task(path: Path, values: dict[str, Any], root: Path) -> Task:
     records = [str(root / c.output_dir / "record.json") for c in configs]
     if path.stem not in METHODS:
         return replace(task, name=name)
-    files = [str(root / c.published_record) for c in configs]
+    files = [str(root / c.record_path) for c in configs]
     files += [str(root / configs[0].data_report)] if path.stem == DATA else []
     return replace(task, name=name, records=tuple(records), files=tuple(files))
 

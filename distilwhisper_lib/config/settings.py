@@ -150,6 +150,16 @@ def checked(config: RunConfig) -> RunConfig:
     return config
 
 
+# What runs leave, and what is published: only `results publish` and `results readme` write there.
+OWN_RESULTS, PUBLISHED_RESULTS = Path("outputs/results"), Path("results")
+CAME_WITH_KIT = "came with the kit"  # how published results are marked beside one's own
+
+
+def results_of(root: str | Path, demo: bool) -> Path:
+    """The demo's folder below a root of results, or that of all other runs."""
+    return Path(root) / "demo" if demo else Path(root)
+
+
 DOMAINS = {"in_domain": "in domain", "out_of_domain": "out of domain"}
 
 
@@ -157,6 +167,8 @@ NORMALIZERS = ("marks", "whisper")
 
 
 Record = dict[str, Any]
+# What a record says once it was found among others: where it lies, and CAME_WITH_KIT, if it did.
+FOLDER, ORIGIN = "folder", "origin"
 
 
 # Methods in the paper's order, with the names its tables give them.
@@ -428,17 +440,17 @@ class RunConfig:
 
     @property
     def results_dir(self) -> Path:
-        """Where its record and gate file are published."""
-        return Path("results/demo") if self.demo else Path("results")
+        """Where its record, gates, hypotheses, figures go: everything to show. Never committed."""
+        return results_of(OWN_RESULTS, self.demo)
 
     @property
-    def published_record(self) -> Path:
+    def record_path(self) -> Path:
         """Where records.write_record puts its record."""
         return self.results_dir / "runs" / f"{self.run_id}.json"
 
     @property
     def data_report(self) -> Path:
-        """Where notebook 01 publishes what the runs of this preset and language read.
+        """Where notebook 01 writes what the runs of this preset and language read.
 
         Where overrides change that, the name ends in a hash of them, so that one study does not
         overwrite another's.

@@ -99,7 +99,7 @@ def scores_table(evaluations: list[dict[str, Any]]) -> pd.DataFrame:
 
 def written(config: RunConfig) -> pd.DataFrame:
     """What a run left, and how large it is."""
-    published = [config.published_record, gate_path(config)]
+    published = [config.record_path, gate_path(config)]
     said = hypotheses_path(config.results_dir, config.run_id, "*")
     published += sorted(said.parent.glob(said.name))
     figures = sorted((config.results_dir / "figures").glob(f"*{config.run_id}.*"))

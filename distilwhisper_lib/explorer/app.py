@@ -54,12 +54,19 @@ _RECORDING = (
 class Explorer:
     """Controls and views over the runs of ``config``'s results folder, its language first.
 
-    ``outputs``: where finished runs lie; ``clips``: how many of each test set can be chosen.
-    Raises UserError when there is nothing at all to explore.
+    ``outputs``: where finished runs lie; ``clips``: how many of each test set can be chosen;
+    ``published``: whether runs that came with the kit are offered beside one's own, as they are
+    where there is none. Raises UserError when there is nothing at all to explore.
     """
 
-    def __init__(self, config: RunConfig, outputs: str | Path = "outputs", clips: int = 50) -> None:
-        self.runs, self._faults = find_runs(config, outputs)
+    def __init__(
+        self,
+        config: RunConfig,
+        outputs: str | Path = "outputs",
+        clips: int = 50,
+        published: bool = False,
+    ) -> None:
+        self.runs, self._faults = find_runs(config, outputs, published)
         self._routed = [run for run in self.runs if run.has_gates]
         if not self._routed:
             raise UserError(
@@ -166,11 +173,11 @@ class Explorer:
         """A run to compare with from the beginning: one that can show as much."""
         run = self._run(self.run.value)
         alike = [
-            other.run_id
+            other.key
             for other in self._routed
             if other.language == run.language and bool(other.folder) == bool(run.folder)
         ]
-        return next((run_id for run_id in alike if run_id != run.run_id), NONE)
+        return next((key for key in alike if key != run.key), NONE)
 
     def _receive(self, received: list[tuple[str, bytes | Path]]) -> None:
         self._own = [*received, *(one for one in self._own if one not in received)]
@@ -195,8 +202,8 @@ class Explorer:
         if kept in self._offered and self.domain.value != OWN:
             self.clip.value = kept
 
-    def _run(self, run_id: str) -> ListedRun:
-        return next(run for run in self.runs if run.run_id == run_id)
+    def _run(self, key: str) -> ListedRun:
+        return next(run for run in self.runs if run.key == key)
 
     # Views -----------------------------------------------------------------------------------
 
@@ -285,11 +292,11 @@ def _set_options(control: widgets.Dropdown, options: list[tuple[str, Any]]) -> N
 
 
 def _run_options(runs: list[ListedRun]) -> list[tuple[str, str]]:
-    """Each run as the controls call it, and its id."""
+    """Each run as the controls call it, and its key."""
     options = []
     for run, title in zip(runs, titles(run_about([run.record for run in runs])), strict=True):
         where = "" if run.folder else ", example only"
-        options.append((f"{title} ({run.run_id}{where})", run.run_id))
+        options.append((f"{title} ({run.run_id}{where})", run.key))
     return options
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from distilwhisper_lib.config.settings import TRAINED, WITH_EXPERTS, Record, RunConfig
+from distilwhisper_lib.config.settings import ORIGIN, TRAINED, WITH_EXPERTS, Record, RunConfig
 from distilwhisper_lib.data.clips import COLUMNS
 from distilwhisper_lib.data.corpora import open_corpus
 from distilwhisper_lib.data.subsets import by_id, take_usable
@@ -28,6 +28,7 @@ from distilwhisper_lib.gates.recorder import inspect_clip
 from distilwhisper_lib.hardware import best_device
 from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.model.clsr import HARD_MODES
+from distilwhisper_lib.results.places import kit_folder, located, nothing_own
 from distilwhisper_lib.results.records import read_record
 from distilwhisper_lib.scoring.rates import utterance_errors
 from distilwhisper_lib.speech.audio import SAMPLE_RATE
@@ -55,6 +56,11 @@ class ListedRun:
     @property
     def run_id(self) -> str:
         return self.record["run_id"]
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others, a published run from one's own of the same id."""
+        return f"{self.run_id} {self.record.get(ORIGIN, '')}".strip()
 
     @property
     def language(self) -> str:
@@ -141,23 +147,46 @@ class Scene:
 
 
 def find_runs(
-    here: RunConfig, outputs: str | Path = "outputs"
+    here: RunConfig, outputs: str | Path = "outputs", published: bool = False
 ) -> tuple[list[ListedRun], list[str]]:
     """Trained runs of ``here``'s results folder that can be shown: those with a model here first,
     of these and of the others those of ``here``'s seed and training size.
 
-    And a sentence about each file that cannot be read. Records do not tell the folders of a path:
-    where ``here`` names recordings or a student of the same name, those are taken.
+    Those that came with the kit come last, where ``published`` asks for them or none of one's own
+    has gates. And a sentence where these stand in, and about each file that cannot be read.
+    Records do not tell the folders of a path: where ``here`` names recordings or a student of the
+    same name, those are taken.
     """
-    results = here.results_dir
+    results, notes = here.results_dir, []
+    models = sorted(Path(outputs).glob(f"*/{RECORD}"))
+    runs = _read_runs([*models, *_records_in(results)], results, here, notes)
+    owns_gates = any(run.has_gates for run in runs)
+    if published or not owns_gates:
+        theirs = _read_runs(_records_in(kit_folder(results)), kit_folder(results), here, notes)
+        notes += [nothing_own(results)] if theirs and not owns_gates else []
+        runs += theirs
+
+    def place(run: ListedRun) -> tuple[bool, bool, bool, str]:
+        asked = (run.config.seed, run.config.train_size) == (here.seed, here.train_size)
+        return ORIGIN in run.record, run.folder is None, not asked, run.run_id
+
+    return sorted(runs, key=place), notes
+
+
+def _records_in(results: Path) -> list[Path]:
+    return sorted((results / "runs").glob("*.json"))
+
+
+def _read_runs(
+    paths: Sequence[Path], results: Path, here: RunConfig, faults: list[str]
+) -> list[ListedRun]:
+    """The trained runs of these records that can be shown; their gate files lie in ``results``."""
     runs: dict[str, ListedRun] = {}
-    faults = []
-    paths = [*sorted(Path(outputs).glob(f"*/{RECORD}")), *sorted((results / "runs").glob("*.json"))]
     for path in paths:
         try:
-            record = read_record(path)
+            record = located(read_record(path), results)
             config = _placed(read_config(record), here)
-            if config.method not in TRAINED or config.results_dir != results:
+            if config.method not in TRAINED or config.results_dir != here.results_dir:
                 continue
             folder = path.parent if path.name == RECORD else None
             run = ListedRun(record, config, folder, _example(results, record["run_id"]))
@@ -166,12 +195,7 @@ def find_runs(
             continue
         if run.folder or run.example:
             runs.setdefault(run.run_id, run)
-
-    def place(run: ListedRun) -> tuple[bool, bool, str]:
-        asked = (run.config.seed, run.config.train_size) == (here.seed, here.train_size)
-        return run.folder is None, not asked, run.run_id
-
-    return sorted(runs.values(), key=place), faults
+    return list(runs.values())
 
 
 def _placed(config: RunConfig, here: RunConfig) -> RunConfig:

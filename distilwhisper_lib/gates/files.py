@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distilwhisper_lib.config.settings import WITH_EXPERTS, RunConfig, resolve
+from distilwhisper_lib.config.settings import WITH_EXPERTS, Record, RunConfig, resolve
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.checked import (
     LANGUAGE,
@@ -19,6 +19,7 @@ from distilwhisper_lib.io.checked import (
     check,
     read_json,
 )
+from distilwhisper_lib.results.places import files_of
 
 SCHEMA = 2
 
@@ -60,7 +61,7 @@ _FILE = {
 
 
 def gate_path(config: RunConfig) -> Path:
-    """Where a run's gate file is published."""
+    """Where a run's gate file lies."""
     return config.results_dir / "gates" / f"{config.run_id}.json"
 
 
@@ -115,13 +116,17 @@ def _uneven(path: Path, what: str) -> UserError:
     return UserError(f"gate file {path} is not even in {what}: run its notebook again")
 
 
-def load_gates(results: str | Path) -> list[dict[str, Any]]:
-    """All gate files of a results folder, by run id. Raises UserError when there is none."""
-    folder = Path(results) / "gates"
-    paths = sorted(folder.glob("*.json"))
-    if not paths:
-        raise UserError(f"no gate files in {folder}: run notebooks 04 to 06 first")
-    return [read_gates(path) for path in paths]
+def load_gates(
+    results: str | Path, records: Sequence[Record] | None = None
+) -> list[dict[str, Any]]:
+    """The gate files of a results folder, by run id; with ``records``, theirs, where they lie.
+
+    Raises UserError when there is none.
+    """
+    found = [read_gates(path) | place for path, place in files_of("gates", results, records)]
+    if not found:
+        raise UserError(f"no gate files in {Path(results) / 'gates'}: run notebooks 04 to 06 first")
+    return found
 
 
 def gates_of(

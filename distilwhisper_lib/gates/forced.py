@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distilwhisper_lib.config.settings import DOMAINS, NORMALIZERS, WITH_EXPERTS
+from distilwhisper_lib.config.settings import DOMAINS, NORMALIZERS, WITH_EXPERTS, Record
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.checked import LANGUAGE, Where, check, one_of, read_json
 from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.results.frame import HEADLINE, rate_of
 from distilwhisper_lib.results.hypotheses import speaker_digest
+from distilwhisper_lib.results.places import files_of
 from distilwhisper_lib.results.significance import few_blocks_note
 from distilwhisper_lib.scoring.rates import METRICS, UtteranceErrors, utterance_errors
 from distilwhisper_lib.scoring.resampling import (
@@ -142,10 +143,10 @@ def read_forced(path: str | Path) -> ForcedGates:
     return forced
 
 
-def load_forced(results: str | Path) -> list[ForcedGates]:
-    """All such files of a results folder, by run id; empty when there are none."""
-    paths = sorted((Path(results) / "gates" / "forced").glob("*.json"))
-    return [read_forced(path) for path in paths]
+def load_forced(results: str | Path, records: Sequence[Record] | None = None) -> list[ForcedGates]:
+    """Such files of a results folder, by run id; with ``records``, theirs, where they lie."""
+    found = files_of("gates/forced", results, records)
+    return [read_forced(path) | place for path, place in found]
 
 
 def validate(forced: Any, source: str | Path) -> None:

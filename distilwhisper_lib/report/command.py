@@ -1,11 +1,14 @@
 """What is made from run records, from the command line: tables, pages, the report.
 
-Records and published hypotheses are all that is read: nothing is decoded or trained.
+Records and hypotheses are all that is read: nothing is decoded or trained. Shown are the runs of
+one's own, in outputs/results; those that came with the kit, in results/, beside them on request,
+and in their place where there are none.
 
+    python -m distilwhisper_lib results show [--demo] [--compare] [--published]
+    python -m distilwhisper_lib results report [--demo] [--published]
+    python -m distilwhisper_lib results check [--demo] [--published]
+    python -m distilwhisper_lib results publish RUN...
     python -m distilwhisper_lib results readme [--check]
-    python -m distilwhisper_lib results show [--demo]
-    python -m distilwhisper_lib results report [--demo]
-    python -m distilwhisper_lib results check [--demo]
 """
 
 from __future__ import annotations
@@ -17,13 +20,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distilwhisper_lib.config.settings import Record
+from distilwhisper_lib.config.settings import (
+    OWN_RESULTS,
+    PUBLISHED_RESULTS,
+    Record,
+    results_of,
+)
 from distilwhisper_lib.errors import command
 from distilwhisper_lib.report.pages import PAGE, notes, update_page, update_readme
-from distilwhisper_lib.report.published import PUBLISHED
+from distilwhisper_lib.report.publishing import publish_run
 from distilwhisper_lib.report.rescoring import rescore
 from distilwhisper_lib.results.exports import filled, formatted, to_text
+from distilwhisper_lib.results.places import Found, find_records, folder_of, kit_folder
 from distilwhisper_lib.results.records import load_records
+from distilwhisper_lib.results.repeats import compare_repeats
 from distilwhisper_lib.results.tables import own_table, shown_metrics, title_of
 
 
@@ -41,7 +51,8 @@ def shown_tables(
         for training, block in cells.groupby("training", sort=False):
             title = f"{title_of(block)} in percent, lower is better (normaliser: {normalizer})"
             title = filled(f"{title}, {training}", width)
-            parts.append(f"{title}\n{to_text(formatted(block), width)}\n")
+            rows = formatted(block.assign(training=""))  # its title stands above
+            parts.append(f"{title}\n{to_text(rows, width)}\n")
     return "\n".join([*parts, filled(notes(records), width) + "\n"])
 
 
@@ -57,19 +68,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     readme.add_argument("--check", action="store_true", help="only look: exit 1 when stale")
     readme.add_argument("--readme", default="README.md", metavar="FILE")
-    readme.add_argument("--results", default="results", metavar="FOLDER")
+    readme.add_argument("--results", default=str(PUBLISHED_RESULTS), metavar="FOLDER")
     readme.set_defaults(call=_readme_command)
-    show = commands.add_parser("show", help="print the tables and where the figures are")
-    show.add_argument("--demo", action="store_true", help="the demo's instead of the full results")
-    show.add_argument("--results", default="results", metavar="FOLDER")
-    show.set_defaults(call=_show_command)
-    report = commands.add_parser("report", help="write report.html beside the records")
-    check = commands.add_parser(
-        "check", help="score published hypotheses again: exit 1 if not equal"
+    publish = commands.add_parser(
+        "publish", help="copy runs of one's own into results/, with hypotheses and gate files"
     )
-    for one, call in ((report, _report_command), (check, _check_command)):
+    publish.add_argument("runs", nargs="+", metavar="RUN", help="a run id, its folder or record")
+    publish.set_defaults(call=_publish_command)
+    show = commands.add_parser("show", help="print the tables and where the figures are")
+    show.add_argument(
+        "--compare", action="store_true", help="say how far they are from the published runs"
+    )
+    report = commands.add_parser("report", help="write report.html beside one's own records")
+    check = commands.add_parser("check", help="score hypotheses again: exit 1 if not equal")
+    for one, call in ((show, _show_command), (report, _report_command), (check, _check_command)):
         one.add_argument("--demo", action="store_true", help="the demo's records only")
-        one.add_argument("--results", default="results", metavar="FOLDER")
+        one.add_argument("--results", default=str(OWN_RESULTS), metavar="FOLDER")
+        one.add_argument(
+            "--published", action="store_true", help="also those that came with the kit"
+        )
         one.set_defaults(call=call)
     given = parser.parse_args(arguments)
     try:
@@ -100,20 +117,35 @@ def _readme_command(given: argparse.Namespace) -> int:
     return int(given.check and not all(current.values()))
 
 
+def _publish_command(given: argparse.Namespace) -> int:
+    for line in [line for run in given.runs for line in publish_run(run)]:
+        print(line)
+    return 0
+
+
 def _show_command(given: argparse.Namespace) -> int:
-    folder = Path(given.results) / ("demo" if given.demo else ".")
-    records = load_records(folder)
+    folder = results_of(given.results, given.demo)
+    records = _found(given, folder).records
     print(shown_tables(records), end="")
     figures = sorted((folder / "figures").glob("*.png"))
     if figures:
         print(f"\nFigures in {folder / 'figures'}: {', '.join(path.name for path in figures)}")
+    if given.compare:
+        print(f"\n{compare_repeats(load_records(folder), load_records(kit_folder(folder)))}")
     return 0
+
+
+def _found(given: argparse.Namespace, folder: Path) -> Found:
+    """The records to show, after a line that says whose they are where this has to be said."""
+    found = find_records(folder, given.published)
+    if found.note:
+        print(found.note)
+    return found
 
 
 def _folders(given: argparse.Namespace) -> list[Path]:
     """The demo's results folder, and without --demo the full one too."""
-    root = Path(given.results)
-    return [root / "demo"] if given.demo else [root, root / "demo"]
+    return [results_of(given.results, demo) for demo in (False, True) if demo or not given.demo]
 
 
 def _report_command(given: argparse.Namespace) -> int:
@@ -121,7 +153,7 @@ def _report_command(given: argparse.Namespace) -> int:
         write_report,  # here, because nothing else needs torch
     )
 
-    written = [write_report(folder, Path(given.results) / PUBLISHED) for folder in _folders(given)]
+    written = [write_report(folder, _found(given, folder).records) for folder in _folders(given)]
     for path in filter(None, written):
         print(path)
     if not any(written):
@@ -132,10 +164,13 @@ def _report_command(given: argparse.Namespace) -> int:
 def _check_command(given: argparse.Namespace) -> int:
     differs = False
     for folder in _folders(given):
-        if records := load_records(folder):
-            done = rescore(records, folder)
+        groups: dict[Path, list[Record]] = {}
+        for record in _found(given, folder).records:
+            groups.setdefault(folder_of(record, folder), []).append(record)
+        for place, records in groups.items():
+            done = rescore(records, place)
             for finding in done.findings:
                 print(finding, file=sys.stderr)
-            print(f"{folder}: {done}")
+            print(f"{place}: {done}")
             differs = differs or bool(done.findings)
     return 1 if differs else 0

@@ -244,8 +244,8 @@ _HEAD = f"""\
 Made by `python -m distilwhisper_lib results readme` from the records beside it; `make test` fails
 when it is stale.
 
-**From what was said**, in seconds: `python -m distilwhisper_lib results check` scores every
-published hypothesis again, under both normalisers, and compares each rate and count with its
+**From what was said**, in seconds: `python -m distilwhisper_lib results check --published` scores
+every published hypothesis again, under both normalisers, and compares each rate and count with its
 record. Tolerance: none. `make test` does it too.
 
 **From training**: the command of a run, below, in a fresh clone with the same data and models (what

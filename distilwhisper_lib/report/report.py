@@ -12,7 +12,13 @@ from typing import Any
 
 import pandas as pd
 
-from distilwhisper_lib.config.settings import DOMAINS, Record
+from distilwhisper_lib.config.settings import (
+    CAME_WITH_KIT,
+    DOMAINS,
+    ORIGIN,
+    PUBLISHED_RESULTS,
+    Record,
+)
 from distilwhisper_lib.gates.files import load_gates
 from distilwhisper_lib.gates.forced import load_forced
 from distilwhisper_lib.gates.forced_plots import forced_changes
@@ -32,8 +38,9 @@ from distilwhisper_lib.results.error_analysis import (
     worst_utterances,
 )
 from distilwhisper_lib.results.exports import formatted
-from distilwhisper_lib.results.frame import blocks, evaluations, row_place
+from distilwhisper_lib.results.frame import blocks, evaluations, needs_no_title, row_place
 from distilwhisper_lib.results.hypotheses import Hypotheses
+from distilwhisper_lib.results.places import files_of
 from distilwhisper_lib.results.plots import (
     error_kinds_bars,
     interval_plot,
@@ -46,24 +53,25 @@ from distilwhisper_lib.results.tables import results_table, shown_metrics, title
 from distilwhisper_lib.scoring.alignment import Alignment
 
 
-def write_report(folder: str | Path, published: str | Path | None = None) -> Path | None:
-    """Write ``<folder>/report.html`` from the folder's records; None when it has none.
+def write_report(folder: str | Path, records: Sequence[Record] | None = None) -> Path | None:
+    """Write ``<folder>/report.html``, of the folder's records unless given; None without any.
 
-    ``published`` is the file of the paper's values, ``results/published.csv`` unless given. Raises
-    UserError for a record, hypotheses file or published value that is not as it must be.
+    Raises UserError for a record, hypotheses file or published value that is not as it must be.
     """
     folder = Path(folder)
-    records = load_records(folder)
+    records = load_records(folder) if records is None else records
     if not records:
         return None
-    return write_public(folder / "report.html", report_html(records, folder, published))
+    return write_public(folder / "report.html", report_html(records, folder))
 
 
-def report_html(
-    records: Sequence[Record], folder: str | Path, published: str | Path | None = None
-) -> str:
-    """The page's text: the same for the same records and files, whenever it is made."""
-    values = read_published_values(published or Path("results") / PUBLISHED)
+def report_html(records: Sequence[Record], folder: str | Path) -> str:
+    """The page's text: the same for the same records and files, whenever it is made.
+
+    The files of a record are looked up where it was found, else in ``folder``; the paper's values
+    are those of ``results/published.csv``.
+    """
+    values = read_published_values(PUBLISHED_RESULTS / PUBLISHED)
     texts = Hypotheses(folder)
     resampled = resample(records, texts)
     sections = {
@@ -75,12 +83,14 @@ def report_html(
         "What normalisation does": _normalizers(records),
         "What was forgotten": _forgotten(records, texts),
         "What it costs": _costs(records),
-        "Gates": _gates(folder),
+        "Gates": _gates(records, folder),
         "Where the numbers are from": _provenance(records, texts),
     }
     kind = "the embedded demo" if records[0]["demo"] else "full runs"
     newest = max(record["provenance"]["created"] for record in records)
     about = f"{kind}: {len(records)} runs, the latest of {newest.partition('T')[0]}"
+    if theirs := sum(ORIGIN in record for record in records):
+        about += f"; {theirs} of them {CAME_WITH_KIT}"
     return page.whole("Multilingual DistilWhisper: results", f"{about.capitalize()}.", sections)
 
 
@@ -205,22 +215,22 @@ def _forgotten(records: Sequence[Record], texts: Hypotheses) -> str:
 
 def _costs(records: Sequence[Record]) -> str:
     table = formatted_costs(cost_table(records))
-    several = table.index.unique("training").size > 1
+    plain = needs_no_title(table.index.unique("training"))
     return page.note("Means over runs; the peak is the largest.") + page.table(
-        table if several else table.droplevel("training")
+        table.droplevel("training") if plain else table
     )
 
 
-def _gates(folder: str | Path) -> str:
-    if not any((Path(folder) / "gates").glob("*.json")):
+def _gates(records: Sequence[Record], folder: str | Path) -> str:
+    if not files_of("gates", folder, records):
         return page.note("No run with gates yet.")
     title = "Share of expert routing per layer, with 95 % intervals"
-    shares = page.figure(title, gate_shares, load_gates(folder))
-    return shares + _forced(folder)
+    shares = page.figure(title, gate_shares, load_gates(folder, records))
+    return shares + _forced(records, folder)
 
 
-def _forced(folder: str | Path) -> str:
-    files = load_forced(folder)
+def _forced(records: Sequence[Record], folder: str | Path) -> str:
+    files = load_forced(folder, records)
     if not files:
         return page.note("What forced gates change: no run of `distilwhisper_lib gates` yet.")
     about = page.note(
@@ -242,6 +252,7 @@ def _provenance(records: Sequence[Record], texts: Hypotheses) -> str:
     rows = [
         {
             "run": record["run_id"],
+            "from": record.get(ORIGIN, "own run"),
             "made": record["provenance"]["created"],
             "commit": record["provenance"]["commit"] or "none",
             "changed": "yes" if record["provenance"]["dirty"] else "no",

@@ -9,6 +9,7 @@ __all__, __getattr__, __dir__ = hand_on(
         "records": ("load_records", "read_record", "write_record"),
         "frame": ("evaluations",),
         "tables": ("own_table", "results_table"),
+        "places": ("find_records",),
         "exports": ("formatted", "to_latex", "to_markdown", "write_tables"),
         "significance": ("resample",),
         "costs": ("cost_table", "forgetting_table", "formatted_costs", "overview"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distilwhisper_lib.config.settings import DOMAINS, LABELS, Record
+from distilwhisper_lib.config.settings import DOMAINS, LABELS, ORIGIN, Record
 from distilwhisper_lib.results.frame import (
     HEADLINE,
     blocks,
@@ -116,6 +116,7 @@ def overview(records: Sequence[Record]) -> pd.DataFrame:
                 "hypotheses": "published" if _published(record) else "not published",
                 "commit": (record["provenance"]["commit"] or "none")[:8],
                 "created": record["provenance"]["created"],
+                "from": record.get(ORIGIN, "own run"),
             }
         )
     return pd.DataFrame(rows)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from distilwhisper_lib.config.settings import DOMAINS, NORMALIZERS, Record
 from distilwhisper_lib.io.leaks import write_public
-from distilwhisper_lib.results.frame import AVERAGE, METRICS
+from distilwhisper_lib.results.frame import AVERAGE, METRICS, needs_no_title
 from distilwhisper_lib.results.tables import NOT_RUN, column_place, results_table, wide
 
 
@@ -68,7 +68,7 @@ def stacked(texts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Tables of text one below the other; languages that a training size lacks were not run."""
     if not texts:
         return pd.DataFrame(index=pd.Index([], name="system"))
-    if len(texts) == 1:
+    if needs_no_title(texts):
         return next(iter(texts.values()))
     order = pd.concat(texts, names=["training"])
     return order[sorted(order.columns, key=column_place)].fillna(NOT_RUN)

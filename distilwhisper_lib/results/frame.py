@@ -14,9 +14,11 @@ from typing import Any
 import pandas as pd
 
 from distilwhisper_lib.config.settings import (
+    CAME_WITH_KIT,
     DOMAINS,
     LABELS,
     NORMALIZERS,
+    ORIGIN,
     TRAINED,
     Record,
     changed_settings,
@@ -111,10 +113,10 @@ def averaged(languages: Sequence[str], metric: str) -> list[str]:
 def blocks(records: Sequence[Record]) -> dict[str, list[Record]]:
     """The records by preset and training size, small sizes first, under the title of each block.
 
-    A model that trains nothing is in every block that was trained from it, or by it, and tested on
-    the same clips.
+    Those that came with the kit stand after one's own, in blocks of their own. A model that trains
+    nothing is in every block that was trained from it, or by it, and tested on the same clips.
     """
-    groups: dict[tuple[str, int | None], list[Record]] = defaultdict(list)
+    groups: dict[_Block, list[Record]] = defaultdict(list)
     for record in records:
         if record["config"]["method"] in TRAINED:
             groups[_block(record)].append(record)
@@ -124,18 +126,21 @@ def blocks(records: Sequence[Record]) -> dict[str, list[Record]]:
             beside = [k for k, group in trained.items() if any(_alike(record, r) for r in group)]
             for key in beside or [_block(record)]:
                 groups[key].append(record)
-    order = sorted(groups, key=lambda key: (key[1] or math.inf, key[0]))
+    order = sorted(groups, key=lambda key: (key[0], key[2] or math.inf, key[1]))
     return {_title(*key, groups[key]): groups[key] for key in order}
 
 
-def _block(record: Record) -> tuple[str, int | None]:
-    return record["preset"], record["config"].get("train_size")
+_Block = tuple[str, str, int | None]  # origin, preset, training size
+
+
+def _block(record: Record) -> _Block:
+    return record.get(ORIGIN, ""), record["preset"], record["config"].get("train_size")
 
 
 def _alike(untrained: Record, trained: Record) -> bool:
     """Whether a model that trains nothing is the student or teacher of a run, on its test sets."""
     model = "teacher" if untrained["config"]["method"] == "teacher" else "student"
-    same = all(
+    same = untrained.get(ORIGIN) == trained.get(ORIGIN) and all(
         untrained["config"].get(name) == trained["config"].get(name)
         for name in ("language", model, f"{model}_revision")
     )
@@ -145,14 +150,20 @@ def _alike(untrained: Record, trained: Record) -> bool:
     return same and tests[0] == tests[1]
 
 
-def _title(preset: str, size: int | None, records: Sequence[Record]) -> str:
+def _title(origin: str, preset: str, size: int | None, records: Sequence[Record]) -> str:
+    came = f", {origin}" if origin else ""
     if size is not None:
-        return f"{preset}, {size:,} training clips"
+        return f"{preset}, {size:,} training clips{came}"
     sizes = sorted({r["data"]["train"]["clips"] for r in records if r["data"]["train"]})
     if not sizes:
-        return f"{preset}, all training clips"
+        return f"{preset}, all training clips{came}"
     count = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    return f"{preset}, all {count} training clips"
+    return f"{preset}, all {count} training clips{came}"
+
+
+def needs_no_title(titles: Collection[str]) -> bool:
+    """Whether rows may stand without the title of their block: it is the only one, of one's own."""
+    return len(titles) == 1 and not any(CAME_WITH_KIT in title for title in titles)
 
 
 def row_place(row: str) -> tuple[int, str]:

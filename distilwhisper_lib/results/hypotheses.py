@@ -20,6 +20,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.checked import check
 from distilwhisper_lib.io.files import parse_json, write_atomic
 from distilwhisper_lib.io.leaks import mask_values
+from distilwhisper_lib.results.places import folder_of
 from distilwhisper_lib.scoring.rates import UtteranceErrors, utterance_errors
 
 # What is published of transcribe()'s rows; the gates have files of their own.
@@ -103,7 +104,9 @@ def read_published(
 
 
 class Hypotheses:
-    """What the runs of a results folder said: each file read once, each text aligned once.
+    """What runs said: each file read once, each text aligned once.
+
+    ``folder`` is where the files of a record lie that does not say where it was found.
 
     Rows stay in memory, about 1 KB an utterance: a page that shows everything reads everything.
     Callers must not change them.
@@ -123,7 +126,8 @@ class Hypotheses:
         """`read_published` of one evaluation."""
         key = self._key(record, evaluation)
         if key not in self._rows:
-            self._rows[key] = read_published(self.folder, record, evaluation)
+            folder = folder_of(record, self.folder)
+            self._rows[key] = read_published(folder, record, evaluation)
         return self._rows[key]
 
     def errors(

@@ -233,10 +233,12 @@ def test_finished_runs_are_skipped_unless_forced(kit, capsys):
 
 
 @pytest.mark.parametrize("content", [None, "", '{"run_id": "js', "{}"])
-@pytest.mark.parametrize("place", ["outputs", "results"])
-def test_a_run_is_finished_when_its_record_is_whole_here_and_published(kit, content, place):
+@pytest.mark.parametrize("place", ["record.json", "js-ca*.json"])
+def test_a_run_is_finished_when_its_record_is_whole_in_its_folder_and_its_results(
+    kit, content, place
+):
     finish(kit, "js")
-    (record,) = (kit / place).rglob("js-ca*.json" if place == "results" else "record.json")
+    (record,) = (kit / "outputs").rglob(place)
     if content is None:
         record.unlink()
     else:

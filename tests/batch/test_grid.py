@@ -193,8 +193,8 @@ def test_the_papers_grid_hears_untrained_models_once_and_reports_on_every_traini
         "th-s79-cv28k": (),  # another seed, another run
     }
     files = {str(Path(file).relative_to(kit)) for task in data.values() for file in task.files}
-    assert {file for file in files if file.startswith("results/data")} == {
-        f"results/data/{name}.json"
+    assert {file for file in files if file.startswith("outputs/results/data")} == {
+        f"outputs/results/data/{name}.json"
         for name in ("cv3k-ca", "cv3k-th", "cv10k-ca", "cv10k-th", "cv28k-th")
     }
     needs = {t.needs for name, t in found.items() if name.startswith("03") and "ca-" in name}

@@ -168,7 +168,7 @@ def test_every_notebook_runs_from_the_root(batch, checkout):
 
 
 def test_the_runs_leave_records_gates_tables_and_figures(batch, checkout):
-    demo = checkout / "results" / "demo"
+    demo = checkout / "outputs" / "results" / "demo"
     methods = {p.stem.rsplit("-ca-s77-", 1)[0] for p in (demo / "runs").glob("*.json")}
     assert methods == {m.replace("_", "-") for m in METHODS}
     assert len(list((demo / "gates").glob("*.json"))) == 3
@@ -229,7 +229,7 @@ def test_papermill_alone_runs_a_notebook_from_its_own_folder(batch, checkout):
         cwd=checkout / "notebooks",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    records = list((checkout / "results" / "demo" / "runs").glob("clsr-cs-s77-*.json"))
+    records = list((checkout / "outputs" / "results" / "demo" / "runs").glob("clsr-cs-s77-*.json"))
     assert len(records) == 1
     assert json.loads(records[0].read_text())["config"]["max_steps"] == 2
 

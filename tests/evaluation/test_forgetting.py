@@ -50,7 +50,7 @@ def complete(config):
 
 def test_experts_leave_other_languages_and_translation_untouched_and_full_does_not(study, tmp_path):
     records = [complete(study(method)) for method in ("zero_shot", "clsr", "full")]
-    folder = tmp_path / "results" / "demo"
+    folder = tmp_path / "outputs" / "results" / "demo"
     for record in records:
         assert [(e["task"], e["language"]) for e in record["forgetting"]] == [
             ("transcribe", "cs"), ("translate", "ca"),
@@ -90,7 +90,7 @@ def test_nothing_is_heard_for_the_teacher_or_when_nobody_asks(study):
 
 def test_without_a_student_there_is_nothing_to_compare_with(study, tmp_path):
     record = complete(study("clsr"))
-    folder = tmp_path / "results" / "demo"
+    folder = tmp_path / "outputs" / "results" / "demo"
     table = forgetting_table([record], folder)
     assert table["same outputs"].isna().all() and table["after"].notna().sum() == 1
     assert set(table["note"]) == {"no run of the student on these clips"}

@@ -236,7 +236,8 @@ def test_recordings_may_lie_in_a_folder_that_records_do_not_tell(study, tmp_path
 
 def test_without_models_the_examples_of_gate_files_are_shown(study):
     live = Explorer(study("zero_shot")).scene.heard
-    shutil.rmtree("outputs")
+    for record in Path("outputs").glob("*/record.json"):
+        shutil.rmtree(record.parent)
     explorer = Explorer(study("zero_shot"))
     shown = explorer.scene.heard
     assert (shown.text, list(shown.tokens)) == (live.text, list(live.tokens))
@@ -255,13 +256,32 @@ def test_without_models_the_examples_of_gate_files_are_shown(study):
     assert explorer.audio.layout.display == "none"
 
 
+def test_runs_that_came_with_the_kit_stand_in_and_beside_and_are_marked(study):
+    config = study("zero_shot")
+    shutil.copytree(config.results_dir, "results/demo")
+    own, _ = find_runs(config)
+    beside, notes = find_runs(config, published=True)
+    assert beside[: len(own)] == own and notes == []
+    assert [run.key for run in beside[len(own) :]] == [
+        f"{run.run_id} came with the kit" for run in beside[len(own) :]
+    ]
+    assert {run.run_id for run in beside[len(own) :]} == {r.run_id for r in own if r.has_gates}
+    labels = [label for label, _ in Explorer(config, published=True).run.options]
+    assert sum(", came with the kit (" in label for label in labels) == len(labels) / 2
+    shutil.rmtree("outputs")
+    explorer = Explorer(config)
+    assert "No run of your own to show in outputs/results/demo" in explorer.notes.value
+    assert explorer.tokens.value and "example only" in explorer.run.label
+    assert "came with the kit" in explorer.run.label
+
+
 def test_nothing_to_explore_is_an_error_and_a_broken_record_a_note(study):
     (next(Path("outputs").glob("js-*")) / "record.json").write_text("{}")
-    shutil.rmtree("results")
+    shutil.rmtree("outputs/results")
     explorer = Explorer(study("zero_shot"))
     assert "record.json" in explorer.notes.value and explorer.tokens.value
     shutil.rmtree("outputs")
-    with pytest.raises(UserError, match="no run with gates in outputs/ or results/demo/gates"):
+    with pytest.raises(UserError, match="no run with gates in outputs/ or outputs/results/demo"):
         Explorer(study("zero_shot"))
 
 

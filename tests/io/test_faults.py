@@ -201,16 +201,15 @@ def test_clips_that_the_cap_cut_are_counted_and_shown(study):
 
 
 class Disk:
-    """A small disk under outputs/ and results/ that can be full or read-only."""
+    """A small disk under outputs/ that can be full or read-only."""
 
     def __init__(self, folder):
         self.folder, self.mend = folder, lambda: None
         folder.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(folder)]
         self.mounted = shutil.which("mount") is not None and self._did(mount)
-        for name in ("outputs", "results"):
-            (folder / name).mkdir()
-            Path(name).symlink_to(folder / name)
+        (folder / "outputs").mkdir()
+        Path("outputs").symlink_to(folder / "outputs")
 
     def refuse(self, number):
         """Refuse every write, until mend()."""
@@ -239,9 +238,8 @@ class Disk:
         os.fsync, self.mend = refused, mended
 
     def clear(self):
-        for name in ("outputs", "results"):
-            for path in (self.folder / name).iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in (self.folder / "outputs").iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def close(self):
         self.mend()
@@ -335,7 +333,7 @@ def test_a_folder_that_disappears_during_a_run_is_one_sentence(study, monkeypatc
     config = study("clsr")
     data = load_data(config)
     undisturbed = complete(config)
-    shutil.rmtree("outputs"), shutil.rmtree("results")
+    shutil.rmtree("outputs")
     gone = f"{config.output_dir}/{CLAIM} is gone .*mount the drive again"
     with monkeypatch.context() as patch:
         step = trainer.DistilTrainer.training_step
@@ -356,7 +354,7 @@ def test_a_folder_that_disappears_during_a_run_is_one_sentence(study, monkeypatc
         with pytest.raises(UserError, match=gone):
             evaluate(trained, data)
     assert faults.timeless(complete(config)) == faults.timeless(undisturbed)
-    shutil.rmtree("results")  # published again from outputs/
+    shutil.rmtree(config.results_dir)  # made again from the run's folder
     assert complete(config)["run_id"] == config.run_id
     assert (config.results_dir / "runs" / f"{config.run_id}.json").is_file()
 

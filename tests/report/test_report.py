@@ -157,13 +157,14 @@ def test_the_same_files_give_the_same_page(folder):
     assert report.write_report(folder).read_bytes() == first
 
 
-def test_published_values_are_shown_with_their_source(folder, tmp_path):
+def test_published_values_are_shown_with_their_source(folder, tmp_path, monkeypatch):
     # An invented value in an invented corpus.
-    path = tmp_path / "published.csv"
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "results" / "published.csv"
     path.write_text(
         "system,train_size,corpus,language,wer,source\njs,,folder/speech,ca,77.7,table of a test\n"
     )
-    text = report.write_report(folder, path).read_text()
+    text = report.write_report(folder).read_text()
     assert "77.7" in text and "table of a test" in text and "not filled" in text
 
 
@@ -186,12 +187,37 @@ def test_two_training_sizes_have_their_blocks(tmp_path):
 # -------------------------------------------------------------------------------- command line
 
 
-def test_report_command_writes_a_page_per_folder_with_records(folder, tmp_path, capsys):
+def test_report_command_writes_a_page_per_folder_with_records(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path / "results")  # where nothing came with a kit
     assert results.main(["report", "--results", str(tmp_path / "results")]) == 0
     assert capsys.readouterr().out == f"{folder / 'report.html'}\n"
     assert (folder / "report.html").is_file() and not (folder.parent / "report.html").exists()
     assert results.main(["report", "--results", str(tmp_path / "none")]) == 0
     assert capsys.readouterr().out == "No run is recorded here yet.\n"
+
+
+def test_without_own_runs_report_and_check_take_what_came_with_the_kit(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    before = sorted((tmp_path / "results").rglob("*"))
+    assert results.main(["report"]) == 0
+    line, path = capsys.readouterr().out.splitlines()
+    assert line.startswith("No run of your own to show in outputs/results/demo: ")
+    assert path == "outputs/results/demo/report.html"
+    page = Page((tmp_path / path).read_text(encoding="utf-8"))
+    assert "5 of them came with the kit" in page.text
+    assert "all 800 training clips, came with the kit" in page.text
+    assert results.main(["check"]) == 0
+    assert "\nresults/demo: 10 of 10 evaluations" in capsys.readouterr().out
+    assert sorted((tmp_path / "results").rglob("*")) == before
+    make_run("outputs/results/demo", "js")
+    assert results.main(["check", "--published"]) == 0
+    own, theirs = capsys.readouterr().out.splitlines()
+    assert own.startswith("outputs/results/demo: 2 of 2 evaluations")
+    assert theirs.startswith("results/demo: 10 of 10 evaluations")
 
 
 def test_check_command_scores_again_and_fails_on_a_difference(folder, tmp_path, capsys):
