@@ -83,7 +83,7 @@ class Outcome:
 
 
 def _is_whole(path: str) -> bool:
-    """Whether a JSON file is there and complete: in results/, people delete and merge."""
+    """Whether a JSON file is there and complete: among results, people delete and merge."""
     try:
         return bool(parse_json(Path(path).read_bytes()))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""One run from its trained model to its published record."""
+"""One run from its trained model to its record."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def evaluate(run: Run, data: RunData) -> list[dict[str, Any]]:
 
 
 def record_run(run: Run, data: RunData, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
-    """Publish the run's hypotheses, its record and its gate file, and return the record.
+    """Write the run's hypotheses, its record and its gate file, and return the record.
 
     All go to its results folder. A record that stands already for the same weights, data and
-    hypotheses is kept as it is, and published again where that was lost.
+    hypotheses is kept as it is, and written again where that was lost.
     """
     with at_work(run.config, "writing its record"):
         return _record(run, data, evaluations)

@@ -1,6 +1,6 @@
 """Nobody's tokens and nobody's folders in what is kept or published.
 
-Whatever goes to results/, and every executed notebook, passes through here before it is written.
+Results that a run leaves, and every executed notebook, pass through here before they are written.
 What is found is masked rather than refused, because a run of three hours must not be lost over a
 path: a path loses the folders that are this machine's, a token becomes `REMOVED`, and whoever
 started the run is told to revoke it. Values that a person gives (parameters, settings) and what is
@@ -79,7 +79,7 @@ def mask_values(value: Any, path: str | Path | None = None) -> Any:
 
 
 def write_public(path: str | Path, content: str) -> Path:
-    """`write_atomic` of the masked text: how text files below results/ are written."""
+    """`write_atomic` of the masked text: how text files of results are written."""
     masking = _Mask()
     masked = masking.text(content)
     masking.warn(path)

@@ -118,8 +118,8 @@ def _readme_command(given: argparse.Namespace) -> int:
 
 
 def _publish_command(given: argparse.Namespace) -> int:
-    for line in [line for run in given.runs for line in publish_run(run)]:
-        print(line)
+    for run in given.runs:
+        print(*publish_run(run), sep="\n")
     return 0
 
 

@@ -117,7 +117,7 @@ def test_a_run_that_comes_out_otherwise_touches_nothing_published(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     demo = Path(shutil.copytree(COMMITTED, "results/demo"))
     before, soft = contents(demo), soft_block(load_records(demo), demo)
-    config = resolve("zero_shot", "demo", "ca")
+    config = resolve("zero_shot", "demo", "ca", overrides={"forgetting": ""})  # of the same id
     data = load_data(config)
     trained = train(config, data)
     with torch.no_grad():
