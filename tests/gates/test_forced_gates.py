@@ -12,7 +12,7 @@ import pytest
 import torch
 from figures import draw
 from make_gates import gate_file
-from make_records import make_rows, make_run
+from make_records import make_record, make_rows, make_run
 from transcribing import run
 
 from distilwhisper_lib import UserError
@@ -21,7 +21,7 @@ from distilwhisper_lib.gates import forced as forced_gates
 from distilwhisper_lib.gates.forced import count_case, count_clips, differences, read_forced
 from distilwhisper_lib.gates.forced_plots import forced_changes
 from distilwhisper_lib.model.clsr import CLSR
-from distilwhisper_lib.report import report
+from distilwhisper_lib.report.report import report_html
 from distilwhisper_lib.results.significance import resample
 
 LAYERS = ("encoder.1", "encoder.2", "decoder.1", "decoder.2")
@@ -296,9 +296,12 @@ def test_a_file_that_is_not_finished_is_drawn_as_far_as_it_goes():
 
 
 def test_the_report_shows_it_or_says_how_to_make_it(tmp_path):
+    record = make_record("js") | {"run_id": "js-ca-s77-0123abcd"}
     (tmp_path / "gates").mkdir()
     (tmp_path / "gates" / "js-ca-s77-0123abcd.json").write_text(json.dumps(gate_file()))
-    assert "no run of `distilwhisper_lib gates` yet" in report._gates(tmp_path)
+    missing, shown = "no run of `distilwhisper_lib gates` yet", "js-ca-s77-0123abcd: gates forced"
+    page = report_html([record], tmp_path)
+    assert missing in page and shown not in page
     write(tmp_path, make_forced())
-    page = report._gates(tmp_path)
-    assert page.count("<svg") == 2 and "js-ca-s77-0123abcd: gates forced" in page
+    page = report_html([record], tmp_path)
+    assert missing not in page and shown in page
