@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from distilwhisper_lib.config.settings import DOMAINS, Record
-from distilwhisper_lib.results.tables import HEADLINE, own_evaluations, rate_of
+from distilwhisper_lib.results.frame import HEADLINE, own_evaluations, rate_of
 
 POINTS = 0.5  # what the same run may differ by on another processor: sums round otherwise there
 _NORMALIZER = "marks"
