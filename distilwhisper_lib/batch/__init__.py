@@ -1,5 +1,6 @@
-"""All notebooks, headless and in order, on one machine or many: grid.py reads a study, task.py runs
-one notebook. Imports config, io and results; data and training only where targets are built."""
+"""All notebooks, headless: a study (grid.py) becomes tasks in order (tasks.py, schedule.py), and
+task.py runs one notebook, here or on a cluster. Imports config, io and results; data and
+training only where targets are built."""
 
 from distilwhisper_lib import hand_on
 

@@ -1,5 +1,5 @@
-"""Every setting of a run with its default and source, the presets, the run id. Imports io and
-languages, never torch; everything above asks it and nothing else for a setting."""
+"""Every setting of a run with its default and source (settings.py), what presets, methods and
+machines set otherwise (presets.py), the run id. Imports io and languages, never torch."""
 
 from distilwhisper_lib import hand_on
 

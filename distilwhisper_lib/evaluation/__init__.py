@@ -1,5 +1,6 @@
-"""A run is opened (run.py), hears its test clips (decoding.py) and is written down (record.py, the
-one place that makes a record). Imports gates, data, model, results and speech."""
+"""A run is opened (run.py), hears its test clips (decoding.py), also with gates forced (forced.py),
+and is written down (record.py, the one place that makes a record). Imports gates, data, model,
+results and speech."""
 
 from distilwhisper_lib import hand_on
 

@@ -1,5 +1,6 @@
-"""What the gates did: heard while decoding (recorder.py), counted, kept in files, tabulated and
-drawn; collect() lays them all open. Imports model, speech, results, scoring and figures."""
+"""What the gates did: heard while decoding (recorder.py), all of them as one DataFrame
+(collection.py), counted, kept in files, drawn by layer and token (routes.py) and in the
+further figures (plots.py). Imports model, speech, results, scoring and figures."""
 
 from distilwhisper_lib import hand_on
 

@@ -1,5 +1,6 @@
-"""What a student learns from: cross entropy, KL and JS, the gate budget (divergences.py), their sum
-(objective.py), and the teacher's stored targets. Imports model, speech, config and io."""
+"""What a student learns from: cross entropy, KL, JS, gate budget (divergences.py), their sum
+(objective.py), the teacher and what it said, stored once (targets.py, its files in
+target_files.py). Imports model, speech, config and io."""
 
 from distilwhisper_lib import hand_on
 

@@ -1,5 +1,6 @@
-"""From run records to tables, intervals, costs and figures: records.py is what a record holds.
-Imports scoring, config, io and figures, and never torch."""
+"""From run records (records.py) over one long table of evaluations (frame.py) to tables, intervals,
+costs and figures; places.py tells own runs from published ones. Imports scoring, config, io and
+figures, never torch."""
 
 from distilwhisper_lib import hand_on
 

@@ -1,5 +1,6 @@
-"""What an error is: the normalisers, WER and CER, who is aligned with whom, intervals and p-values
-by speakers. Imports errors and languages only, and never torch."""
+"""What an error is: the normalisers (text.py), WER and CER (rates.py; metric.py as an evaluate
+metric), alignment, intervals and p-values by speakers (resampling.py). Imports errors and
+languages only; never torch but through evaluate."""
 
 from distilwhisper_lib import hand_on
 

@@ -1,5 +1,5 @@
-"""Sound in: recordings decoded to 16 kHz in a guarded process, features, batches. Imports errors
-and languages only; data, training and transcription read sound through it."""
+"""Sound in: a recording decoded to 16 kHz (audio.py), files of others in a process of their own
+(guarded.py), features, batches. Imports errors and languages only."""
 
 from distilwhisper_lib import hand_on
 
