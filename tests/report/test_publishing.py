@@ -119,10 +119,10 @@ def test_a_run_that_comes_out_otherwise_touches_nothing_published(tmp_path, monk
     before, soft = contents(demo), soft_block(load_records(demo), demo)
     config = resolve("zero_shot", "demo", "ca", overrides={"forgetting": ""})  # of the same id
     data = load_data(config)
-    trained = train(config, data)
+    run = train(config, data)
     with torch.no_grad():
-        next(trained.model.model.decoder.layers[0].parameters()).mul_(1.5)
-    record = record_run(config, data, trained, evaluate(config, trained, data))
+        next(run.model.model.decoder.layers[0].parameters()).mul_(1.5)
+    record = record_run(run, data, evaluate(run, data))
     (published,) = (r for r in load_records(demo) if r["run_id"] == config.run_id)
     assert record["evaluations"] != published["evaluations"]
     assert main(["show", "--demo", "--compare"]) == 0

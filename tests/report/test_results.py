@@ -191,6 +191,7 @@ def test_show_tells_ones_own_runs_from_those_that_came_with_the_kit(
     kit, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)  # where results/demo has a run
+    monkeypatch.setenv("COLUMNS", "200")
     assert results.main(["show", "--demo", "--compare"]) == 0
     line, head, *rest = capsys.readouterr().out.splitlines()
     assert line.startswith("No run of your own to show in outputs/results/demo: shown is what came")

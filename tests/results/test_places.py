@@ -9,10 +9,11 @@ from distilwhisper_lib.config.settings import CAME_WITH_KIT, OWN_RESULTS, WITH_E
 from distilwhisper_lib.results import costs
 from distilwhisper_lib.results.error_analysis import error_by_length
 from distilwhisper_lib.results.exports import formatted
+from distilwhisper_lib.results.frame import blocks
 from distilwhisper_lib.results.places import find_records
 from distilwhisper_lib.results.records import write_record
 from distilwhisper_lib.results.significance import resample
-from distilwhisper_lib.results.tables import blocks, results_tables
+from distilwhisper_lib.results.tables import results_table
 
 OWN = OWN_RESULTS / "demo"
 
@@ -44,7 +45,7 @@ def test_published_runs_stand_in_for_ones_own_and_a_line_says_so(published):
         "results/demo."
     )
     assert ids(find_records(OWN_RESULTS)) == [make_record("lora", preset="cv3k")["run_id"]]
-    for table in (formatted(results_tables(found.records)), costs.cost_table(found.records)):
+    for table in (formatted(results_table(found.records)), costs.cost_table(found.records)):
         assert all(title.endswith(f", {CAME_WITH_KIT}") for title, _ in table.index)
     assert set(costs.overview(found.records)["from"]) == {CAME_WITH_KIT}
 
@@ -53,7 +54,7 @@ def test_ones_own_runs_stand_alone_and_beside_the_published_on_request(published
     own = make_run(OWN, "js", errors=0.1)
     found = find_records(OWN)
     assert (ids(found), found.note) == ([own["run_id"]], "")
-    assert formatted(results_tables(found.records)).index.nlevels == 1
+    assert formatted(results_table(found.records)).index.nlevels == 1
     both = find_records(OWN, published=True)
     assert both.note == "" and len(both.records) == 3
     mine, theirs = blocks(both.records)  # never in one mean, though both are the same run
