@@ -19,7 +19,8 @@ import pandas as pd
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from distilwhisper_lib.config.settings import LABELS, ORIGIN, Record, changed_settings
+from distilwhisper_lib.config.changes import changed_settings
+from distilwhisper_lib.config.settings import LABELS, ORIGIN, Record
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.languages import find_language

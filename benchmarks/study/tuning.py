@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from distilwhisper_lib import session
-from distilwhisper_lib.config.settings import TRAINED, RunConfig, parse_overrides, resolve
+from distilwhisper_lib.config.settings import TRAINED, RunConfig, resolve
+from distilwhisper_lib.config.values import parse_overrides
 from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import command
 from distilwhisper_lib.io.files import write_atomic

@@ -27,7 +27,8 @@ from typing import Any
 import yaml
 
 from distilwhisper_lib.config.presets import SEED
-from distilwhisper_lib.config.settings import METHODS, NOTEBOOK_OF, WITH_EXPERTS, parse_overrides
+from distilwhisper_lib.config.settings import METHODS, NOTEBOOK_OF, WITH_EXPERTS
+from distilwhisper_lib.config.values import parse_overrides
 from distilwhisper_lib.errors import UserError, reason
 from distilwhisper_lib.io.checked import one_of
 

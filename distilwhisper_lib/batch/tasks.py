@@ -23,7 +23,8 @@ from typing import Any
 from distilwhisper_lib.batch.grid import GATES, TABLES, Study
 from distilwhisper_lib.batch.notebooks import declared_parameters, find_notebook, fitted
 from distilwhisper_lib.batch.task import Task
-from distilwhisper_lib.config.settings import NOTEBOOK_OF, RunConfig, parse_overrides, resolve
+from distilwhisper_lib.config.settings import NOTEBOOK_OF, RunConfig, resolve
+from distilwhisper_lib.config.values import parse_overrides
 from distilwhisper_lib.errors import UserError
 
 QUICKSTART, DATA = "00_quickstart", "01_data_prep"

@@ -1,7 +1,7 @@
 """One frozen configuration per run: every setting, its default and where that comes from.
 
 Defaults are the paper's. What a method, a preset or a machine sets otherwise stands in presets.py;
-``overrides`` is what a user wants otherwise. What a value may be stands below, at checked().
+``overrides`` is what a user wants otherwise. What a value may be stands in values.py.
 """
 
 from __future__ import annotations
@@ -10,11 +10,7 @@ import dataclasses
 import hashlib
 import html
 import json
-import math
-import re
 import typing
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,120 +31,10 @@ from distilwhisper_lib.config.presets import (  # fmt: skip
     revision_of,
     settings_for,
 )
-from distilwhisper_lib.errors import UserError, reason
-from distilwhisper_lib.io.checked import one_of, shown
-from distilwhisper_lib.io.files import parse_json
-from distilwhisper_lib.io.leaks import refuse_tokens
-from distilwhisper_lib.languages import code_in, find_language
-
-
-def parse_overrides(overrides: dict[str, Any] | str | None) -> dict[str, Any]:
-    """A dict or a JSON string, as a command line has it, as a dict; names are not checked.
-
-    None of its values may hold a token: settings are written into records.
-    """
-    refuse_tokens("overrides", overrides)
-    if isinstance(overrides, str):
-        try:
-            overrides = parse_json(overrides or "{}")
-        except ValueError as error:
-            told = error.msg if isinstance(error, json.JSONDecodeError) else reason(error)
-            raise UserError(
-                f"overrides {shown(overrides)} is not JSON ({told}): write it like "
-                '{"max_steps": 2}'
-            ) from None
-    if overrides is None:
-        return {}
-    if not isinstance(overrides, dict):
-        raise UserError(f"overrides {shown(overrides)}: expected a dict such as {{'max_steps': 2}}")
-    return overrides
-
-
-def coerce(name: str, value: Any, wanted: Any) -> Any:
-    """Give ``value`` the type a field declares, or say what was expected.
-
-    Command lines and YAML turn 1e-4 into a string and ``no`` into False, so numbers are read
-    from strings and a bool is never taken for a number or a name.
-    """
-    if typing.get_origin(wanted) is Literal:
-        return one_of(name, value, typing.get_args(wanted))
-    options = typing.get_args(wanted) or (wanted,)
-    if value is None and type(None) in options:
-        return None
-    kind = options[0]
-    if isinstance(value, bool) is (kind is bool):
-        if isinstance(value, kind):
-            return value
-        if kind in (int, float) and isinstance(value, (int, float, str)):
-            try:
-                number = float(value)
-            except (ValueError, OverflowError):  # 400 digits
-                number = None
-            if number is not None and (kind is float or number.is_integer()):
-                return kind(number)
-    raise UserError(
-        f"setting {name}={shown(value)} has the wrong type {type(value).__name__}: "
-        f"expected {' or '.join('None' if o is type(None) else o.__name__ for o in options)}"
-    )
-
-
-_POSITIVE = ("batch_size", "micro_batch", "epochs", "gate_dim", "lora_rank", "max_new_tokens",
-             "eval_batch_size", "learning_rate", "temperature", "clip_norm", "lora_alpha",
-             "max_seconds", "train_size", "validation_size", "test_size",
-             "forgetting_clips", "window_seconds")  # fmt: skip
-_NOT_NEGATIVE = ("gate_noise", "weight_decay", "gate_weight", "task_weight", "distil_weight",
-                 "workers")  # fmt: skip
-_FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_dropout", "skip",
-              "budget", "lora_dropout", "adam_beta1", "adam_beta2")  # fmt: skip
-
-_LARGEST = 2**53  # whole numbers up to here are the same in every JSON reader
-
-
-def checked(config: RunConfig) -> RunConfig:
-    """The configuration as it is; UserError for a value out of range."""
-    for name, value in config.to_dict().items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"setting {name}={value!r} is out of range: expected a finite number")
-        if isinstance(value, int) and abs(value) > _LARGEST:
-            raise UserError(f"setting {name}={shown(value)} is out of range: expected far less")
-        if isinstance(value, str) and "\0" in value:
-            raise UserError(f"setting {name}={shown(value)} holds a NUL character: remove it")
-    for name in _POSITIVE:
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise UserError(f"setting {name}={value!r} is out of range: expected above 0")
-    for name in _NOT_NEGATIVE:
-        if (value := getattr(config, name)) < 0:
-            raise UserError(f"setting {name}={value!r} is out of range: expected 0 or above")
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed} is out of range: expected from 0 to 4294967295")
-    if config.max_steps != -1 and config.max_steps < 1:
-        raise UserError(f"setting max_steps={config.max_steps} is out of range: expected above 0")
-    for name in ("student", "teacher"):
-        if not getattr(config, name).strip():
-            raise UserError(f"setting {name} is empty: expected a hub name or a folder")
-    if config.window_seconds is not None and config.window_seconds < config.max_seconds:
-        raise UserError(
-            f"window_seconds={config.window_seconds} cuts clips of up to max_seconds="
-            f"{config.max_seconds:g}: set max_seconds to the window, or below"
-        )
-    heard = [find_language(name) for name in config.forgetting.split()]
-    own = find_language(config.language)
-    for corpus, languages in ((config.in_domain, [own]), (config.out_of_domain, [own, *heard])):
-        if re.split("[/@]", corpus)[0] == "fleurs":  # the only one that says what it has
-            for language in languages:
-                code_in("fleurs", language)
-    for name in _FRACTIONS:
-        value = getattr(config, name)
-        if not 0 <= value <= 1:
-            raise UserError(f"setting {name}={value!r} is out of range: expected from 0 to 1")
-    if config.batch_size % config.micro_batch and config.batch_size > config.micro_batch:
-        raise UserError(
-            f"batch_size={config.batch_size} is no multiple of micro_batch={config.micro_batch}: "
-            "choose a micro_batch that divides it"
-        )
-    return config
-
+from distilwhisper_lib.config.values import check_values, coerce, parse_overrides
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.io.checked import one_of
+from distilwhisper_lib.languages import find_language
 
 # What runs leave, and what is published: only `results publish` and `results readme` write there.
 OWN_RESULTS, PUBLISHED_RESULTS = Path("outputs/results"), Path("results")
@@ -161,10 +47,7 @@ def results_of(root: str | Path, demo: bool) -> Path:
 
 
 DOMAINS = {"in_domain": "in domain", "out_of_domain": "out of domain"}
-
-
 NORMALIZERS = ("marks", "whisper")
-
 
 Record = dict[str, Any]
 # What a record says once it was found among others: where it lies, and CAME_WITH_KIT, if it did.
@@ -181,54 +64,6 @@ LABELS = {
     "kl": "+ CLSR + KL",
     "js": "+ CLSR + JS",
 }
-
-
-def changed_settings(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The settings in which each record differs from its preset's, by name.
-
-    Of a preset of elsewhere, from those that most of its runs of the method have.
-    """
-    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for record in records:
-        found[_preset_and_method(record)].append(_settings(record["config"]))
-    changed = []
-    for record in records:
-        settings = _settings(record["config"])
-        alike = found[_preset_and_method(record)]
-        usual = _usual_settings(record) or max(alike, key=alike.count)
-        shared = sorted(settings.keys() & usual.keys())
-        changed.append({name: settings[name] for name in shared if settings[name] != usual[name]})
-    return changed
-
-
-def _preset_and_method(record: Record) -> tuple[str, str]:
-    return record["preset"], record["config"]["method"]
-
-
-def _usual_settings(record: Record) -> dict[str, Any] | None:
-    """What the run had without overrides; None for a preset of elsewhere."""
-    preset, method = _preset_and_method(record)
-    if preset not in PRESETS:
-        return None
-    language, covered = record["config"]["language"], PRESETS[preset].languages
-    if covered and language not in covered:
-        language = covered[0]
-    return _preset_settings(preset, method, language)
-
-
-@cache
-def _preset_settings(preset: str, method: str, language: str) -> dict[str, Any]:
-    return _settings(resolve(method, preset, language).to_dict())
-
-
-# What does not make a different system: whose run it is, and its training size, which has a table
-# of its own.
-_NOT_SETTINGS = {"method", "language", "seed", "train_size"}
-
-
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    counted = decisive(config["method"]) - _NOT_SETTINGS
-    return {name: value for name, value in config.items() if name in counted}
 
 
 METHODS = ("teacher", "zero_shot", "full", "lora", "clsr", "kl", "js")
@@ -537,7 +372,9 @@ def resolve(
                 f"unknown setting {name!r} in overrides: expected one of {', '.join(allowed)}"
             )
     values = {name: coerce(name, value, known[name]) for name, value in settings.items()}
-    return checked(RunConfig(**identity, **values))
+    config = RunConfig(**identity, **values)
+    check_values(config)
+    return config
 
 
 def decisive(method: str) -> set[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from distilwhisper_lib.config.changes import changed_settings
 from distilwhisper_lib.config.settings import (
     CAME_WITH_KIT,
     DOMAINS,
@@ -21,7 +22,6 @@ from distilwhisper_lib.config.settings import (
     ORIGIN,
     TRAINED,
     Record,
-    changed_settings,
     decisive,
 )
 from distilwhisper_lib.io.checked import one_of
