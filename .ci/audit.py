@@ -34,7 +34,7 @@ USED_OTHERWISE = {
     "ruff": "make lint",
     "pip-audit": "make audit",
     "pytest-xdist": "make test",
-    "datacollective": "imported by name in releases.py",
+    "datacollective": "imported by name in common_voice.py",
 }
 # What is no Python package: part, licence, where that is said.
 OTHER_LICENCES = [

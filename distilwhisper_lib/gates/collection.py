@@ -9,6 +9,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformers import WhisperProcessor
 
+from distilwhisper_lib.config.settings import RunConfig
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.gates.counts import CLASSES, SIDES, token_classes, token_texts
 from distilwhisper_lib.gates.recorder import Hearing, has_gates, hear, prompt_of
@@ -26,7 +27,7 @@ def collect(
     processor: WhisperProcessor,
     table: pd.DataFrame,
     *,
-    max_new_tokens: int = 225,
+    max_new_tokens: int | None = None,
     batch_size: int = 16,
     padding: bool = False,
     progress: bool = True,
@@ -47,13 +48,20 @@ def collect(
 
     A clip of s seconds and t tokens gives 50 s rows an encoder layer and 4 + t a decoder layer,
     19 bytes each: 30 s are 18,000 rows and some with whisper-small. Raises UserError for a model
-    without experts and for a table without clips.
+    without experts and for a table without clips. ``max_new_tokens``: by default 225, as runs
+    have it, or what fits a model of fewer positions.
     """
     if not has_gates(model):
-        raise UserError("the model has no experts, hence no gates: load a run of 04, 05 or 06")
+        raise UserError(
+            "the model has no experts, hence no gates: load_experts() first, or "
+            "load a run of notebooks 04 to 06"
+        )
     if table.empty:
         raise UserError("the table holds no clip: expected one or more rows of a corpus table")
     clips, training = SpeechDataset(table), model.training
+    if max_new_tokens is None:
+        longest = model.config.max_target_positions - len(prompt_of(""))
+        max_new_tokens = min(RunConfig.max_new_tokens, longest)
     codes, ids = pd.factorize(table["id"])
     parts: list[Columns] = []
     vocabulary: dict[str, int] = {}

@@ -20,6 +20,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
+from distilwhisper_lib.config.settings import locate
 from distilwhisper_lib.errors import UserError, reason
 
 
@@ -44,6 +45,8 @@ class Source:
     commit: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.name, str):  # "embedded/..." is a folder
+            object.__setattr__(self, "name", locate(self.name))
         if unknown := [name for name in self.options if name not in OPTIONS]:
             raise UserError(
                 f"unknown option {unknown[0]!r} for reading files: expected one of "

@@ -113,7 +113,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
                 if fields.pop("model_type", None) == "whisper" and not given:
                     fields |= {key: kwargs.pop(key) for key in own}
                     kwargs["config"] = DistilWhisperConfig.from_dict(fields)
-                model = super().from_pretrained(name, *args, **kwargs)
+                model = super().from_pretrained(source.name or name, *args, **kwargs)
         (model[0] if isinstance(model, tuple) else model).source = source
         return model
 

@@ -60,7 +60,9 @@ def shown_tables(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m distilwhisper_lib results", description=__doc__
+        prog="python -m distilwhisper_lib results",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     readme = commands.add_parser(
@@ -120,19 +122,27 @@ def _readme_command(given: argparse.Namespace) -> int:
 def _publish_command(given: argparse.Namespace) -> int:
     for run in given.runs:
         print(*publish_run(run), sep="\n")
+    print("now the pages: python -m distilwhisper_lib results readme")
     return 0
 
 
 def _show_command(given: argparse.Namespace) -> int:
-    folder = results_of(given.results, given.demo)
-    records = _found(given, folder).records
-    print(shown_tables(records), end="")
+    shown = [_show(given, folder) for folder in _folders(given)]
+    print("\n".join(filter(None, shown)) or "No run is recorded here yet.\n", end="")
+    return 0
+
+
+def _show(given: argparse.Namespace, folder: Path) -> str:
+    if not (records := _found(given, folder).records):
+        return ""
+    parts = [shown_tables(records)]
     figures = sorted((folder / "figures").glob("*.png"))
     if figures:
-        print(f"\nFigures in {folder / 'figures'}: {', '.join(path.name for path in figures)}")
+        parts.append(f"Figures in {folder / 'figures'}: {', '.join(p.name for p in figures)}\n")
     if given.compare:
-        print(f"\n{compare_repeats(load_records(folder), load_records(kit_folder(folder)))}")
-    return 0
+        repeats = compare_repeats(load_records(folder), load_records(kit_folder(folder)))
+        parts.append(f"{repeats}\n")
+    return "\n".join(parts)
 
 
 def _found(given: argparse.Namespace, folder: Path) -> Found:
@@ -144,8 +154,10 @@ def _found(given: argparse.Namespace, folder: Path) -> Found:
 
 
 def _folders(given: argparse.Namespace) -> list[Path]:
-    """The demo's results folder, and without --demo the full one too."""
-    return [results_of(given.results, demo) for demo in (False, True) if demo or not given.demo]
+    """The demo's results folder, and without --demo the full one too; of the two, those that hold
+    runs of one's own, where one does."""
+    both = [results_of(given.results, demo) for demo in (False, True) if demo or not given.demo]
+    return [folder for folder in both if any((folder / "runs").glob("*.json"))] or both
 
 
 def _report_command(given: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distilwhisper_lib.config.settings import OWN_RESULTS, Record, results_of
+from distilwhisper_lib.config.settings import OWN_RESULTS, WITH_EXPERTS, Record, results_of
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.gates.files import read_gates
 from distilwhisper_lib.gates.forced import forced_path, read_forced
@@ -23,12 +23,18 @@ def publish_run(name: str, own: str | Path = OWN_RESULTS) -> list[str]:
     """
     folder, run_id = _find(name, Path(own))
     record = read_record(folder / "runs" / f"{run_id}.json")
+    if record["provenance"]["dirty"]:
+        raise UserError(
+            f"run {run_id} was made by code that no commit holds, so nobody could make it again: "
+            "commit the changes and run it anew with --force"
+        )
     to = kit_folder(folder)
     stale = _stale(forced_path(to, run_id), record)
     files = [*_hypotheses(folder, record), *_gates(folder, record)]
     files.append(folder / "runs" / f"{run_id}.json")  # last: it says that all of the run is there
     contents = {to / path.relative_to(folder): path.read_bytes() for path in files}
-    lines = []
+    earlier = to / "runs" / f"{run_id}.json"
+    lines = [f"replaces the record of {run_id} that {to} had"] if earlier.exists() else []
     if stale and stale not in contents:
         stale.unlink()
         lines.append(f"removed {stale}, which tells of other weights")
@@ -63,6 +69,8 @@ def _gates(folder: Path, record: Record) -> list[Path]:
     gates = folder / "gates" / f"{record['run_id']}.json"
     if gates.exists():
         read_gates(gates)
+    elif record["config"]["method"] in WITH_EXPERTS:
+        raise UserError(f"run {record['run_id']} has no {gates}: run its notebook again")
     forced = forced_path(folder, record["run_id"])
     if _stale(forced, record):
         raise UserError(

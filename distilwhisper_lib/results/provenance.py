@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import json
 import os
@@ -87,11 +88,23 @@ def _sources(text: str) -> list[tuple[str, str]] | None:
         found = [
             (cell["cell_type"], "".join(cell["source"]).strip())
             for cell in cells
-            if not _PARAMETERS & {*cell["metadata"].get("tags", ())}
+            if not (_PARAMETERS & {*cell["metadata"].get("tags", ())} and _is_plain(cell["source"]))
         ]
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return [(kind, source) for kind, source in found if source]
+
+
+def _is_plain(source: str | list[str]) -> bool:
+    """Whether a cell does nothing but set names to literals, as one of parameters does."""
+    try:
+        for statement in ast.parse("".join(source)).body:
+            if not isinstance(statement, ast.Assign):
+                return False
+            ast.literal_eval(statement.value)
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 def _paths(text: str) -> list[Path]:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from transcribing import run
 
-from distilwhisper_lib import UserError
+from distilwhisper_lib import UserError, resolve
+from distilwhisper_lib.data import sample_clips
 from distilwhisper_lib.gates import collect
 from distilwhisper_lib.gates.counts import CLASSES, COUNTED, SIDES
+from distilwhisper_lib.model import load_model
 from distilwhisper_lib.speech.features import SpeechDataset, extract_features
 
 COLUMNS = ["clip", "side", "layer", "position", "token", "class", "score", "gate"]
@@ -98,7 +100,16 @@ def test_a_language_without_an_expert_has_no_scores(tiny_model, processor, table
 
 
 def test_what_has_no_gates_is_one_sentence(tiny_model, processor, table):
-    with pytest.raises(UserError, match="no experts, hence no gates: load a run of 04, 05 or 06"):
+    with pytest.raises(UserError, match="no experts, hence no gates: load_experts"):
         gather(tiny_model(), processor, table)
     with pytest.raises(UserError, match="the table holds no clip"):
         gather(tiny_model("ca"), processor, table[:0])
+
+
+def test_the_embedded_expert_by_its_name_and_with_no_limit_said(processor):
+    model, _ = load_model("embedded/student")
+    with pytest.raises(UserError, match=r"no experts, hence no gates: load_experts\(\) first"):
+        collect(model, processor, sample_clips(resolve("clsr"), 1))
+    model.load_experts("catalan", "embedded/experts")
+    found = collect(model, processor, sample_clips(resolve("clsr"), 2), progress=False)
+    assert found["clip"].nunique() == 2 and set(found["gate"]) == {0, 1}

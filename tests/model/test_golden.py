@@ -3,7 +3,7 @@
 ``pytest tests/model/test_golden.py --golden DIR`` takes any folder in golden/README.md's format;
 without the option, tests/golden, a copy of the public set without convert/converted.safetensors.
 Tolerances are that file's. Everything goes through the functions that users and training use:
-from_pretrained, load_experts, generate, losses.py, and objective.py with conventions="authors".
+from_pretrained, load_experts, generate, divergences, and objective with conventions="authors".
 
 What our design answers differently, and why:
 

@@ -18,7 +18,7 @@ from distilwhisper_lib.gates.forced import load_forced
 from distilwhisper_lib.report.command import main
 from distilwhisper_lib.report.pages import soft_block
 from distilwhisper_lib.report.publishing import publish_run
-from distilwhisper_lib.results.records import load_records
+from distilwhisper_lib.results.records import load_records, write_record
 from distilwhisper_lib.training.loop import train
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,8 @@ def test_a_record_is_published_with_all_that_belongs_to_it(own, capsys, name):
     assert len(published) == 1 + 5 + 2
     assert published.items() <= contents(folder).items()
     said = capsys.readouterr().out.splitlines()
+    *said, next_ = said
+    assert next_.endswith("python -m distilwhisper_lib results readme")
     assert sorted(said) == sorted(f"copied results/demo/{path}" for path in published)
     assert said[-1] == f"copied results/demo/runs/{run_id}.json"  # when the rest is there
 
@@ -103,13 +105,32 @@ def test_forced_gates_of_earlier_weights_do_not_stay_behind(own):
     record = json.loads(path.read_text())
     record["training"]["weights_sha256"] = "0" * 64
     path.write_text(json.dumps(record))
-    assert publish_run(run_id)[0].startswith("removed results/demo/gates/forced/")
+    assert publish_run(run_id)[1].startswith("removed results/demo/gates/forced/")
     assert load_forced(PUBLISHED_RESULTS / "demo") == []
 
 
 def test_unknown_runs_are_refused_with_those_that_there_are(own):
     with pytest.raises(UserError, match=f"'js-xx' is no run .*outputs/results, which has {own[1]}"):
         publish_run("js-xx")
+
+
+def test_what_nobody_could_make_again_or_is_not_whole_is_not_published(own):
+    folder, run_id = own
+    publish_run(run_id)
+    assert publish_run(run_id)[0].startswith(f"replaces the record of {run_id}")
+    before = contents(PUBLISHED_RESULTS)
+    path = folder / "runs" / f"{run_id}.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["provenance"]["dirty"] = True
+    write_record(record, folder)
+    with pytest.raises(UserError, match=f"{run_id} was made by code that no commit holds"):
+        publish_run(run_id)
+    record["provenance"]["dirty"] = False
+    write_record(record, folder)
+    (folder / "gates" / f"{run_id}.json").unlink()
+    with pytest.raises(UserError, match=f"{run_id} has no .*: run its notebook again"):
+        publish_run(run_id)
+    assert contents(PUBLISHED_RESULTS) == before
 
 
 def test_a_run_that_comes_out_otherwise_touches_nothing_published(tmp_path, monkeypatch, capsys):

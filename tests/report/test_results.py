@@ -176,8 +176,9 @@ def test_show_prints_the_tables(kit, tmp_path, monkeypatch, capsys):
     )
     assert "in domain ca" in lines[1]
     assert lines[2].split() == ["+", "CLSR", "+", "JS", "12.3", "12.3", "50.0", "50.0"]
-    monkeypatch.chdir(tmp_path)
-    assert results.main(["show", *kit[3:]]) == 0
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert results.main(["show"]) == 0
     assert capsys.readouterr().out == "No run is recorded here yet.\n"
     record_files.write_record(make_record("js", "th", wer=0.9), tmp_path / "results" / "demo")
     assert results.main(["show", "--demo", *kit[3:]]) == 0
@@ -207,6 +208,15 @@ def test_show_tells_ones_own_runs_from_those_that_came_with_the_kit(
     assert results.main(["show", "--demo", "--published"]) == 0
     said = capsys.readouterr().out
     assert said.index(" 12.5 ") < said.index("came with the kit") < said.index(" 12.3 ")
+
+
+def test_show_finds_ones_own_runs_of_the_demo_by_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    record_files.write_record(make_record("lora", preset="cv3k"), "results")
+    record_files.write_record(make_record("js", wer=0.125), "outputs/results/demo")
+    assert results.main(["show"]) == 0
+    said = capsys.readouterr().out
+    assert " 12.5 " in said and "No run of your own" not in said and "cv3k" not in said
 
 
 @pytest.mark.parametrize("buffered", [True, False])

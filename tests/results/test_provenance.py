@@ -66,7 +66,10 @@ def test_stepping_through_a_notebook_is_no_change_and_changing_a_cell_is(checkou
     (path.parent / ".ipynb_checkpoints").mkdir()
     (path.parent / ".ipynb_checkpoints" / "05-checkpoint.ipynb").write_text("{}")
     assert dirty() is False
-    for changed in (notebook(*stepped[:1], ("train", "a\nc", [])), notebook(*stepped[:1]), "{"):
+    code = ("parameters", "seed = open('x')", []), *stepped[1:]
+    for changed in (
+        notebook(*stepped[:1], ("train", "a\nc", [])), notebook(*stepped[:1]), notebook(*code), "{",
+    ):  # fmt: skip
         path.write_text(changed)
         assert dirty() is True
     path.unlink()
