@@ -138,7 +138,7 @@ def _show(given: argparse.Namespace, folder: Path) -> str:
     parts = [shown_tables(records)]
     figures = sorted((folder / "figures").glob("*.png"))
     if figures:
-        parts.append(f"Figures in {folder / 'figures'}: {', '.join(p.name for p in figures)}\n")
+        parts.append(f"{len(figures)} figures in {folder / 'figures'}.\n")
     if given.compare:
         repeats = compare_repeats(load_records(folder), load_records(kit_folder(folder)))
         parts.append(f"{repeats}\n")
