@@ -125,13 +125,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if new == old:
-        print(f"{given.readme.name}: the speed table is up to date")
+        print(f"{given.readme.parent.name}/{given.readme.name}: the speed table is up to date")
     elif given.check:
         told = "the speed table is stale: run `python -m benchmarks.races.report`"
         print(f"{given.readme.name}: {told}", file=sys.stderr)
     else:
         write_atomic(given.readme, new)
-        print(f"{given.readme.name}: the speed table is rewritten")
+        print(f"{given.readme.parent.name}/{given.readme.name}: the speed table is rewritten")
     return int(given.check and new != old)
 
 
