@@ -10,11 +10,21 @@ In training g is soft and noisy, and both branches are computed. At inference g 
 each token goes through the one branch that its gate picked; where a compiler or a captured graph
 needs shapes that do not depend on the gates, both are computed there too. What the model would say
 if inference were as soft as training, without its noise, mode "soft" tells.
+
+Two things differ where a run asks for it. An expert may be *low-rank*: the shared network with a
+small change of its two weights (LoRA, Hu et al., 2021, eq. 3),
+
+    FFN_expert(x) = (W2 + B2 A2) act((W1 + B1 A1) x + b1) + b2
+
+so that routing costs the shared network and, where the expert speaks, two thin products more. And
+training may be *straight-through* (Bengio et al., 2013): g is 0 or 1 as at inference, and its
+gradient is the soft gate's, g = hard + sigmoid(score) - stop_gradient(sigmoid(score)).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -28,11 +38,13 @@ from distilwhisper_lib.errors import UserError
 # Each token through one branch: the gate's, the expert everywhere, the shared network everywhere.
 HARD_MODES = ("learned", "open", "closed")
 GATE_MODES = (*HARD_MODES, "soft")  # soft: both branches, weighed as in training
-# One of these for all layers, or by layer name ("encoder.1"): layers not named are "learned".
-GateMode = str | Mapping[str, str]
+# A number from 0 to 1: at inference, that share of tokens through the expert, drawn at random.
+LayerMode = str | float
+# One for all layers, or by layer name ("encoder.1"): layers not named are "learned".
+GateMode = LayerMode | Mapping[str, LayerMode]
 SHARED = -1  # the row of a batch that has no expert
 
-Branch = Callable[[Tensor], Tensor]
+Branch = Callable[..., Tensor]  # the shared one also takes updates
 Rows = Tensor | None  # indices of some rows of a batch; None: all of them
 
 
@@ -112,6 +124,77 @@ class Expert(nn.Module):
         return F.dropout(self.fc2(hidden), self.dropout, self.training)
 
 
+class LowRank(nn.Module):
+    """x -> B A x, the change of a linear layer's weight. As LoRA begins: B is 0, so it changes
+    nothing yet."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, dropout: float) -> None:
+        super().__init__()
+        self.down = nn.Linear(inputs, rank, bias=False)  # A
+        self.up = nn.Linear(rank, outputs, bias=False)  # B
+        self.dropout = dropout
+
+    def reset(self) -> None:
+        """Draw A, and set B to 0. Source: Hu et al., 2021, as peft draws them."""
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
+        """(..., inputs) -> (..., outputs); 0 where the mask ``where`` (..., 1) is."""
+        inner = self.down(F.dropout(x, self.dropout, self.training))
+        return self.up(inner if where is None else inner * where.to(inner.dtype))
+
+    def product(self) -> Tensor:
+        """B A: (outputs, inputs)."""
+        return self.up.weight @ self.down.weight
+
+
+class LowRankExpert(nn.Module):
+    """One language's change of the shared FFN, and its gate, for one layer.
+
+    It speaks through the shared branch: see Update.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        ffn_dim: int,
+        rank: int,
+        gate_dim: int,
+        gate_dropout: float,
+        dropout: float,  # of what the thin products read, as LoRA's
+    ) -> None:
+        super().__init__()
+        self.fc1 = LowRank(d_model, ffn_dim, rank, dropout)
+        self.fc2 = LowRank(ffn_dim, d_model, rank, dropout)
+        self.gate = Gate(d_model, gate_dim, gate_dropout)
+
+    @property
+    def rank(self) -> int:
+        return self.fc1.down.out_features
+
+
+AnyExpert = Expert | LowRankExpert
+
+
+class Update(NamedTuple):
+    """A low-rank expert's part in the shared branch: everywhere, at some tokens, or by a mask.
+
+    By a mask (..., 1) shapes are fixed, and few tokens take less time than picking them would.
+    """
+
+    expert: LowRankExpert
+    at: Tensor | None = None  # indices (N,) of tokens of a flat x (tokens, D)
+    where: Tensor | None = None
+
+    def add(self, linear: str, x: Tensor, y: Tensor) -> Tensor:
+        """y, the shared ``linear`` ("fc1" or "fc2") of x, plus the expert's change of it."""
+        change = getattr(self.expert, linear)
+        if self.at is None:
+            return y + change(x, self.where)
+        return y.index_add(0, self.at, change(x.index_select(0, self.at)).to(y.dtype))
+
+
 class CLSR(nn.ModuleDict):
     """The experts of one layer by Whisper language code; empty, it is the shared branch alone."""
 
@@ -124,15 +207,22 @@ class CLSR(nn.ModuleDict):
         activation: Branch,
         inner_dropout: float,
         expert_ids: Tensor | None,  # (B,) on the CPU: index into this dict's languages, or SHARED
-        mode: str = "learned",
+        mode: LayerMode = "learned",
         noise: float = 0.0,
         skip: float = 0.0,
+        straight_through: bool = False,
     ) -> tuple[Tensor, Gates]:
-        """Blend the branches. Returns the FFN's output (B, T, D) and the gates."""
+        """Blend the branches. Returns the FFN's output (B, T, D) and the gates.
+
+        ``noise``, ``skip`` and ``straight_through`` are of training alone.
+        """
         if expert_ids is None or not len(self):
             return shared(x), Gates(torch.zeros(x.shape[:2], device=x.device), False)
         if self.training:
-            return self._blend(x, shared, activation, inner_dropout, expert_ids, mode, noise, skip)
+            return self._blend(
+                x, shared, activation, inner_dropout, expert_ids, mode, noise, skip,
+                straight_through,
+            )  # fmt: skip
         if mode == "soft":
             return self._blend(x, shared, activation, 0.0, expert_ids, mode)
         route = self._route_densely if self._shapes_are_static(x) else self._route
@@ -147,7 +237,7 @@ class CLSR(nn.ModuleDict):
             or (x.is_cuda and torch.cuda.is_current_stream_capturing())
         )
 
-    def _groups(self, expert_ids: Tensor, device: torch.device) -> list[tuple[Expert, Rows]]:
+    def _groups(self, expert_ids: Tensor, device: torch.device) -> list[tuple[AnyExpert, Rows]]:
         """(expert, its rows) for each language of the batch."""
         experts = list(self.values())
         ids = tuple(expert_ids.tolist())
@@ -160,40 +250,71 @@ class CLSR(nn.ModuleDict):
         activation: Branch,
         inner_dropout: float,
         expert_ids: Tensor,
-        mode: str,
+        mode: LayerMode,
         noise: float = 0.0,
         skip: float = 0.0,
+        straight_through: bool = False,
     ) -> tuple[Tensor, Gates]:
-        """Training, and mode "soft": soft gates weigh both branches, token by token."""
+        """Training, and mode "soft": gates weigh both branches, token by token."""
         groups = self._groups(expert_ids, x.device)
-        soft = [soft_gate(expert.gate, _take(x, rows), mode, noise) for expert, rows in groups]
+        drawn = [
+            soft_gate(expert.gate, _take(x, rows), mode, noise, straight_through)
+            for expert, rows in groups
+        ]
         gates = torch.zeros(x.shape[:2], device=x.device)
-        for (_, rows), values in zip(groups, soft, strict=True):
+        for (_, rows), values in zip(groups, drawn, strict=True):
             gates = _put(gates, rows, values)
+
+        def said_by(expert: AnyExpert, mine: Tensor) -> Tensor:
+            if isinstance(expert, LowRankExpert):
+                return shared(mine, [Update(expert)])
+            return expert(mine, activation, inner_dropout)
+
+        if mode == "open" and not skip and len(groups) == 1 and groups[0][1] is None:
+            return said_by(groups[0][0], x), Gates(gates, False)
         y = shared(x)
         # One draw a layer and pass. The gates stay in the trace: the budget must reach them.
         skipped = bool(groups) and skip > 0 and torch.rand(()).item() < skip
         if not skipped:
-            for (expert, rows), values in zip(groups, soft, strict=True):
+            for (expert, rows), values in zip(groups, drawn, strict=True):
                 g = values.unsqueeze(-1).to(y.dtype)
-                said = expert(_take(x, rows), activation, inner_dropout)
+                said = said_by(expert, _take(x, rows))
                 y = _put(y, rows, g * said + (1 - g) * _take(y, rows))
         return y, Gates(gates, skipped)
 
     def _route(
-        self, x: Tensor, shared: Branch, activation: Branch, expert_ids: Tensor, mode: str
+        self, x: Tensor, shared: Branch, activation: Branch, expert_ids: Tensor, mode: LayerMode
     ) -> tuple[Tensor, Tensor]:
-        """Send each token through the one branch that its hard gate picked."""
-        picked, branches = self._choose(x, activation, expert_ids, mode)
-        tokens = picked.numel()
+        """Send each token through the one branch that its hard gate picked.
+
+        Low-rank experts speak within the shared branch, which takes their tokens along.
+        """
+        chosen = self._choose(x, expert_ids, mode)
+        picked = torch.stack([mine for _, mine in chosen]).any(0) if chosen else _nowhere(x)
+        whole = [(e, _places(mine)) for e, mine in chosen if isinstance(e, Expert)]
+        small = [(e, mine) for e, mine in chosen if isinstance(e, LowRankExpert)]
+        if small and not whole and x.shape[1] == 1:
+            return shared(x, [Update(e, where=mine.unsqueeze(-1)) for e, mine in small]), picked
+        tokens, flat = picked.numel(), x.reshape(picked.numel(), -1)
+        branches: list[tuple[Branch, Tensor]] = [
+            (partial(expert, activation=activation, inner_dropout=0.0), index)
+            for expert, index in whole
+            if len(index)
+        ]
         left = tokens - sum(len(index) for _, index in branches)
         if left == tokens:
-            return shared(x), picked  # stock Whisper's own arithmetic, bit for bit
+            updates = _updates((e, _places(mine)) for e, mine in small)
+            # Without any, stock Whisper's own arithmetic, bit for bit.
+            return shared(flat, updates).view_as(x) if updates else shared(x), picked
         if left:
-            branches.append((shared, (~picked).view(-1).nonzero().squeeze(1)))
+            rest = _nowhere(x).view(-1)
+            for _, index in branches:
+                rest[index] = True
+            rest = _places(~rest)
+            updates = _updates((e, _places(mine.view(-1)[rest])) for e, mine in small)
+            branches.append((partial(shared, updates=updates) if updates else shared, rest))
         elif len(branches) == 1:
             return branches[0][0](x), picked
-        flat = x.reshape(tokens, -1)
         parts = [branch(flat.index_select(0, index)) for branch, index in branches]
         y = torch.empty_like(flat, dtype=parts[0].dtype)
         for (_, index), part in zip(branches, parts, strict=True):
@@ -201,71 +322,87 @@ class CLSR(nn.ModuleDict):
         return y.view_as(x), picked
 
     def _choose(
-        self, x: Tensor, activation: Branch, expert_ids: Tensor, mode: str
-    ) -> tuple[Tensor, list[tuple[Branch, Tensor]]]:
-        """Tokens (B, T) that an expert speaks for; each such expert with their flat indices."""
+        self, x: Tensor, expert_ids: Tensor, mode: LayerMode
+    ) -> list[tuple[AnyExpert, Tensor]]:
+        """Each expert of the batch, with the tokens (B, T) that it speaks for."""
         chosen = []
-        picked = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         for expert, rows in self._groups(expert_ids, x.device):
             mine = hard_gate(expert.gate, _take(x, rows), mode)
             if rows is not None:
-                mine = torch.zeros_like(picked).index_copy_(0, rows, mine)
-            picked = picked | mine
-            index = mine.view(-1).nonzero().squeeze(1)
-            if len(index):
-                chosen.append((partial(expert, activation=activation, inner_dropout=0.0), index))
-        return picked, chosen
+                mine = _nowhere(x).index_copy_(0, rows, mine)
+            chosen.append((expert, mine))
+        return chosen
 
     def _route_densely(
-        self, x: Tensor, shared: Branch, activation: Branch, expert_ids: Tensor, mode: str
+        self, x: Tensor, shared: Branch, activation: Branch, expert_ids: Tensor, mode: LayerMode
     ) -> tuple[Tensor, Tensor]:
         """The same from every branch for every token, by operations of fixed shape alone.
 
         All resident experts speak, in the batch or not, so that one graph serves any batch.
         """
         ids = expert_ids.to(x.device)
-        picked = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-        y = shared(x)
-        for index, expert in enumerate(self.values()):
-            mine = hard_gate(expert.gate, x, mode) & (ids == index).unsqueeze(1)
-            y = torch.where(mine.unsqueeze(-1), expert(x, activation, 0.0), y)
+        heard = [
+            (expert, hard_gate(expert.gate, x, mode) & (ids == index).unsqueeze(1))
+            for index, expert in enumerate(self.values())
+        ]
+        picked = _nowhere(x)
+        small = [(e, m) for e, m in heard if isinstance(e, LowRankExpert)]
+        updates = [Update(expert, where=mine.unsqueeze(-1)) for expert, mine in small]
+        y = shared(x, updates) if updates else shared(x)
+        for expert, mine in heard:
+            if isinstance(expert, Expert):
+                y = torch.where(mine.unsqueeze(-1), expert(x, activation, 0.0), y)
             picked = picked | mine
         return y, picked
 
 
 def check_gate_mode(mode: GateMode, layers: Sequence[str]) -> None:
     """Raise UserError for a mode that is none, or for a layer that is not among ``layers``."""
-    if not isinstance(mode, str) and (strangers := [name for name in mode if name not in layers]):
+    if isinstance(mode, Mapping) and (strangers := [name for name in mode if name not in layers]):
         raise UserError(
             f"gate_mode names layer {strangers[0]!r}: expected one of {', '.join(layers)}"
         )
-    for wanted in (mode,) if isinstance(mode, str) else mode.values():
-        if wanted not in GATE_MODES:
+    for wanted in mode.values() if isinstance(mode, Mapping) else (mode,):
+        share = isinstance(wanted, (int, float)) and not isinstance(wanted, bool)
+        if not (0 <= wanted <= 1 if share else wanted in GATE_MODES):
             raise UserError(
-                f"gate_mode {wanted!r} is unknown: expected one of {', '.join(GATE_MODES)}"
+                f"gate_mode {wanted!r} is unknown: expected one of {', '.join(GATE_MODES)}, or a "
+                "share from 0 to 1"
             )
 
 
-def mode_of(mode: GateMode, layer: str) -> str:
+def mode_of(mode: GateMode, layer: str) -> LayerMode:
     """What a mode means for one layer."""
-    return mode if isinstance(mode, str) else mode.get(layer, "learned")
+    return mode.get(layer, "learned") if isinstance(mode, Mapping) else mode
 
 
-def hard_gate(gate: Gate, x: Tensor, mode: str = "learned") -> Tensor:
-    """(B, T, D) -> (B, T) bool: the expert speaks where the score is not negative."""
+def hard_gate(gate: Gate, x: Tensor, mode: LayerMode = "learned") -> Tensor:
+    """(B, T, D) -> (B, T) bool: the expert speaks where the score is not negative.
+
+    Of a share: where torch's generator says so, whatever the gate.
+    """
     if mode == "learned":
         return gate(x) >= 0
-    return torch.full(x.shape[:2], mode == "open", device=x.device)
+    if isinstance(mode, str):
+        return torch.full(x.shape[:2], mode == "open", device=x.device)
+    return torch.rand(x.shape[:2], device=x.device) < mode
 
 
-def soft_gate(gate: Gate, x: Tensor, mode: str, noise: float) -> Tensor:
-    """(B, T, D) -> (B, T) in (0, 1): sigmoid(score + noise * N(0, 1)); mode "soft": without it."""
+def soft_gate(
+    gate: Gate, x: Tensor, mode: LayerMode, noise: float, straight_through: bool = False
+) -> Tensor:
+    """(B, T, D) -> (B, T) in (0, 1): sigmoid(score + noise * N(0, 1)); mode "soft": without it.
+
+    ``straight_through``: 0 or 1, the gradient as if it were not.
+    """
     score = gate(x)
     if mode == "soft":
         return score.sigmoid()
     if mode != "learned":
         return torch.full_like(score, float(mode == "open"))
-    return torch.sigmoid(score + noise * torch.randn_like(score))
+    score = score + noise * torch.randn_like(score)
+    soft = torch.sigmoid(score)
+    return (score >= 0).float() + (soft - soft.detach()) if straight_through else soft
 
 
 @lru_cache(maxsize=32)
@@ -282,6 +419,21 @@ def rows_by_expert(ids: tuple[int, ...], device: torch.device) -> list[tuple[int
             (index, torch.tensor([row for row, i in enumerate(ids) if i == index], device=device))
             for index in found
         ]
+
+
+def _nowhere(x: Tensor) -> Tensor:
+    """(B, T, D) -> no token of them: a mask (B, T)."""
+    return torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+
+
+def _updates(found: Iterable[tuple[LowRankExpert, Tensor]]) -> list[Update]:
+    """Low-rank experts at the tokens of each, those without any left out."""
+    return [Update(expert, at) for expert, at in found if len(at)]
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Flat indices of the tokens of a mask."""
+    return mask.reshape(-1).nonzero().squeeze(1)
 
 
 def _take(x: Tensor, rows: Rows) -> Tensor:

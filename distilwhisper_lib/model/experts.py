@@ -20,7 +20,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import sha256_file, write_atomic
 from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model.authors import our_names, their_name
-from distilwhisper_lib.model.clsr import Expert
+from distilwhisper_lib.model.clsr import AnyExpert
 from distilwhisper_lib.model.hub import NotThere, Source
 from distilwhisper_lib.model.tensors import (
     read_metadata,
@@ -203,13 +203,19 @@ def _check_language(path: Path, found: list[str | None], code: str) -> None:
         )
 
 
-def build_experts(model: Routed, tensors: dict[str, Tensor]) -> list[Expert]:
+def rank_of(tensors: dict[str, Tensor]) -> int | None:
+    """The rank of the experts of a file; None of whole feed-forward networks."""
+    down = [tensor for name, tensor in tensors.items() if name.endswith(".fc1.down.weight")]
+    return len(down[0]) if down and down[0].dim() else None
+
+
+def build_experts(model: Routed, tensors: dict[str, Tensor]) -> list[AnyExpert]:
     """Checked tensors -> an expert for each layer, with the layer's dtype and device."""
-    built = []
+    built, rank = [], rank_of(tensors)
     for prefix, layer in zip(layer_names(model), model.routed_layers(), strict=True):
         like = layer.fc1.weight
         # Without drawing weights first, which takes time and numbers from the random generator.
-        expert = layer.new_expert("meta").to(like.dtype).to_empty(device=like.device)
+        expert = layer.new_expert("meta", rank).to(like.dtype).to_empty(device=like.device)
         mine = [name for name in tensors if name.startswith(f"{prefix}.")]
         expert.load_state_dict({name.removeprefix(f"{prefix}."): tensors[name] for name in mine})
         built.append(expert)
@@ -223,7 +229,7 @@ def check_expert(model: Routed, code: str, tensors: dict[str, Tensor]) -> None:
     """
     wanted = {}
     for prefix, layer in zip(layer_names(model), model.routed_layers(), strict=True):
-        blueprint = layer.new_expert("meta").state_dict()
+        blueprint = layer.new_expert("meta", rank_of(tensors)).state_dict()
         wanted |= {f"{prefix}.{k}": tuple(v.shape) for k, v in blueprint.items()}
     faults = [f"{name} is missing" for name in wanted if name not in tensors]
     faults += [f"{name} is not expected" for name in tensors if name not in wanted]

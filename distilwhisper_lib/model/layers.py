@@ -6,6 +6,7 @@ transformers hands every keyword of a model's forward pass down to each layer: w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperEncoderLayer
 
 from distilwhisper_lib.model import authors
-from distilwhisper_lib.model.clsr import CLSR, Expert, mode_of
+from distilwhisper_lib.model.clsr import CLSR, AnyExpert, Expert, LowRankExpert, Update, mode_of
 
 
 class DistilWhisperConfig(WhisperConfig):
@@ -24,6 +25,8 @@ class DistilWhisperConfig(WhisperConfig):
     model_type = "distilwhisper"
     # Whisper code -> id of its language token; the order is the order of expert ids.
     expert_tokens: dict | None = None
+    # Whisper code -> rank, of the languages whose experts are low-rank.
+    expert_ranks: dict | None = None
     gate_dim: int = 64
     gate_dropout: float | int = 0.1
     expert_dropout: float | int = 0.3
@@ -49,21 +52,34 @@ class _RoutedFFN:
     def _add_clsr(self, config: DistilWhisperConfig, index: int) -> None:
         self.config = config
         self.route_name = f"{self._side}.{index + 1}"  # counted as in figures, from 1
-        self.clsr = CLSR({code: self.new_expert() for code in config.expert_languages})
+        ranks = config.expert_ranks or {}
+        self.clsr = CLSR({c: self.new_expert(rank=ranks.get(c)) for c in config.expert_languages})
 
-    def new_expert(self, device: str | torch.device | None = None) -> Expert:
-        """An expert of this layer's dimensions, its weights still to be set."""
-        c = self.config
+    def new_expert(
+        self, device: str | torch.device | None = None, rank: int | None = None
+    ) -> AnyExpert:
+        """An expert of this layer's dimensions, low-rank if of a rank, its weights still to be
+        set."""
+        c, ffn_dim = self.config, self.fc1.out_features
         with torch.device(device or torch.get_default_device()):
-            return Expert(
-                c.d_model, self.fc1.out_features, c.gate_dim, c.gate_dropout, c.expert_dropout
+            if rank is None:
+                return Expert(c.d_model, ffn_dim, c.gate_dim, c.gate_dropout, c.expert_dropout)
+            return LowRankExpert(
+                c.d_model, ffn_dim, rank, c.gate_dim, c.gate_dropout, c.expert_dropout
             )
 
-    def shared(self, x: Tensor) -> Tensor:
+    def shared(self, x: Tensor, updates: Sequence[Update] = ()) -> Tensor:
+        """The shared branch, (..., D) -> (..., D), with low-rank experts speaking in it."""
+        hidden = self.fc1(x)
+        for update in updates:
+            hidden = update.add("fc1", x, hidden)
         hidden = F.dropout(
-            self.activation_fn(self.fc1(x)), self.activation_dropout, training=self.training
+            self.activation_fn(hidden), self.activation_dropout, training=self.training
         )
-        return F.dropout(self.fc2(hidden), self.dropout, training=self.training)
+        y = self.fc2(hidden)
+        for update in updates:
+            y = update.add("fc2", hidden, y)
+        return F.dropout(y, self.dropout, training=self.training)
 
     def _ffn(self, x: Tensor, route: dict[str, Any]) -> Tensor:
         """Residual, layer norm and the blend: (B, T, D) -> (B, T, D)."""
@@ -77,6 +93,7 @@ class _RoutedFFN:
             mode=mode_of(route.get("gate_mode", "learned"), self.route_name),
             noise=route.get("gate_noise", 0.0),
             skip=self.config.skip,
+            straight_through=route.get("straight_through", False),
         )
         if trace is not None:
             trace.add(self._side, gates)
@@ -84,7 +101,7 @@ class _RoutedFFN:
 
 
 # What a forward pass tells its layers about routing; the rest of **kwargs goes to attention.
-_ROUTE = ("expert_ids", "gate_mode", "gate_noise", "gate_trace")
+_ROUTE = ("expert_ids", "gate_mode", "gate_noise", "straight_through", "gate_trace")
 
 
 def _split_route(kwargs: dict[str, Any]) -> dict[str, Any]:

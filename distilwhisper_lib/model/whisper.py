@@ -27,7 +27,14 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model import authors, experts
-from distilwhisper_lib.model.clsr import SHARED, Expert, GateMode, GateTrace, check_gate_mode
+from distilwhisper_lib.model.clsr import (
+    SHARED,
+    AnyExpert,
+    GateMode,
+    GateTrace,
+    LowRankExpert,
+    check_gate_mode,
+)
 from distilwhisper_lib.model.hub import OPTIONS, Source, loading
 from distilwhisper_lib.model.layers import (
     DistilWhisperConfig,
@@ -162,12 +169,12 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         """The names that a gate_mode gives layers: encoder.1, ..., decoder.1, ..."""
         return [layer.route_name for layer in self.routed_layers()]
 
-    def add_expert(self, language: str) -> str:
+    def add_expert(self, language: str, rank: int | None = None) -> str:
         """Give ``language`` (name or code) an expert in every layer; returns its code.
 
-        Each expert starts as a copy of the layer's FFN, each gate as N(0, init_std)
-        with bias 0. Raises UserError when it is there already or the tokenizer has no such
-        language.
+        Each expert starts as a copy of the layer's FFN, or, with a ``rank``, as no change of it;
+        each gate as N(0, init_std) with bias 0. Raises UserError when it is there already or the
+        tokenizer has no such language.
         """
         code, _ = whisper_language(language)
         if code in self.languages:
@@ -175,30 +182,38 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         self._language_token(code)
         fresh = []
         for layer in self.routed_layers():
-            expert = layer.new_expert(layer.fc1.weight.device)
+            expert = layer.new_expert(layer.fc1.weight.device, rank)
             for linear in (expert.gate.inner, expert.gate.outer):
                 nn.init.normal_(linear.weight, std=self.config.init_std)
             nn.init.zeros_(expert.gate.inner.bias)
-            expert.fc1.load_state_dict(layer.fc1.state_dict())
-            expert.fc2.load_state_dict(layer.fc2.state_dict())
+            for name in ("fc1", "fc2"):
+                if rank is None:
+                    getattr(expert, name).load_state_dict(getattr(layer, name).state_dict())
+                else:
+                    getattr(expert, name).reset()
             fresh.append(expert.to(layer.fc1.weight))
         self._attach(code, fresh)
         return code
 
-    def _attach(self, code: str, fresh: list[Expert]) -> None:
+    def _attach(self, code: str, fresh: list[AnyExpert]) -> None:
         """Give every layer its new expert: the model changes here and nowhere before."""
         token = self._language_token(code)
         for layer, expert in zip(self.routed_layers(), fresh, strict=True):
             layer.clsr[code] = expert.train(self.training)
         self.config.expert_tokens = {**(self.config.expert_tokens or {}), code: token}
+        ranks = {k: v for k, v in (self.config.expert_ranks or {}).items() if k != code}
+        if isinstance(fresh[0], LowRankExpert):
+            ranks[code] = fresh[0].rank
+        self.config.expert_ranks = ranks or None
 
     def remove_expert(self, language: str) -> None:
         """Take a language's experts and gates out of every layer."""
         code = self._resident(language)
         for layer in self.routed_layers():
             del layer.clsr[code]
-        remaining = {k: v for k, v in self.config.expert_tokens.items() if k != code}
-        self.config.expert_tokens = remaining or None
+        for name in ("expert_tokens", "expert_ranks"):
+            known = getattr(self.config, name) or {}
+            setattr(self.config, name, {k: v for k, v in known.items() if k != code} or None)
 
     def load_experts(
         self,
@@ -231,7 +246,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         experts.check_expert(self, code, tensors)
         if convert and path.suffix != ".safetensors":
             experts.convert_expert(path, code)
-        if code in self.languages:
+        if code in self.languages and experts.rank_of(tensors) == self.rank_of(code):
             self.load_state_dict(experts.to_model_names(tensors, code), strict=False)
         else:
             self._attach(code, experts.build_experts(self, tensors))
@@ -261,11 +276,15 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             return experts.write_authors_expert(tensors, code, folder)
         return experts.write_expert(tensors, code, folder, {"base": self.name_or_path, **metadata})
 
-    def freeze_all_but_expert(self, language: str) -> None:
-        """Let only one language's experts and gates train."""
-        code = self._resident(language)
+    def freeze_all_but_expert(self, language: str, gates_alone: bool = False) -> None:
+        """Let only one language's experts and gates train, or its gates alone."""
+        mine = f".clsr.{self._resident(language)}." + "gate." * gates_alone
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(f".clsr.{code}." in name)
+            parameter.requires_grad_(mine in name)
+
+    def rank_of(self, language: str) -> int | None:
+        """The rank of a resident language's experts; None of whole feed-forward networks."""
+        return (self.config.expert_ranks or {}).get(self._resident(language))
 
     def set_language_task(self, language: str | None = None, task: str = "transcribe") -> None:
         """What ``generate`` does when it is given neither ``language`` nor ``task``."""
@@ -343,6 +362,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         expert_ids: Tensor | None = None,
         gate_mode: GateMode = "learned",
         gate_noise: float = 0.0,
+        straight_through: bool = False,
         output_gates: bool = False,
         with_logits: bool = True,
         **kwargs: Any,
@@ -351,9 +371,10 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
 
         ``language_ids``: language token of each row (B,); read from the decoder prompt when left
         out. ``expert_ids``: the same as indices, see expert_ids_of(). ``gate_mode``: "learned",
-        "open" (expert everywhere), "closed" (shared everywhere) or "soft" (both, weighed as in
-        training); or one of these by layer name, {"encoder.1": "closed"}, all others learned.
-        ``gate_noise``: its alpha, in training.
+        "open" (expert everywhere), "closed" (shared everywhere), "soft" (both, weighed as in
+        training) or a number, the share of tokens that the expert gets at random; or one of these
+        by layer name, {"encoder.1": "closed"}, all others learned. Of training alone:
+        ``gate_noise``, its alpha; ``straight_through``, gates that are 0 or 1 there too.
         ``output_gates``: return a GateTrace. ``with_logits=False``: stop before the head, and
         return the decoder's final hidden states instead of logits (and of any loss).
         """
@@ -379,6 +400,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             expert_ids=expert_ids,
             gate_mode=gate_mode,
             gate_noise=gate_noise,
+            straight_through=straight_through,
             gate_trace=trace,
             **kwargs,
         )
