@@ -25,6 +25,7 @@ from distilwhisper_lib.losses.teacher import Teacher, TeacherSource
 from distilwhisper_lib.model.loading import prepare
 from distilwhisper_lib.speech.features import Collator
 from distilwhisper_lib.training.checkpoints import Clock
+from distilwhisper_lib.training.stages import stages
 from distilwhisper_lib.training.trainer import make_trainer
 
 EPOCHS = 10
@@ -48,7 +49,8 @@ class Trainee:
         config = _config(method, precision or setting.precision, rows)
         data = SimpleNamespace(train=table, validation=table)
         student = prepare(student, config)
-        trainer = make_trainer(student, PROCESSOR, teacher, config, data, Clock(Path("clock")))
+        (stage,) = stages(config, Path("checkpoints"))
+        trainer = make_trainer(student, PROCESSOR, teacher, stage, data, Clock(Path("clock")))
         # What trainer.train() would do before its first step, half-way through the schedule.
         trainer.state.max_steps, trainer.state.global_step = 100, 50
         trainer.current_gradient_accumulation_steps = 1

@@ -231,7 +231,7 @@ def tensors() -> dict[str, torch.Tensor]:
 def expert_files(layout: str) -> Files:
     from safetensors.torch import save
 
-    about = {"format": "pt", "version": experts.FORMAT_VERSION, "language": "ca", "base": "x"}
+    about = {"format": "pt", "version": experts.FORMAT_VERSIONS[0], "language": "ca", "base": "x"}
     if layout == "kit":
         return {"expert.catalan.safetensors": save(tensors(), about)}
     theirs = experts.to_model_names(tensors(), "ca")

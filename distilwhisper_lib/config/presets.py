@@ -37,17 +37,38 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
 AUTHORS_DISTILLATION = {"task_weight": 0.5 / 1.41**2, "distil_weight": 0.5}
 
 
+# Ways to train experts and gates, see RunConfig.recipe. "decisive" (KIT): gates that are hard in
+# training, an expert that is a small change of the shared network, experts first and gates after,
+# a budget for each side. Chosen on validation, see benchmarks/tuning.json.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "decisive": {
+        "expert": "low_rank",
+        "expert_dropout": 0.05,
+        "skip": 0.0,
+        "expert_warmup": 1.0,
+        "router_epochs": 2,
+        "gate_rate": 3.0,
+        "gate_training": "straight_through",
+        "gate_noise": 0.0,
+        "budget_scope": "side",
+    },
+}
+
+
 @dataclass(frozen=True)
 class Preset:
-    """``common`` holds for every method, ``methods`` for one; ``languages`` empty means any.
+    """``common`` holds for every method, ``methods`` for one, ``recipes`` for those with experts
+    under one of RECIPES; ``languages`` empty means any.
 
-    ``source``: where the values of both come from.
+    ``source``: where the values come from.
     """
 
     about: str
     source: str
     common: dict[str, Any]
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     languages: tuple[str, ...] = ()
 
 
@@ -101,6 +122,7 @@ PRESETS: dict[str, Preset] = {
             "full": {"learning_rate": 5e-4},
             "lora": {"learning_rate": 6e-3, "precision": "fp32"},
         },
+        {"decisive": {"learning_rate": 6e-3, "expert_rank": 16}},  # as LoRA
     ),
     # Real weights and real speech in miniature: Whisper-base on the lines of one actor a language
     # (fillets.py), with a Whisper-base as teacher that was tuned on all the speech there is. It
@@ -137,6 +159,7 @@ PRESETS: dict[str, Preset] = {
             "full": {"learning_rate": 2e-5},
             "lora": {"learning_rate": 1e-3},
         },
+        {"decisive": {"learning_rate": 1e-3}},  # as LoRA
     ),
     # Own recordings (data/speech, data/speech_ood) with the paper's models and settings: one GPU
     # of 16 GB or more.
@@ -202,6 +225,11 @@ PROFILES: dict[str, dict[str, Any]] = {
         "activation_checkpointing": False,
     },
 }
+
+
+def recipe_settings(preset: str, recipe: str) -> dict[str, Any]:
+    """What a recipe sets in a preset."""
+    return {"recipe": recipe} | RECIPES[recipe] | PRESETS[preset].recipes.get(recipe, {})
 
 
 def settings_for(hardware: str, batch_size: int) -> dict[str, Any]:

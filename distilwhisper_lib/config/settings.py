@@ -28,6 +28,7 @@ from distilwhisper_lib.config.presets import (  # fmt: skip
     SEED,
     THIS_RUN,
     Preset,
+    recipe_settings,
     revision_of,
     settings_for,
 )
@@ -172,19 +173,45 @@ class RunConfig:
     hardware: Literal["none", "cpu", "t4", "l4", "a100"] = _setting("none", hashed=False)
     workers: int = _setting(0, hashed=False)  # processes that read audio
 
-    # Experts and gates.
+    # The method's training as the paper has it, or as gates come to decide: presets.RECIPES, which
+    # sets what stands below. Only of methods with experts.
+    recipe: Literal["paper", "decisive"] = _setting("paper", hashed=False)
+
+    # Experts and gates. ``expert``: "ffn", a copy of the feed-forward network; "low_rank", a change
+    # of its two weights of expert_rank (LoRA, Hu et al., 2021, eq. 3), a sixth of the size.
+    expert: Literal["ffn", "low_rank"] = _setting("ffn", PAPER)
+    expert_rank: int = _setting(64)
     gate_dim: int = _setting(64, CODE)
     gate_noise: float = _setting(5.0, CODE)  # alpha at the end of training
     gate_dropout: float = _setting(0.1, CODE)
+    # On an ffn expert's output; of a low-rank one on what its products read, as LoRA's.
     expert_dropout: float = _setting(0.3, CODE)
     skip: float = _setting(0.2, PAPER)  # chance per layer and pass to leave the expert out
     budget: float = _setting(0.5, PAPER)  # b of the gate loss
     gate_weight: float = _setting(1.0, PAPER)
+    # L_gate = mean over means of |mean gate - b|: one mean over all positions; one for the encoder
+    # and one for the decoder; one a layer.
+    budget_scope: Literal["pooled", "side", "layer"] = _setting("pooled", PAPER)
+    # "noisy": g = sigmoid(score + alpha N(0, 1)). "straight_through": 0 or 1 as at inference, with
+    # the gradient of the former (Bengio et al., 2013), from this fraction of a stage on.
+    gate_training: Literal["noisy", "straight_through"] = _setting("noisy", PAPER)
+    straight_through_from: float = _setting(0.0)
+    # The gates' learning rate, in multiples of the experts'.
+    gate_rate: float = _setting(1.0, PAPER)
+    # Fraction of the training with every gate open and none of them trained: g = 1.
+    expert_warmup: float = _setting(0.0, PAPER)
+    # After ``epochs`` so many more in which the best experts are frozen and gates train alone.
+    router_epochs: int = _setting(0, PAPER)
+    # Which gates are heard in validation and tests: 0 or 1; weighing both branches, sigmoid(score);
+    # or none, the expert everywhere.
+    gate_mode: Literal["hard", "soft", "open"] = _setting("hard", PAPER)
 
     # Distillation: task_weight (CE + gate_weight gate) + distil_weight KD.
     task_weight: float = _setting(1.0, PAPER)
     distil_weight: float = _setting(2.0, PAPER)
     temperature: float = _setting(1.0, PAPER)
+    # Which stage of a training with router_epochs learns from the teacher.
+    distil_stage: Literal["both", "experts", "router"] = _setting("both")
     # The teacher runs once and its final hidden states are kept, or its likeliest tokens, or it
     # runs in every step, as it always does under the authors' conventions: see losses/targets.py.
     teacher_targets: Literal["hidden", "top_k", "online"] = _setting("hidden")
@@ -242,6 +269,8 @@ class RunConfig:
     def overrides(self) -> dict[str, Any]:
         """The settings in which this run differs from its preset, method and hardware profile."""
         profile = {} if self.hardware == "none" else {"hardware": self.hardware}
+        if self.recipe != usual_recipe(self.preset, self.method):
+            profile["recipe"] = self.recipe
         usual = resolve(self.method, self.preset, self.language, self.seed, profile)
         changed = {k: v for k, v in self.to_dict().items() if v != getattr(usual, k)}
         for role in ("student", "teacher"):  # the commit that comes with a model needs no word
@@ -255,6 +284,7 @@ class RunConfig:
         found = {f.name: f.metadata.get("source", THIS_RUN) for f in _fields()}
         found |= dict.fromkeys(METHOD_SETTINGS.get(self.method, {}), RECIPE)
         found |= dict.fromkeys(preset.common | preset.methods.get(self.method, {}), preset.source)
+        found |= dict.fromkeys(recipe_settings(self.preset, self.recipe), f"recipe {self.recipe}")
         found |= dict.fromkeys(settings_for(self.hardware, self.batch_size), KIT)
         found |= dict.fromkeys(self.overrides(), THIS_RUN)
         if self.conventions == "authors" and self.method in DISTILLED:
@@ -302,6 +332,11 @@ class RunConfig:
         if self.method not in DISTILLED:
             return None
         return "online" if self.conventions == "authors" else self.teacher_targets
+
+    @property
+    def inference_gates(self) -> str:
+        """``gate_mode`` as the model's forward() calls it."""
+        return "learned" if self.gate_mode == "hard" else self.gate_mode
 
     @property
     def student_or_teacher(self) -> str:
@@ -356,6 +391,11 @@ def resolve(
     }
     _check_language(preset, chosen, identity["language"])
     settings = METHOD_SETTINGS.get(method, {}) | chosen.common | chosen.methods.get(method, {})
+    if method in WITH_EXPERTS:
+        recipe = coerce("recipe", (settings | overrides).get("recipe", "paper"), _types()["recipe"])
+        settings |= recipe_settings(preset, recipe)
+    else:
+        settings.pop("recipe", None)
     settings |= _of_hardware(settings | overrides) | overrides
     if settings.get("conventions") == "authors" and method in DISTILLED:
         settings = AUTHORS_DISTILLATION | settings
@@ -383,6 +423,12 @@ def decisive(method: str) -> set[str]:
         return {f.name for f in _fields() if f.metadata.get("hashed", True)} - {"preset"}
     model = "teacher" if method == "teacher" else "student"
     return OF_TESTS | {model, f"{model}_revision"}
+
+
+def usual_recipe(preset: str, method: str) -> str:
+    """The recipe that a preset takes by itself."""
+    common = PRESETS[preset].common if method in WITH_EXPERTS else {}
+    return common.get("recipe", "paper")
 
 
 def _of_hardware(settings: dict[str, Any]) -> dict[str, Any]:

@@ -65,14 +65,15 @@ def coerce(name: str, value: Any, wanted: Any) -> Any:
     )
 
 
-_POSITIVE = ("batch_size", "micro_batch", "epochs", "gate_dim", "lora_rank", "max_new_tokens",
-             "eval_batch_size", "learning_rate", "temperature", "clip_norm", "lora_alpha",
-             "max_seconds", "train_size", "validation_size", "test_size",
+_POSITIVE = ("batch_size", "micro_batch", "epochs", "gate_dim", "expert_rank", "gate_rate",
+             "lora_rank", "max_new_tokens", "eval_batch_size", "learning_rate", "temperature",
+             "clip_norm", "lora_alpha", "max_seconds", "train_size", "validation_size", "test_size",
              "forgetting_clips", "window_seconds")  # fmt: skip
 _NOT_NEGATIVE = ("gate_noise", "weight_decay", "gate_weight", "task_weight", "distil_weight",
-                 "workers")  # fmt: skip
+                 "router_epochs", "workers")  # fmt: skip
 _FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_dropout", "skip",
-              "budget", "lora_dropout", "adam_beta1", "adam_beta2")  # fmt: skip
+              "budget", "lora_dropout", "adam_beta1", "adam_beta2",
+              "expert_warmup", "straight_through_from")  # fmt: skip
 
 _LARGEST = 2**53  # whole numbers up to here are the same in every JSON reader
 
@@ -116,6 +117,11 @@ def check_values(config: Any) -> None:
         value = getattr(config, name)
         if not 0 <= value <= 1:
             raise UserError(f"setting {name}={value!r} is out of range: expected from 0 to 1")
+    if config.expert_warmup == 1 and not config.router_epochs and config.gate_mode != "open":
+        raise UserError(
+            "expert_warmup=1 with router_epochs=0 never trains a gate: set router_epochs above 0, "
+            'or gate_mode to "open" for experts without gates'
+        )
     if config.batch_size % config.micro_batch and config.batch_size > config.micro_batch:
         raise UserError(
             f"batch_size={config.batch_size} is no multiple of micro_batch={config.micro_batch}: "

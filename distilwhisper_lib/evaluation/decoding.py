@@ -43,7 +43,7 @@ def transcribe(
     precision: str = "auto",
     task: str = "transcribe",
     expert_encoder: bool = False,
-    gate_mode: GateMode = "learned",
+    gate_mode: GateMode | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Transcribe a corpus table greedily, each row in its own language.
@@ -63,7 +63,8 @@ def transcribe(
     model itself stays as it is.
 
     ``task`` "translate" goes through the shared branch; ``expert_encoder`` lets each row's expert
-    speak in the encoder all the same. ``gate_mode``: of a model with experts, see its forward().
+    speak in the encoder all the same. ``gate_mode``: of a model with experts, see its forward();
+    None: those it is to be heard with.
     """
     partial = path and path.with_suffix(".batches.jsonl")
     if path is not None and path.exists():
@@ -76,7 +77,7 @@ def transcribe(
     if batches:
         batch_size = min(batch_size, batches[-1]["batch_size"])
     options = {"task": task, "max_new_tokens": max_new_tokens}
-    if gate_mode != "learned":  # stock Whisper knows no such word
+    if gate_mode is not None:  # stock Whisper knows no such word
         options["gate_mode"] = gate_mode
     with (
         _open_for_appending(partial) as file,

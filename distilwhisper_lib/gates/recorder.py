@@ -53,7 +53,8 @@ class GateRecorder:
     def take(self) -> dict[str, Tensor]:
         """What was heard since the last call, on the CPU.
 
-        "encoder" and "decoder": bool (layers, B, positions), whether the expert spoke;
+        "encoder" and "decoder": bool (layers, B, positions), whether the expert spoke or, where
+        gates are soft, weighed at least as much as the shared network;
         "encoder_scores" and "decoder_scores": the same in float32, the gates' scores, NaN where
         no gate was asked: rows without an expert, and all of them where the gates are forced.
 
@@ -64,7 +65,7 @@ class GateRecorder:
             side: torch.stack([torch.cat([s.values for s in steps], 1) for steps in layers])
             for side, layers in self._heard.items()
         }
-        taken = {side: values.bool().cpu() for side, values in sides.items()}
+        taken = {side: (values >= 0.5).cpu() for side, values in sides.items()}
         for side, layers in self._heard.items():
             scores = torch.stack(
                 [torch.cat([s.all_scores() for s in steps], 1) for steps in layers]
@@ -133,7 +134,7 @@ def hear(
     audio: Sequence[Any],  # waveforms (float32, 16 kHz)
     languages: Sequence[str],
     max_new_tokens: int,
-    gate_mode: GateMode = "learned",
+    gate_mode: GateMode | None = None,
 ) -> Hearing:
     """Transcribe a batch of clips greedily, each in its own language, and listen to the gates."""
     features = extract_features(processor.feature_extractor, audio).to(model.device, model.dtype)
@@ -158,7 +159,7 @@ def inspect_clip(
     processor: WhisperProcessor,
     row: dict[str, Any],
     max_new_tokens: int,
-    gate_mode: GateMode = "learned",
+    gate_mode: GateMode | None = None,
     with_scores: bool = False,
 ) -> dict[str, Any]:
     """Transcribe one clip of a corpus table and keep every gate, frame by frame, token by token.

@@ -107,9 +107,9 @@ def gate_mean(gates: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor
     return total / count
 
 
-def gate_budget(mean: Tensor, budget: float) -> Tensor:
-    """|mean gate - budget|."""
-    return (mean - budget).abs()
+def gate_budget(means: Tensor, budget: float) -> Tensor:
+    """|mean gate - budget|, averaged over several means where there are several, (N,) or ()."""
+    return (means - budget).abs().mean()
 
 
 def combine(

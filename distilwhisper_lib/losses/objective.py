@@ -40,6 +40,17 @@ class GateMeans(NamedTuple):
     gate_mean_decoder: Tensor
 
 
+def budgeted(run: RunConfig, gates: GateTrace, masks: Counted) -> Tensor:
+    """The means that the budget holds for, by ``budget_scope``: (), (2,) or (layers,)."""
+    means = gate_means(gates, masks)
+    if run.budget_scope == "pooled":
+        return means.gate_mean
+    if run.budget_scope == "side":
+        return torch.stack(means[1:])
+    sides = ((gates.encoder, masks.heard), (gates.decoder, masks.said))
+    return torch.stack([gate_mean([x.values], [mask]) for layers, mask in sides for x in layers])
+
+
 def gate_noise(run: RunConfig, progress: float) -> float:
     """alpha(t) of the gates' noise: grows linearly with training, to its end value.
 
@@ -82,7 +93,7 @@ def loss_parts(
     run: RunConfig,
     student: States,  # (B, T, D) and (V, D)
     labels: Tensor,  # (B, T), -100 where there is none
-    mean_gate: Tensor | None = None,  # GateMeans.gate_mean; methods with experts need it
+    means: Tensor | None = None,  # of gates, see budgeted(); None where they do not train
     teacher: States | TopK | None = None,  # of the same (B, T), where there is one
 ) -> LossParts:
     """Every part of the loss and their sum, as the run's method and conventions have it."""
@@ -101,7 +112,7 @@ def loss_parts(
         return combine(ce)
     return combine(
         ce,
-        gate_budget(mean_gate, run.budget),
+        None if means is None else gate_budget(means, run.budget),
         None if teacher is None else distil,
         task_weight=run.task_weight,
         gate_weight=run.gate_weight,

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.io.checked import one_of
 from distilwhisper_lib.io.files import sha256_file, write_atomic
 from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model.authors import our_names, their_name
@@ -29,7 +30,10 @@ from distilwhisper_lib.model.tensors import (
     write_pickle,
 )
 
-FORMAT_VERSION = "1"
+# 2: low-rank experts, or any to be heard with other gates than 0 or 1, which kits that know version
+# 1 alone could not, or would hear wrongly. All else is 1.
+FORMAT_VERSIONS = ("1", "2")
+MODES = ("learned", "soft", "open")
 LAYOUTS = ("kit", "authors")
 _IN_MODEL = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.clsr\.([a-z]+)\.(.+)")
 
@@ -85,8 +89,11 @@ def write_expert(
 ) -> Path:
     """Write an expert file whole or not at all, with language and format in its metadata."""
     path = Path(folder) / file_names(code)[0]
-    metadata = {"format": "pt", "version": FORMAT_VERSION, "language": code}
-    metadata |= {key: str(value) for key, value in about.items()}
+    metadata = {"format": "pt", "language": code} | {k: str(v) for k, v in about.items()}
+    plain = rank_of(tensors) is None and metadata.get("gate_mode", "learned") == "learned"
+    metadata["version"] = FORMAT_VERSIONS[not plain]
+    if plain:
+        metadata.pop("gate_mode", None)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_atomic(path, save(kept, metadata))
 
@@ -114,7 +121,7 @@ def convert_expert(path: str | Path, language: str) -> Path:
             raise UserError(
                 f"{target} is there already and is not made of {path.name}: move it away"
             )
-    return write_expert(read_expert(path, code), code, path.parent, about)
+    return write_expert(read_expert(path, code)[0], code, path.parent, about)
 
 
 # Reading -------------------------------------------------------------------------------------
@@ -165,21 +172,23 @@ def up_to_date(path: Path, convert: bool) -> Path:
     return source
 
 
-def read_expert(path: Path, code: str) -> dict[str, Tensor]:
-    """The tensors of an expert file, ours or (any suffix but .safetensors) the authors'.
+def read_expert(path: Path, code: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of an expert file, ours or (any suffix but .safetensors) the authors', and its
+    metadata, which the authors' has none of.
 
     Raises UserError when it is unreadable, of another language or a newer format.
     """
     if path.suffix != ".safetensors":
-        return _read_authors(path, code)
+        return _read_authors(path, code), {}
     tensors, metadata = read_safetensors(path)
-    if metadata.get("version") != FORMAT_VERSION:
+    if metadata.get("version") not in FORMAT_VERSIONS:
         raise UserError(
             f"expert file {path} has format version {metadata.get('version')!r}, expected "
-            f"{FORMAT_VERSION!r}: update the kit or write the file again"
+            f"{' or '.join(map(repr, FORMAT_VERSIONS))}: update the kit or write the file again"
         )
     _check_language(path, [metadata.get("language")], code)
-    return tensors
+    one_of(f"gate_mode of {path}", metadata.get("gate_mode", "learned"), MODES)
+    return tensors, metadata
 
 
 def _read_authors(path: Path, code: str) -> dict[str, Tensor]:

@@ -27,6 +27,8 @@ class DistilWhisperConfig(WhisperConfig):
     expert_tokens: dict | None = None
     # Whisper code -> rank, of the languages whose experts are low-rank.
     expert_ranks: dict | None = None
+    # Which gates are heard where nobody asks for others: "learned", "soft" or "open".
+    gate_mode: str = "learned"
     gate_dim: int = 64
     gate_dropout: float | int = 0.1
     expert_dropout: float | int = 0.3

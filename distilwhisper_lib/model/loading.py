@@ -88,7 +88,7 @@ def load_teacher(config: RunConfig) -> DistilWhisperForConditionalGeneration:
 def model_settings(config: RunConfig) -> dict[str, Any]:
     """What of a run's configuration load_model() must know."""
     names = ("window_seconds", "gate_dim", "gate_dropout", "expert_dropout", "skip")
-    return {name: getattr(config, name) for name in names}
+    return {name: getattr(config, name) for name in names} | {"gate_mode": config.inference_gates}
 
 
 def prepare(model: DistilWhisperForConditionalGeneration, config: RunConfig) -> nn.Module:
@@ -111,7 +111,7 @@ def prepare(model: DistilWhisperForConditionalGeneration, config: RunConfig) -> 
             task_type=None,  # Whisper takes features, not input_ids, which peft's seq2seq type adds
         )
         return get_peft_model(model, lora)
-    model.add_expert(config.language)
+    model.add_expert(config.language, config.expert_rank if config.expert == "low_rank" else None)
     model.freeze_all_but_expert(config.language)
     return model
 

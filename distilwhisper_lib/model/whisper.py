@@ -230,7 +230,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         order; None: where this model came from. ``hub``: revision, token, cache_dir,
         local_files_only, force_download, subfolder. ``convert``: also write our safetensors beside
         an authors' ``.bin``, and again when that has changed since, which is an error without it.
-        All is checked first, and a failed load, a UserError, leaves the model as it was.
+        All is checked first, and a failed load, a UserError, leaves the model as it was. Experts
+        that are to be heard with other gates than 0 or 1 say so: the first one sets
+        config.gate_mode.
         """
         code, _ = whisper_language(language)
         if code not in self.languages:
@@ -242,14 +244,21 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             )
         place = Source(place.name, place.options | hub)
         path = experts.up_to_date(experts.find_expert(code, place), convert)
-        tensors = experts.read_expert(path, code)
+        tensors, about = experts.read_expert(path, code)
         experts.check_expert(self, code, tensors)
+        mode = about.get("gate_mode", "learned")
+        if mode != self.config.gate_mode and set(self.languages) - {code}:
+            raise UserError(
+                f"expert file {path} is to be heard with {mode} gates, the experts that are here "
+                f"with {self.config.gate_mode} ones: load them into a model each"
+            )
         if convert and path.suffix != ".safetensors":
             experts.convert_expert(path, code)
         if code in self.languages and experts.rank_of(tensors) == self.rank_of(code):
             self.load_state_dict(experts.to_model_names(tensors, code), strict=False)
         else:
             self._attach(code, experts.build_experts(self, tensors))
+        self.config.gate_mode = mode
 
     def save_experts(
         self,
@@ -274,7 +283,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         if layout == "authors":
             return experts.write_authors_expert(tensors, code, folder)
-        return experts.write_expert(tensors, code, folder, {"base": self.name_or_path, **metadata})
+        about = {"base": self.name_or_path, "gate_mode": self.config.gate_mode, **metadata}
+        return experts.write_expert(tensors, code, folder, about)
 
     def freeze_all_but_expert(self, language: str, gates_alone: bool = False) -> None:
         """Let only one language's experts and gates train, or its gates alone."""
@@ -334,7 +344,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         """
         codes = [whisper_language(name)[0] for name in languages]
         tokens = torch.tensor([self._language_token(code) for code in codes])
-        return self.model.encoder(input_features, expert_ids=self.expert_ids_of(tokens))
+        ids = self.expert_ids_of(tokens)
+        return self.model.encoder(input_features, expert_ids=ids, gate_mode=self.config.gate_mode)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Whisper's generate(), with ``language`` (or a list, one a row) by any name or code.
@@ -360,7 +371,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         past_key_values: Any = None,
         language_ids: Tensor | None = None,
         expert_ids: Tensor | None = None,
-        gate_mode: GateMode = "learned",
+        gate_mode: GateMode | None = None,
         gate_noise: float = 0.0,
         straight_through: bool = False,
         output_gates: bool = False,
@@ -373,11 +384,13 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         out. ``expert_ids``: the same as indices, see expert_ids_of(). ``gate_mode``: "learned",
         "open" (expert everywhere), "closed" (shared everywhere), "soft" (both, weighed as in
         training) or a number, the share of tokens that the expert gets at random; or one of these
-        by layer name, {"encoder.1": "closed"}, all others learned. Of training alone:
+        by layer name, {"encoder.1": "closed"}, all others learned; None is config.gate_mode. Of
+        training alone:
         ``gate_noise``, its alpha; ``straight_through``, gates that are 0 or 1 there too.
         ``output_gates``: return a GateTrace. ``with_logits=False``: stop before the head, and
         return the decoder's final hidden states instead of logits (and of any loss).
         """
+        gate_mode = self.config.gate_mode if gate_mode is None else gate_mode
         if gate_mode != "learned":
             check_gate_mode(gate_mode, self.layer_names)
         if decoder_input_ids is None and labels is not None:

@@ -83,11 +83,8 @@ class Clock(TrainerCallback):
     """Training time over interruptions: noted with each checkpoint, gone on with after it."""
 
     def __init__(self, note: Path) -> None:
-        self.note, self.earlier, self.begin = note, 0.0, time.perf_counter()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step and self.note.exists():  # resumed
-            self.earlier = json.loads(self.note.read_text())
+        self.note, self.begin = note, time.perf_counter()
+        self.earlier = json.loads(note.read_text()) if note.exists() else 0.0  # interrupted
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if ranks.is_first():

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, WhisperProcessor, set_seed
+from transformers import AutoConfig, PretrainedConfig, TrainerState, WhisperProcessor, set_seed
 
 from distilwhisper_lib import ranks
 from distilwhisper_lib.config.settings import (
@@ -43,7 +44,8 @@ from distilwhisper_lib.model.tensors import checkpoint_hash, trained_tensors, we
 from distilwhisper_lib.speech.features import Collator
 from distilwhisper_lib.training.checkpoints import Clock, last_checkpoint
 from distilwhisper_lib.training.shares import micro_batches_each
-from distilwhisper_lib.training.trainer import DistilTrainer, make_trainer
+from distilwhisper_lib.training.stages import stages
+from distilwhisper_lib.training.trainer import make_trainer
 
 SUMMARY = "training.json"
 TARGETS = "targets.json"
@@ -97,11 +99,18 @@ def _train(config: RunConfig, data: RunData) -> Run:
         for stale in config.output_dir.glob("*.jsonl"):  # of other weights
             stale.unlink()
     clock = Clock(checkpoints / "elapsed.json")
-    trainer = make_trainer(model, processor, teacher, config, data, clock)
-    trainer.go_on(ranks.told_by_first(lambda: last_checkpoint(checkpoints)))
-    # Without the autocast that the Trainer put around its forward: as it will be loaded again.
-    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    summary = _summary(trainer, config, clock.seconds()) | about
+    states = []
+    for stage in stages(config, checkpoints):
+        if config.method in WITH_EXPERTS:
+            model.freeze_all_but_expert(config.language, stage.gates_alone)
+        trainer = make_trainer(model, processor, teacher, stage, data, clock)
+        trainer.go_on(ranks.told_by_first(partial(last_checkpoint, stage.folder)))
+        # Without the autocast that the Trainer put around its forward, as it will be loaded again.
+        model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        states.append(trainer.state)
+    if config.method in WITH_EXPERTS:
+        model.freeze_all_but_expert(config.language)
+    summary = _summary(states, model, config, clock.seconds()) | about
     ranks.wait()  # until all have read the best checkpoint
     if ranks.is_first():
         _save_trained(model, processor, config)
@@ -205,13 +214,20 @@ def _save_trained(model: Any, processor: WhisperProcessor, config: RunConfig) ->
 # The summary ---------------------------------------------------------------------------
 
 
-def _summary(trainer: DistilTrainer, config: RunConfig, seconds: float) -> dict[str, Any]:
-    history = trainer.state.log_history
-    tensors = trained_tensors(trainer.model)
-    best = trainer.state.best_model_checkpoint
+def _summary(
+    states: list[TrainerState], model: nn.Module, config: RunConfig, seconds: float
+) -> dict[str, Any]:
+    """What a run says of its training; the steps of a later stage are counted on."""
+    history, steps = [], 0
+    for state in states:
+        history += [e | {"step": steps + e["step"]} for e in state.log_history]
+        best = state.best_model_checkpoint
+        best_step = steps + (int(best.rsplit("-", 1)[1]) if best else state.global_step)
+        steps += state.global_step
+    tensors = trained_tensors(model)
     return {
-        "steps": trainer.state.global_step,
-        "epochs": round(trainer.state.epoch or 0.0, 4),
+        "steps": steps,
+        "epochs": round(sum(state.epoch or 0.0 for state in states), 4),
         "seconds": round(seconds, 1),
         "precision": precision_here(config.precision),
         "processes": ranks.count(),
@@ -219,7 +235,7 @@ def _summary(trainer: DistilTrainer, config: RunConfig, seconds: float) -> dict[
         "trainable_parameters": sum(t.numel() for t in tensors.values()),
         "artifact_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
         "peak_memory_bytes": ranks.largest(peak_memory()),
-        "best_step": int(best.rsplit("-", 1)[1]) if best else trainer.state.global_step,
+        "best_step": best_step,
         "weights_sha256": weights_hash(tensors),
         "log": [_log_entry(e) for e in history if "loss" in e],
         "validation": [

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from distilwhisper_lib import ranks
-from distilwhisper_lib.config.settings import WITH_EXPERTS, RunConfig
+from distilwhisper_lib.config.settings import WITH_EXPERTS
 from distilwhisper_lib.data.splits import RunData
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.decoding import transcribe
@@ -36,7 +36,13 @@ from distilwhisper_lib.hardware import best_device, precision_here
 from distilwhisper_lib.io.files import told
 from distilwhisper_lib.losses.chunked import States, TopK
 from distilwhisper_lib.losses.divergences import LossParts
-from distilwhisper_lib.losses.objective import counted, gate_means, gate_noise, loss_parts
+from distilwhisper_lib.losses.objective import (
+    budgeted,
+    counted,
+    gate_means,
+    gate_noise,
+    loss_parts,
+)
 from distilwhisper_lib.losses.targets import StoredTargets, StoredTeacher
 from distilwhisper_lib.losses.teacher import Teacher
 from distilwhisper_lib.model.tensors import trained_tensors, unpickling
@@ -54,6 +60,7 @@ from distilwhisper_lib.training.checkpoints import (
     seal,
 )
 from distilwhisper_lib.training.shares import MicroBatches, Share, micro_batches_each, seed_of
+from distilwhisper_lib.training.stages import Stage
 
 WEIGHTS = "trained.safetensors"
 
@@ -72,14 +79,14 @@ class DistilTrainer(Seq2SeqTrainer):
     def __init__(
         self,
         *args: Any,
-        run: RunConfig,
+        stage: Stage,
         data: RunData,
         processor: WhisperProcessor,
         teacher: Teacher | StoredTeacher | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.run, self.data, self.processor = run, data, processor
+        self.run, self.stage, self.data, self.processor = stage.run, stage, data, processor
         self.teacher = teacher and teacher.to(self.args.device)
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
         self._share = Share(
@@ -144,17 +151,20 @@ class DistilTrainer(Seq2SeqTrainer):
         with self.accelerator.autocast():
             # Before the student, whose SpecAugment masks features in place.
             target = self.teacher and self.teacher.targets(inputs)
-        noise = gate_noise(self.run, self.state.global_step / max(self.state.max_steps, 1))
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        noise, (mode, hard) = gate_noise(self.run, progress), self.stage.gates(progress)
         out = model(
             input_features=inputs["input_features"],
             decoder_input_ids=inputs["decoder_input_ids"],
             language_ids=inputs["language_ids"],
+            gate_mode=mode,
             gate_noise=noise,
+            straight_through=hard,
             output_gates=True,
             use_cache=False,
             with_logits=False,
         )
-        parts, said = self._loss_parts(out, inputs, target)
+        parts, said = self._loss_parts(out, inputs, target, trains_gates=mode != "open")
         if self.run.method in WITH_EXPERTS:
             said["gate_noise"] = torch.tensor(noise)
         for name, value in parts._asdict().items():
@@ -166,18 +176,32 @@ class DistilTrainer(Seq2SeqTrainer):
         return (loss, out) if return_outputs else loss
 
     def _loss_parts(
-        self, out: Any, inputs: dict[str, Tensor], target: States | TopK | None
+        self, out: Any, inputs: dict[str, Tensor], target: States | TopK | None, trains_gates: bool
     ) -> tuple[LossParts, dict[str, Tensor]]:
         """The loss, and the gates' means by their names in the training log."""
-        run, mean, said = self.run, None, {}
+        run, means, said = self.run, None, {}
         if run.method in WITH_EXPERTS:
             length = out.gates.encoder[0].values.shape[1]
             masks = counted(run, length, inputs, self.processor.tokenizer.eos_token_id)
             said = gate_means(out.gates, masks)._asdict()
-            mean = said["gate_mean"]
+            means = budgeted(run, out.gates, masks) if trains_gates else None
         student = States(out.last_hidden_state, self.model.get_output_embeddings().weight)
         with self.accelerator.autocast():
-            return loss_parts(run, student, inputs["labels"], mean, target), said
+            return loss_parts(run, student, inputs["labels"], means, target), said
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The Trainer's, the gates at a rate of their own where they have one."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.run.method in WITH_EXPERTS and self.run.gate_rate != 1:
+            gates = {id(p) for n, p in self.model.named_parameters() if ".gate." in n}
+            for group in list(optimizer.param_groups):
+                apart = [p for p in group["params"] if id(p) in gates]
+                group["params"] = [p for p in group["params"] if id(p) not in gates]
+                if apart:
+                    rate = group["lr"] * self.run.gate_rate
+                    optimizer.add_param_group(group | {"params": apart, "lr": rate})
+            optimizer.param_groups = [g for g in optimizer.param_groups if g["params"]]
+        return optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         with shared_with_workers(self.run.workers):
@@ -207,6 +231,7 @@ class DistilTrainer(Seq2SeqTrainer):
             max_new_tokens=self.run.max_new_tokens,
             batch_size=self.run.eval_batch_size,
             precision=self.run.eval_precision,
+            gate_mode=self.stage.heard if self.run.method in WITH_EXPERTS else None,
             progress=False,
         )
         scores = score(rows, self.run.language)[self.run.selection_normalizer]
@@ -292,32 +317,34 @@ def make_trainer(
     model: nn.Module,
     processor: WhisperProcessor,
     teacher: Teacher | StoredTargets | None,
-    config: RunConfig,
+    stage: Stage,
     data: RunData,
     clock: Clock,
 ) -> DistilTrainer:
     """A trainer over a run's data; a stored teacher's targets come with the rows."""
+    config = stage.run
+    teacher = teacher if stage.distils else None
     collator = Collator(processor, config.conventions, model.config.max_target_positions)
     read = None
     if isinstance(teacher, StoredTargets):
         read, teacher = teacher.read, teacher.teacher()
     return DistilTrainer(
         model=model,
-        args=training_arguments(config, len(data.train)),
+        args=training_arguments(stage, len(data.train)),
         train_dataset=SpeechDataset(data.train, read),
         eval_dataset=SpeechDataset(data.validation),
         data_collator=partial(_with_ids, collator),
         callbacks=[LogAtEpochEnd(), clock],
-        run=config,
+        stage=stage,
         data=data,
         processor=processor,
         teacher=teacher,
     )
 
 
-def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArguments:
-    """A run's configuration in the Trainer's words."""
-    arguments = _arguments(config, clips)
+def training_arguments(stage: Stage, clips: int) -> Seq2SeqTrainingArguments:
+    """A run's configuration in the Trainer's words, of one stage."""
+    arguments = _arguments(stage, clips)
     if arguments.n_gpu > 1:
         # One process trains on one GPU: the Trainer would spread each micro-batch over all that it
         # sees (DataParallel), which multiplies the batch. Several GPUs are several processes.
@@ -325,16 +352,17 @@ def training_arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArgument
     return arguments
 
 
-def _arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArguments:
+def _arguments(stage: Stage, clips: int) -> Seq2SeqTrainingArguments:
+    config = stage.run
     micro = min(config.micro_batch, config.batch_size)
     steps_per_epoch = math.ceil(clips / config.batch_size)
-    total = config.max_steps if config.max_steps > 0 else steps_per_epoch * config.epochs
+    total = config.max_steps if config.max_steps > 0 else steps_per_epoch * stage.epochs
     precision = precision_here(config.precision)
     return Seq2SeqTrainingArguments(
-        output_dir=str(config.output_dir / "checkpoints"),
+        output_dir=str(stage.folder),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=micro_batches_each(config),
-        num_train_epochs=config.epochs,
+        num_train_epochs=stage.epochs,
         max_steps=config.max_steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type="linear",
@@ -355,8 +383,9 @@ def _arguments(config: RunConfig, clips: int) -> Seq2SeqTrainingArguments:
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=best_device() == "cpu",  # without it, bf16 asks for a GPU
-        # A layer that skips its expert leaves weights without a gradient; nothing else does.
-        ddp_find_unused_parameters=config.method in WITH_EXPERTS and config.skip > 0,
+        # Layers that skip their expert leave weights without a gradient, and open gates do.
+        ddp_find_unused_parameters=config.method in WITH_EXPERTS
+        and (config.skip > 0 or stage.expert_warmup > 0),
         gradient_checkpointing=config.activation_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=config.workers,

@@ -20,6 +20,7 @@ from distilwhisper_lib.model import loading
 from distilwhisper_lib.model import tensors as tensor_files
 from distilwhisper_lib.model.tensors import read_pickle
 from distilwhisper_lib.training import loop as kit
+from distilwhisper_lib.training.stages import stages
 from distilwhisper_lib.training.trainer import WEIGHTS, make_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -110,10 +111,11 @@ def test_a_checkpoint_that_tries_to_run_code_is_refused(name, study_of, tmp_path
     config = study_of(clips=2, epochs=2)("clsr", max_steps=2)
     data, folder = load_data(config), tmp_path / "checkpoint-1"
     base, processor = kit.load_student(config)
+    (stage,) = stages(config, tmp_path)
 
     def trainer():
         model = kit.prepare(base, config) if "ca" not in base.languages else base
-        return make_trainer(model, processor, None, config, data, kit.Clock(tmp_path / "elapsed"))
+        return make_trainer(model, processor, None, stage, data, kit.Clock(tmp_path / "elapsed"))
 
     first = trainer()
     first._save(str(folder))

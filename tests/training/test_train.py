@@ -23,6 +23,7 @@ from distilwhisper_lib.results.records import read_record
 from distilwhisper_lib.training import loop as training
 from distilwhisper_lib.training import trainer
 from distilwhisper_lib.training.shares import MicroBatches, Share
+from distilwhisper_lib.training.stages import Stage
 
 # Seven clips one by one in steps of four: no epoch ends with a whole step, and its last one has
 # three micro-batches for two processes.
@@ -216,7 +217,7 @@ def test_processes_share_a_step_without_changing_it(monkeypatch):
     config = resolve("js", "cv10k", "ca", 77)
     for processes, each in ((1, 2), (2, 1)):
         monkeypatch.setattr(ranks, "count", lambda n=processes: n)
-        arguments = trainer.training_arguments(config, clips=10_000)
+        arguments = trainer.training_arguments(Stage(config, "experts", Path()), clips=10_000)
         assert arguments.per_device_train_batch_size == config.micro_batch == 8
         assert arguments.gradient_accumulation_steps == each
 
@@ -225,7 +226,9 @@ def test_one_process_trains_on_one_gpu(monkeypatch):
     """transformers would spread each micro-batch over every GPU it sees, and so enlarge it."""
     monkeypatch.setattr(trainer, "best_device", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    arguments = trainer.training_arguments(resolve("js", "cv10k", "ca", 77), clips=10_000)
+    arguments = trainer.training_arguments(
+        Stage(resolve("js", "cv10k", "ca", 77), "experts", Path()), clips=10_000
+    )
     assert arguments.train_batch_size == 8
 
 
