@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from distilwhisper_lib.config.presets import PRESETS
-from distilwhisper_lib.config.settings import Record, decisive, resolve
+from distilwhisper_lib.config.presets import PAPERS, PRESETS, RECIPES
+from distilwhisper_lib.config.settings import Record, decisive, resolve, usual_recipe
 
 
 def changed_settings(records: Sequence[Record]) -> list[dict[str, Any]]:
     """The settings in which each record differs from its preset's, by name.
 
-    Of a preset of elsewhere, from those that most of its runs of the method have.
+    A recipe is named as one, and only what differs from it beside it. Of a preset of elsewhere,
+    from those that most of its runs of the method have.
     """
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
@@ -25,8 +26,17 @@ def changed_settings(records: Sequence[Record]) -> list[dict[str, Any]]:
         alike = found[_preset_and_method(record)]
         usual = _usual_settings(record) or max(alike, key=alike.count)
         shared = sorted(settings.keys() & usual.keys())
-        changed.append({name: settings[name] for name in shared if settings[name] != usual[name]})
+        differing = {name: settings[name] for name in shared if settings[name] != usual[name]}
+        changed.append(_recipe(record) | differing)
     return changed
+
+
+def _recipe(record: Record) -> dict[str, Any]:
+    """The run's recipe by name, where its preset would take another."""
+    preset, method = _preset_and_method(record)
+    recipe = record["config"].get("recipe", PAPERS)
+    usual = usual_recipe(preset, method) if preset in PRESETS else PAPERS
+    return {} if recipe == usual else {"recipe": recipe}
 
 
 def _preset_and_method(record: Record) -> tuple[str, str]:
@@ -41,12 +51,13 @@ def _usual_settings(record: Record) -> dict[str, Any] | None:
     language, covered = record["config"]["language"], PRESETS[preset].languages
     if covered and language not in covered:
         language = covered[0]
-    return _preset_settings(preset, method, language)
+    return _preset_settings(preset, method, language, record["config"].get("recipe", PAPERS))
 
 
 @cache
-def _preset_settings(preset: str, method: str, language: str) -> dict[str, Any]:
-    return _settings(resolve(method, preset, language).to_dict())
+def _preset_settings(preset: str, method: str, language: str, recipe: str) -> dict[str, Any]:
+    overrides = {"recipe": recipe} if recipe in RECIPES else {}
+    return _settings(resolve(method, preset, language, overrides=overrides).to_dict())
 
 
 # What does not make a different system: whose run it is, and its training size, which has a table

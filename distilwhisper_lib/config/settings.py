@@ -23,6 +23,7 @@ from distilwhisper_lib.config.presets import (  # fmt: skip
     KIT,
     METHOD_SETTINGS,
     PAPER,
+    PAPERS,
     PRESETS,
     RECIPE,
     SEED,
@@ -175,7 +176,7 @@ class RunConfig:
 
     # The method's training as the paper has it, or as gates come to decide: presets.RECIPES, which
     # sets what stands below. Only of methods with experts.
-    recipe: Literal["paper", "decisive"] = _setting("paper", hashed=False)
+    recipe: Literal["paper", "decisive"] = _setting(PAPERS, hashed=False)
 
     # Experts and gates. ``expert``: "ffn", a copy of the feed-forward network; "low_rank", a change
     # of its two weights of expert_rank (LoRA, Hu et al., 2021, eq. 3), a sixth of the size.
@@ -391,11 +392,12 @@ def resolve(
     }
     _check_language(preset, chosen, identity["language"])
     settings = METHOD_SETTINGS.get(method, {}) | chosen.common | chosen.methods.get(method, {})
+    given = settings | overrides
+    recipe = coerce("recipe", given.get("recipe", PAPERS), _types()["recipe"])
     if method in WITH_EXPERTS:
-        recipe = coerce("recipe", (settings | overrides).get("recipe", "paper"), _types()["recipe"])
         settings |= recipe_settings(preset, recipe)
-    else:
-        settings.pop("recipe", None)
+    else:  # a grid may name one for all of its methods
+        settings, overrides = (_without("recipe", named) for named in (settings, overrides))
     settings |= _of_hardware(settings | overrides) | overrides
     if settings.get("conventions") == "authors" and method in DISTILLED:
         settings = AUTHORS_DISTILLATION | settings
@@ -425,10 +427,14 @@ def decisive(method: str) -> set[str]:
     return OF_TESTS | {model, f"{model}_revision"}
 
 
+def _without(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != name}
+
+
 def usual_recipe(preset: str, method: str) -> str:
     """The recipe that a preset takes by itself."""
     common = PRESETS[preset].common if method in WITH_EXPERTS else {}
-    return common.get("recipe", "paper")
+    return common.get("recipe", PAPERS)
 
 
 def _of_hardware(settings: dict[str, Any]) -> dict[str, Any]:

@@ -85,14 +85,15 @@ class _RoutedFFN:
 
     def _ffn(self, x: Tensor, route: dict[str, Any]) -> Tensor:
         """Residual, layer norm and the blend: (B, T, D) -> (B, T, D)."""
-        trace = route.get("gate_trace")
+        trace, mode = route.get("gate_trace"), route.get("gate_mode")
+        mode = self.config.gate_mode if mode is None else mode  # generate() runs the encoder itself
         y, gates = self.clsr(
             self.final_layer_norm(x),
             self.shared,
             self.activation_fn,
             self.activation_dropout,
             expert_ids=route.get("expert_ids"),
-            mode=mode_of(route.get("gate_mode", "learned"), self.route_name),
+            mode=mode_of(mode, self.route_name),
             noise=route.get("gate_noise", 0.0),
             skip=self.config.skip,
             straight_through=route.get("straight_through", False),

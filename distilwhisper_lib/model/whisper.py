@@ -117,7 +117,10 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
                 fields |= {key: kwargs.pop(key) for key in own}
                 model = cls._from_authors(source, fields, *args, **kwargs)
             else:
-                if fields.pop("model_type", None) == "whisper" and not given:
+                kinds = ("whisper", cls.config_class.model_type)
+                if fields.pop("model_type", None) in kinds and not given:
+                    # Not left to transformers, which would note the fields that were given by name
+                    # in the generation_config too, where generate() takes them for its own.
                     fields |= {key: kwargs.pop(key) for key in own}
                     kwargs["config"] = DistilWhisperConfig.from_dict(fields)
                 model = super().from_pretrained(source.name or name, *args, **kwargs)
@@ -344,8 +347,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         """
         codes = [whisper_language(name)[0] for name in languages]
         tokens = torch.tensor([self._language_token(code) for code in codes])
-        ids = self.expert_ids_of(tokens)
-        return self.model.encoder(input_features, expert_ids=ids, gate_mode=self.config.gate_mode)
+        return self.model.encoder(input_features, expert_ids=self.expert_ids_of(tokens))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Whisper's generate(), with ``language`` (or a list, one a row) by any name or code.
@@ -390,8 +392,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         ``output_gates``: return a GateTrace. ``with_logits=False``: stop before the head, and
         return the decoder's final hidden states instead of logits (and of any loss).
         """
-        gate_mode = self.config.gate_mode if gate_mode is None else gate_mode
-        if gate_mode != "learned":
+        if gate_mode is not None:
             check_gate_mode(gate_mode, self.layer_names)
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = shift_tokens_right(

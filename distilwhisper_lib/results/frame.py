@@ -183,8 +183,10 @@ def shared_settings(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def told(settings: Mapping[str, Any]) -> str:
-    """ "epochs=3, budget=0.3"."""
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
+    """ "decisive, epochs=3, budget=0.3": a recipe goes by its name alone."""
+    return ", ".join(
+        str(value) if name == "recipe" else f"{name}={value}" for name, value in settings.items()
+    )
 
 
 def row_labels(records: Sequence[Record], untold: Collection[str] = ()) -> list[str]:

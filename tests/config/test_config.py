@@ -11,7 +11,15 @@ import shlex
 import pytest
 
 from distilwhisper_lib import PACKAGE, UserError, resolve
-from distilwhisper_lib.config.presets import CODE, KIT, PAPER, PRESETS, RECIPE, THIS_RUN
+from distilwhisper_lib.config.presets import (
+    CODE,
+    KIT,
+    PAPER,
+    PRESETS,
+    RECIPE,
+    RECIPES,
+    THIS_RUN,
+)
 from distilwhisper_lib.config.settings import METHODS, RunConfig, locate
 from distilwhisper_lib.languages import LANGUAGES
 
@@ -42,6 +50,15 @@ from distilwhisper_lib.languages import LANGUAGES
         ({"overrides": {"max_steps": 0}}, "max_steps=0 is out of range"),
         ({"overrides": {"student": " "}}, "setting student is empty"),
         ({"overrides": {"budget": 1.5}}, "budget=1.5 is out of range: expected from 0 to 1"),
+        ({"overrides": {"recipe": "x"}}, "unknown recipe 'x': expected one of paper, decisive"),
+        ({"overrides": {"expert": "lora"}}, "unknown expert 'lora': expected one of ffn, low_rank"),
+        ({"overrides": {"expert_rank": 0}}, "expert_rank=0 is out of range: expected above 0"),
+        ({"overrides": {"router_epochs": -1}}, "router_epochs=-1 is out of range"),
+        ({"overrides": {"straight_through_from": 1.5}}, "straight_through_from=1.5 is out of"),
+        (
+            {"overrides": {"expert_warmup": 1.0}},
+            "expert_warmup=1 with router_epochs=0 never trains a gate: set router_epochs above 0",
+        ),
         ({"overrides": {"epochs": 0}}, "epochs=0 is out of range: expected above 0"),
         ({"overrides": {"train_size": 10**30}}, "train_size=.* is out of range: expected far less"),
         ({"overrides": {"data_dir": "a\0b"}}, "data_dir=.* holds a NUL character"),
@@ -63,6 +80,30 @@ def test_strings_from_a_command_line_become_what_the_field_wants():
         "clsr", "demo", "ca", 5, {"learning_rate": 1e-4, "epochs": 3, "train_size": None}
     )
     assert (config.language, config.seed, config.learning_rate) == ("ca", 5, 1e-4)
+
+
+def test_a_recipe_is_what_it_sets_and_its_name_stands_for_it():
+    config = resolve("js", "mini", "cs", 77, {"recipe": "decisive", "train_size": 200})
+    spelled = RECIPES["decisive"] | {"learning_rate": 1e-3, "train_size": 200}
+    assert resolve("js", "mini", "cs", 77, spelled).run_id == config.run_id
+    assert config.overrides() == {"recipe": "decisive", "train_size": 200}
+    assert config.sources()["expert"] == config.sources()["learning_rate"] == "recipe decisive"
+    other = resolve("js", "mini", "cs", 77, {"recipe": "decisive", "budget": 0.3})
+    assert other.overrides() == {"recipe": "decisive", "budget": 0.3}
+    assert (other.expert, other.sources()["budget"]) == ("low_rank", THIS_RUN)
+
+
+def test_a_recipe_leaves_methods_without_experts_alone():
+    for method in ("lora", "full", "teacher", "zero_shot"):
+        plain, named = (resolve(method, "mini", "cs", 77, o) for o in ({}, {"recipe": "decisive"}))
+        assert named == plain
+
+
+def test_own_recordings_take_the_decisive_recipe_and_can_have_the_papers():
+    own, paper = (resolve("clsr", "own", "ca", 77, o) for o in ({}, {"recipe": "paper"}))
+    assert (own.expert, own.overrides()) == ("low_rank", {})
+    assert (paper.expert, paper.overrides()) == ("ffn", {"recipe": "paper"})
+    assert paper.run_id == "clsr-ca-s77-9493c9c0"
 
 
 @pytest.mark.parametrize(

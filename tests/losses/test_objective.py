@@ -9,7 +9,15 @@ import torch
 
 from distilwhisper_lib import resolve
 from distilwhisper_lib.losses.chunked import States
-from distilwhisper_lib.losses.objective import Counted, counted, gate_means, gate_noise, loss_parts
+from distilwhisper_lib.losses.divergences import gate_budget
+from distilwhisper_lib.losses.objective import (
+    Counted,
+    budgeted,
+    counted,
+    gate_means,
+    gate_noise,
+    loss_parts,
+)
 from distilwhisper_lib.model.clsr import Gates, GateTrace
 from distilwhisper_lib.speech.features import IGNORE
 
@@ -17,7 +25,7 @@ END = 9
 
 
 def run_of(method="clsr", **overrides):
-    return resolve(method, "own", "ca", 1, overrides)
+    return resolve(method, "own", "ca", 1, {"recipe": "paper"} | overrides)
 
 
 def draw(seed, *shape):
@@ -62,6 +70,27 @@ def test_only_audio_and_text_count(batch):
     assert heard[0].tolist() == [True] * 4 + [False]
     assert said.tolist() == [[True] * 3, [True, True, False]]
     assert counted(run_of(conventions="authors"), 5, batch, END) == Counted(None, None)
+
+
+@pytest.mark.parametrize("scope", ["pooled", "side", "layer"])
+def test_a_budget_holds_for_all_positions_for_each_side_or_for_each_layer(scope, batch, trace):
+    run = run_of(budget_scope=scope, budget=0.3)
+    masks = counted(run, 5, batch, END)
+    layers = [
+        [g.values[mask].tolist() for g in gates]
+        for gates, mask in ((trace.encoder, masks.heard), (trace.decoder, masks.said))
+    ]
+    sides = [sum(side, []) for side in layers]
+    groups = {"pooled": [sum(sides, [])], "side": sides, "layer": layers[0] + layers[1]}[scope]
+    away = [abs(sum(group) / len(group) - 0.3) for group in groups]
+    found = gate_budget(budgeted(run, trace, masks), run.budget)
+    assert found.item() == pytest.approx(sum(away) / len(away), rel=1e-5)
+
+
+def test_while_gates_are_open_there_is_no_budget(batch):
+    logits = draw(1, 2, 3, 12)
+    parts = loss_parts(run_of(), states_of(logits), batch["labels"], None)
+    assert parts.gate == 0 and parts.total == parts.ce
 
 
 def test_gate_means_pool_layers_and_skipped_ones_too(batch, trace):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.model import loading
 from distilwhisper_lib.training import loop as kit
 from distilwhisper_lib.training import trainer
+from distilwhisper_lib.training.stages import Stage, stages
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def test_each_method_trains_its_own_weights_and_saves_only_them(method, study, p
 def test_a_finished_run_is_read_back(method, study, monkeypatch):
     config, data = study(method)
     first = kit.train(config, data)
-    monkeypatch.setattr(kit.DistilTrainer, "train", None)  # would fail if called
+    monkeypatch.setattr(trainer.DistilTrainer, "train", None)  # would fail if called
     again = kit.train(config, data)
     assert again.training == first.training
     features = torch.randn(1, 80, 300)
@@ -83,21 +86,21 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_log(method, step, st
     undisturbed = kit.train(config, data).training
     (config.output_dir / "training.json").unlink()
 
-    compute_loss = kit.DistilTrainer.compute_loss
+    compute_loss = trainer.DistilTrainer.compute_loss
 
     def killed(self, *args, **kwargs):
         if self.state.global_step == step:
             raise KeyboardInterrupt
         return compute_loss(self, *args, **kwargs)
 
-    monkeypatch.setattr(kit.DistilTrainer, "compute_loss", killed)
+    monkeypatch.setattr(trainer.DistilTrainer, "compute_loss", killed)
     with pytest.raises(KeyboardInterrupt):
         kit.train(config, data)
     checkpoints = config.output_dir / "checkpoints"
     saved = load_file(checkpoints / "checkpoint-3" / trainer.WEIGHTS)
     fresh = loading.prepare(loading.load_model("student", gate_dim=8)[0], config)
     assert saved.keys() == kit.trained_tensors(fresh).keys()
-    monkeypatch.setattr(kit.DistilTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(trainer.DistilTrainer, "compute_loss", compute_loss)
     resumed = kit.train(config, data).training
     for volatile in ("seconds", "peak_memory_bytes"):
         resumed.pop(volatile), undisturbed.pop(volatile)
@@ -108,6 +111,135 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_log(method, step, st
             entry.pop("grad_norm", None)
     assert resumed == undisturbed
     assert not checkpoints.exists()
+
+
+DECISIVE = {"recipe": "decisive", "expert_rank": 4, "router_epochs": 1}
+
+
+def experts_and_gates(model):
+    tensors = kit.trained_tensors(model)
+    return tuple(
+        {n: t.clone() for n, t in tensors.items() if (".gate." in n) is gates}
+        for gates in (False, True)
+    )
+
+
+def test_experts_come_first_and_their_gates_after(study, monkeypatch):
+    config, data = study("js", **DECISIVE, learning_rate=1e-2)
+    ended, modes = [], []
+    go_on, loss = trainer.DistilTrainer.go_on, trainer.DistilTrainer.compute_loss
+
+    def watched(self, *args):
+        ended.append(experts_and_gates(self.model.eval()))
+        go_on(self, *args)
+        self.model.freeze_all_but_expert("ca")
+        ended.append(experts_and_gates(self.model))
+
+    def heard(self, model, *args, **kwargs):
+        found = loss(self, model, *args, return_outputs=True, **kwargs)
+        gates = torch.cat([g.values.flatten() for g in found[1].gates.encoder])
+        modes.append((self.stage.name, gates.unique().tolist()))
+        return found[0]
+
+    monkeypatch.setattr(trainer.DistilTrainer, "go_on", watched)
+    monkeypatch.setattr(trainer.DistilTrainer, "compute_loss", heard)
+    run = kit.train(config, data)
+    (experts, gates), (experts_1, gates_1), _, (experts_2, gates_2) = ended
+
+    def same(a, b):
+        return all(torch.equal(a[name], b[name]) for name in a)
+
+    assert same(gates, gates_1) and not same(experts, experts_1)
+    assert same(experts_1, experts_2) and not same(gates_1, gates_2)
+    assert modes[:6] == [("experts", [1.0])] * 6
+    assert all(name == "router" and set(v) <= {0.0, 1.0} for name, v in modes[6:])
+    assert len(modes) == 9 and any(len(values) == 2 for _, values in modes[6:])
+    summary = run.training
+    assert summary["steps"] == 9 and summary["epochs"] == 3 and summary["best_step"] == 9
+    assert [v["step"] for v in summary["validation"]] == [3, 6, 9]
+    assert [v["gate_hard"] == 1 for v in summary["validation"]] == [True, True, False]
+    assert [e["step"] for e in summary["log"]] == list(range(1, 10))
+    assert all((e["loss_gate"] == 0) is (e["step"] <= 6) for e in summary["log"])
+    assert run.model.rank_of("ca") == 4
+    assert kit.train(config, data).training == summary  # read back
+    assert not (config.output_dir / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("step", "again"), [(4, 9), (10, 3)])  # after an epoch of either stage
+def test_a_training_of_two_stages_resumes_in_either(step, again, study, monkeypatch):
+    config, data = study("clsr", **DECISIVE | {"router_epochs": 2})
+    undisturbed = kit.train(config, data).training
+    (config.output_dir / "training.json").unlink()
+    loss, seen = trainer.DistilTrainer.compute_loss, []
+
+    def killed(self, *args, **kwargs):
+        seen.append(self.stage.name)
+        if len(seen) == step + 1:
+            raise KeyboardInterrupt
+        return loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.DistilTrainer, "compute_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kit.train(config, data)
+    resumed = kit.train(config, data).training
+    assert len(seen) == step + 1 + again
+    for summary in (resumed, undisturbed):
+        for volatile in ("seconds", "peak_memory_bytes"):
+            summary.pop(volatile)
+        for entry in summary["log"]:
+            entry.pop("grad_norm", None)
+    assert resumed == undisturbed
+
+
+@pytest.mark.parametrize(("stage", "taught"), [("experts", [1, 0]), ("router", [0, 1])])
+def test_a_teacher_can_teach_in_one_stage_alone(stage, taught, study):
+    config, data = study("kl", **DECISIVE | {"epochs": 1}, distil_stage=stage)
+    log = kit.train(config, data).training["log"]
+    assert [int(log[i]["loss_distil"] > 0) for i in (0, 3)] == taught
+
+
+def test_gates_can_have_a_learning_rate_of_their_own(study, monkeypatch):
+    rates = Counter()
+    init = torch.optim.lr_scheduler.LambdaLR.__init__
+
+    def watched(self, optimizer, *args, **kwargs):
+        for group in optimizer.param_groups:  # with decay and without
+            rates[round(group["lr"], 9)] += len(group["params"])
+        init(self, optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.lr_scheduler.LambdaLR, "__init__", watched)
+    config, data = study("clsr", gate_rate=10.0, learning_rate=1e-3, max_steps=1)
+    run = kit.train(config, data)
+    assert rates == {1e-3: 4 * 4, 1e-2: 4 * 3}
+    assert run.training["steps"] == 1
+
+
+def test_gates_open_for_a_while_and_hard_later_in_one_stage(study, monkeypatch):
+    config, data = study(
+        "clsr", expert_warmup=0.5, gate_training="straight_through", straight_through_from=0.8
+    )
+    (stage,) = stages(config, config.output_dir)
+    found = [stage.gates(progress) for progress in (0.0, 0.49, 0.5, 0.79, 0.8)]
+    assert found == [("open", False)] * 2 + [("learned", False)] * 2 + [("learned", True)]
+    assert stage.heard == "learned"
+    soft = Stage(dataclasses.replace(config, gate_mode="soft"), "experts", config.output_dir)
+    assert soft.heard == "soft"
+
+
+@pytest.mark.parametrize("mode", ["soft", "open"])
+def test_the_gates_of_inference_go_with_the_run_and_its_expert_file(mode, study):
+    config, data = study("clsr", gate_mode=mode, max_steps=3, learning_rate=1e-2)
+    run = kit.train(config, data)
+    assert run.model.config.gate_mode == mode
+    plain = loading.load_model("student", gate_dim=8)[0]
+    plain.load_experts("ca", config.output_dir)
+    assert plain.config.gate_mode == mode
+    features = torch.randn(1, 80, 300)
+    prompt = torch.tensor([[5, 6, 7]])
+    tokens = dict(decoder_input_ids=prompt, expert_ids=torch.tensor([0]))
+    said = plain(features, **tokens).logits
+    assert torch.equal(said, plain(features, **tokens, gate_mode=mode).logits)
+    assert not torch.equal(said, plain(features, **tokens, gate_mode="closed").logits)
 
 
 def test_accumulated_micro_batches_report_the_same_loss(study):
