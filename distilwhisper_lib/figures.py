@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from distilwhisper_lib.config.changes import changed_settings
+from distilwhisper_lib.config.changes import changed_settings, named
 from distilwhisper_lib.config.settings import LABELS, ORIGIN, Record
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import write_atomic
@@ -185,7 +185,7 @@ def titles(shown: Sequence[About], among: Sequence[About] = (), separator: str =
         parts += [str(about["preset"])] if "preset" in differ and about.get("preset") else []
         parts += [f"seed {about['seed']}"] if "seed" in differ and "seed" in about else []
         given = _settings(about)
-        parts += [f"{name}={given[name]}" for name in changed if name in given]
+        parts += named({name: given[name] for name in changed if name in given})
         return parts + [about[ORIGIN]] if about.get(ORIGIN) else parts
 
     found = []

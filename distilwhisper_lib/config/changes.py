@@ -39,6 +39,11 @@ def _recipe(record: Record) -> dict[str, Any]:
     return {} if recipe == usual else {"recipe": recipe}
 
 
+def named(settings: Mapping[str, Any]) -> list[str]:
+    """["decisive", "epochs=3", "budget=0.3"]: a recipe goes by its name alone."""
+    return [str(v) if name == "recipe" else f"{name}={v}" for name, v in settings.items()]
+
+
 def _preset_and_method(record: Record) -> tuple[str, str]:
     return record["preset"], record["config"]["method"]
 

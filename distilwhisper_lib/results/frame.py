@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from distilwhisper_lib.config.changes import changed_settings
+from distilwhisper_lib.config.changes import changed_settings, named
 from distilwhisper_lib.config.settings import (
     CAME_WITH_KIT,
     DOMAINS,
@@ -182,19 +182,12 @@ def shared_settings(records: Sequence[Record]) -> dict[str, Any]:
     return found
 
 
-def told(settings: Mapping[str, Any]) -> str:
-    """ "decisive, epochs=3, budget=0.3": a recipe goes by its name alone."""
-    return ", ".join(
-        str(value) if name == "recipe" else f"{name}={value}" for name, value in settings.items()
-    )
-
-
 def row_labels(records: Sequence[Record], untold: Collection[str] = ()) -> list[str]:
     """The row of each record; settings are named only where they differ from the preset's, and
     not those ``untold``."""
     labels = []
     for record, changed in zip(records, changed_settings(records), strict=True):
         label = LABELS[record["config"]["method"]]
-        named = told({name: value for name, value in changed.items() if name not in untold})
-        labels.append(f"{label} ({named})" if named else label)
+        settings = {name: value for name, value in changed.items() if name not in untold}
+        labels.append(f"{label} ({', '.join(named(settings))})" if settings else label)
     return labels

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from distilwhisper_lib.config.presets import PAPERS
 from distilwhisper_lib.config.settings import DOMAINS, LABELS
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.figures import (
@@ -64,7 +65,8 @@ def training_curves(record: Mapping[str, Any]) -> Figure:
     draw = [lambda axis: _draw_losses(axis, log)]
     if _has(log, "gate_mean"):
         budget = record["config"].get("budget")
-        draw.append(lambda axis: _draw_gate(axis, log, validation, budget))
+        hard = record["config"].get("gate_training") == "straight_through"
+        draw.append(lambda axis: _draw_gate(axis, log, validation, budget, hard))
     if _has(log, "learning_rate"):
         draw.append(lambda axis: _draw_rate(axis, log))
     if len(validation):
@@ -85,6 +87,8 @@ def _has(log: pd.DataFrame, name: str) -> bool:
 
 def _run_title(config: Mapping[str, Any]) -> str:
     method = method_name(config["method"])
+    if config.get("recipe", PAPERS) != PAPERS:
+        method += f", {config['recipe']}"
     return f"{language_name(config['language'])}, {method}, seed {config['seed']}"
 
 
@@ -102,11 +106,11 @@ def _draw_losses(axis: Axes, log: pd.DataFrame) -> None:
 
 
 def _draw_gate(
-    axis: Axes, log: pd.DataFrame, validation: pd.DataFrame, budget: float | None
+    axis: Axes, log: pd.DataFrame, validation: pd.DataFrame, budget: float | None, hard: bool
 ) -> None:
-    """Soft as the gate loss has it, hard as it is used: gate_plots.soft_and_hard() tells more."""
+    """As the gate loss has it, mostly soft, and as it is used: soft_and_hard() tells more."""
     values = log["gate_mean"].dropna()
-    axis.plot(values.index, values, color=GREEN, label="soft, training")
+    axis.plot(values.index, values, color=GREEN, label=f"{'hard' if hard else 'soft'}, training")
     if _has(validation, "gate_hard"):
         hard = {"color": VERMILION, "linestyle": "-.", "marker": "s"}
         axis.plot(validation["step"], validation["gate_hard"], label="hard, validation", **hard)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from distilwhisper_lib.config.changes import named
 from distilwhisper_lib.config.settings import DOMAINS, Record
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.results.frame import (
@@ -26,7 +27,6 @@ from distilwhisper_lib.results.frame import (
     row_labels,
     row_place,
     shared_settings,
-    told,
 )
 
 NOT_RUN = "not run"
@@ -74,7 +74,7 @@ def own_table(
         shared = shared_settings(group)
         rows = zip(row_labels(group), row_labels(group, shared), strict=True)
         part = results_table(group, metric, normalizer)
-        part["training"] = f"{title}, {told(shared)}" if shared else title
+        part["training"] = ", ".join([title, *named(shared)])
         part["system"] = part["system"].map(dict(rows))
         parts.append(part.sort_values("system", key=lambda s: s.map(row_place), kind="stable"))
     return pd.concat(parts, ignore_index=True) if parts else results_table(records)
