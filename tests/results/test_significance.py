@@ -9,7 +9,7 @@ from make_records import make_pairs, make_record, make_rows, make_run
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.gates.forced import count_case, count_clips
 from distilwhisper_lib.results import tables
-from distilwhisper_lib.results.significance import NO_HYPOTHESES, OTHER_CLIPS, resample, soft_row
+from distilwhisper_lib.results.significance import NO_HYPOTHESES, OTHER_CLIPS, forced_row, resample
 from distilwhisper_lib.scoring.resampling import generator, swap_p_value
 
 PAIR = [("js", "zero_shot")]
@@ -110,7 +110,7 @@ def test_soft_gates_stand_as_a_row_of_their_own_where_every_run_was_heard_so(tmp
     runs = [make_run(tmp_path, "js", seed=s, errors=e) for s, e in ((1, 0.4), (2, 0.5))]
     rival = make_run(tmp_path, "lora", errors=0.3)
     files = [soft_file(run, errors) for run, errors in zip(runs, (0.1, 0.2), strict=True)]
-    row = soft_row("+ CLSR + JS")
+    row = forced_row("+ CLSR + JS")
 
     def found(forced):
         return resample([*runs, rival], tmp_path, forced=forced, resamples=200)
@@ -133,7 +133,7 @@ def test_soft_gates_stand_as_a_row_of_their_own_where_every_run_was_heard_so(tmp
     few = soft_file(runs[1], 0.2, clips=7)
     for forced in ([files[0]], [files[0], other], [files[0], few], []):
         assert row not in set(found(forced).intervals()["system"])
-    assert soft_row("+ CLSR (budget=0.3)") == "+ CLSR (soft gates, budget=0.3)"
+    assert forced_row("+ CLSR (budget=0.3)") == "+ CLSR (soft gates, budget=0.3)"
 
 
 def test_the_average_of_unequal_seeds_is_the_tables(tmp_path):
