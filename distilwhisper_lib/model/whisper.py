@@ -56,7 +56,7 @@ class DistilWhisperOutput(Seq2SeqLMOutput):
 
 
 class _ExpertsFromPrompt(GenerationMixin):
-    """Reads each row's language from its decoder prompt.
+    """Reads each row's language from its decoder prompt; tells the encoder which gates to hear.
 
     Whisper's ``generate`` calls ``super().generate`` once per 30 s segment with just the rows that
     are still running; standing there, in the method resolution order, makes mixed-language
@@ -67,6 +67,8 @@ class _ExpertsFromPrompt(GenerationMixin):
         prompt = kwargs.get("decoder_input_ids")
         if kwargs.get("expert_ids") is None and prompt is not None:
             kwargs["expert_ids"] = self.expert_ids_of_prompt(prompt)
+        if kwargs.get("gate_mode") is None:  # the encoder is called past forward()
+            kwargs["gate_mode"] = self.config.gate_mode
         return super().generate(inputs, *args, **kwargs)
 
 
@@ -117,7 +119,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
                 fields |= {key: kwargs.pop(key) for key in own}
                 model = cls._from_authors(source, fields, *args, **kwargs)
             else:
-                if fields.pop("model_type", None) == "whisper" and not given:
+                # transformers would give our own fields to the generation config too, and
+                # generate() would then take its gate_mode for a setting of that one.
+                if (fields.pop("model_type", None) == "whisper" or own) and not given:
                     fields |= {key: kwargs.pop(key) for key in own}
                     kwargs["config"] = DistilWhisperConfig.from_dict(fields)
                 model = super().from_pretrained(source.name or name, *args, **kwargs)
