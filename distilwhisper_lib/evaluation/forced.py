@@ -7,18 +7,25 @@ closed while the others decide as they learned to. What was said is counted clip
 in ``<results>/gates/forced/<run_id>.json``, so that paired differences need that file alone.
 Whatever was decoded is not decoded again.
 
+Where it is asked for, random gates show what a learned choice is worth: each position goes to the
+expert with the share that the learned gates give it in that layer ("random"), or in all layers of
+that side ("even"), whatever the position says; three draws of each.
+
     python -m distilwhisper_lib gates outputs/<run_id> [--clips N] [--domain in_domain]
-        [--cases soft open]
+        [--cases soft open random]
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from distilwhisper_lib.config.settings import DOMAINS, WITH_EXPERTS, Record, RunConfig
 from distilwhisper_lib.data.corpora import open_corpus
@@ -27,6 +34,7 @@ from distilwhisper_lib.errors import UserError, command
 from distilwhisper_lib.evaluation.decoding import read_hypotheses, transcribe
 from distilwhisper_lib.evaluation.run import RECORD, Run, add_run_arguments, is_run, load_run
 from distilwhisper_lib.gates.forced import (
+    DRAWN,
     LEARNED,
     SCHEMA,
     WHOLE,
@@ -51,9 +59,23 @@ COMMAND = "python -m distilwhisper_lib gates"
 
 
 def gate_modes(model: Any) -> dict[str, GateMode]:
-    """Every case that is compared with the learned gates, by its name in the file."""
+    """The cases that are decoded unless others are asked for, by their names in the file."""
     layers = {name: {name: "closed"} for name in model.layer_names}
     return {mode: mode for mode in WHOLE} | layers
+
+
+def random_modes(shares: Mapping[str, Sequence[float]]) -> dict[str, GateMode]:
+    """The random cases by their names in the file, of one test set.
+
+    ``shares``: of the learned gates by side and layer, as the record's evaluation tells them:
+    means over the positions that count. Padding goes at random too, as any position.
+    """
+    even = {side: [statistics.fmean(values)] * len(values) for side, values in shares.items()}
+    return {
+        name: {f"{side}.{n}": s for side, values in of.items() for n, s in enumerate(values, 1)}
+        for way, of in (("random", shares), ("even", even))
+        for name in DRAWN[way]
+    }
 
 
 def hear_forced(
@@ -67,9 +89,12 @@ def hear_forced(
     """Decode a run's test sets under every forced routing; returns the file written.
 
     ``clips``: so many of each test set, the first ones; None for all. ``cases``: these alone
-    ("soft", "open", "closed" or a layer's name); None for all. The file is written after
-    every case, and what stands in it for the same weights and clips is kept. It never shrinks:
-    begun with more clips than are asked for, it is completed with those. Raises UserError for a
+    ("soft", "open", "closed", a layer's name or "layers" for all of them; "random.1" or "random"
+    for all its draws, and so "even"); None for all that are not random. A random case is drawn
+    with its number as the seed; it comes out the same on the same kind of device, with the same
+    versions, precision, clips and batches. The file is written after every case, and what stands
+    in it for the same weights and clips is kept. It never shrinks: begun with more clips than are
+    asked for, it is completed with those. Raises UserError for an unknown case or domain, for a
     run without gates, and when its hypotheses are not those of its record.
     """
     config = run.config
@@ -84,9 +109,8 @@ def hear_forced(
         one_of("domain", domain, tuple(DOMAINS))
     learned = {domain: _learned(run, domain) for domain in domains}
     path = forced_path(config.results_dir, run.record["run_id"])
-    modes = gate_modes(run.model)
-    for name in cases or ():
-        one_of("case", name, tuple(modes))
+    usual = gate_modes(run.model)
+    wanted = _expanded(cases, run.model.layer_names) if cases else list(usual)
     run.model.to(best_device())
     with alone(run.folder / "forced", "decoding under forced gates"):
         found = _begun(path, run)
@@ -96,16 +120,37 @@ def hear_forced(
             begun = _begin_domain(run, domain, asked)
             if kept | {"cases": {LEARNED: kept["cases"].get(LEARNED)}} != begun:
                 kept = found["domains"][domain] = begun
-            missing = missing_cases(kept, cases or modes)
+            missing = missing_cases(kept, wanted)
+            modes = usual | random_modes(_evaluation(run.record, domain)["gates"])
             table = _table(run.config, domain, asked) if missing else None
             for name in missing:
                 if progress:
                     what = f"{DOMAINS[domain]}, {len(asked)} clips: {name}"
                     print(f"{run.record['run_id']}, {what}", flush=True)
-                said = name == "closed" and _student(run, domain, asked)
-                kept["cases"][name] = said or _decode(run, table, modes[name], kept, progress)
+                with _drawn(name):
+                    said = name == "closed" and _student(run, domain, asked)
+                    kept["cases"][name] = said or _decode(run, table, modes[name], kept, progress)
                 write_forced(path, found)
     return path
+
+
+def _expanded(cases: Sequence[str], layers: Sequence[str]) -> list[str]:
+    """The cases with groups named out; UserError for one that is none."""
+    groups: dict[str, Sequence[str]] = {"layers": layers, **DRAWN}
+    single = [*WHOLE, *layers, *DRAWN["random"], *DRAWN["even"]]
+    for name in cases:
+        one_of("case", name, (*groups, *single))
+    return list(dict.fromkeys(each for name in cases for each in groups.get(name, [name])))
+
+
+@contextmanager
+def _drawn(case: str) -> Iterator[None]:
+    """Random numbers of a random case's own; a caller's go on afterwards as if none were drawn."""
+    way, _, draw = case.partition(".")
+    with torch.random.fork_rng(range(torch.cuda.device_count()), enabled=way in DRAWN):
+        if way in DRAWN:
+            torch.manual_seed(int(draw))
+        yield
 
 
 def ensure_forced(
@@ -270,8 +315,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--domain", action="append", choices=tuple(DOMAINS), help="one test set instead of both"
     )
     parser.add_argument(
-        "--cases", nargs="+", metavar="CASE", help="soft, open, closed or encoder.1: these alone"
-    )
+        "--cases", nargs="+", metavar="CASE",
+        help="soft, open, closed, layers (or encoder.1), random, even (or random.1): these alone; "
+        "by default all but the random ones",
+    )  # fmt: skip
     given = parser.parse_args(arguments)
     domains = given.domain or tuple(DOMAINS)
     run = load_run(given.run, given.base, given.data_dir)

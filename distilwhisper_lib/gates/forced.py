@@ -23,7 +23,7 @@ from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.results.frame import HEADLINE, rate_of
 from distilwhisper_lib.results.hypotheses import speaker_digest
 from distilwhisper_lib.results.places import files_of
-from distilwhisper_lib.results.significance import few_blocks_note
+from distilwhisper_lib.results.significance import draws_of, few_blocks_note, mean_errors
 from distilwhisper_lib.scoring.rates import METRICS, UtteranceErrors, utterance_errors
 from distilwhisper_lib.scoring.resampling import (
     RESAMPLES,
@@ -40,7 +40,12 @@ LEARNED = "learned"
 # Of all layers: both branches, weighed as in training; the expert everywhere; the shared network
 # everywhere. Beside them a layer's name: its expert alone is off.
 WHOLE = ("soft", "open", "closed")
-CASES = re.compile("|".join((LEARNED, *WHOLE, r"(encoder|decoder)\.[1-9]\d{0,2}")))
+# Each token at random, several draws: the expert gets the share that the learned gates give it in
+# each layer, or in all layers of a side their mean, so that it is lost which layers lean on it.
+DRAWN = {way: tuple(f"{way}.{draw}" for draw in (1, 2, 3)) for way in ("random", "even")}
+CASES = re.compile(
+    rf"{LEARNED}|{'|'.join(WHOLE)}|({'|'.join(DRAWN)})\.[123]|(encoder|decoder)\.[1-9]\d{{0,2}}"
+)
 
 ForcedGates = dict[str, Any]
 Row = Mapping[str, Any]
@@ -201,7 +206,8 @@ def differences(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row a case, those of all layers first, then layer by layer as signals flow.
+    """One row a case, those of all layers first, then layer by layer as signals flow; the draws of
+    random gates are one, each clip's errors the mean over them.
 
     error and, against the learned gates, difference, low, high (95 %) in points, above 0 where
     forcing makes it worse; p, "p (Holm)" for all cases together; clips, blocks, "blocked on",
@@ -212,10 +218,11 @@ def differences(
     one_of("metric", metric, (HEADLINE, *METRICS))
     one_of("normalizer", normalizer, NORMALIZERS)
     rate, found = rate_of(metric, forced["language"]), forced["domains"].get(domain)
-    names = sorted(found["cases"], key=_place) if found else []
+    names = rows_of(found["cases"]) if found else []
     rows = []
     if found:
-        errors = [found["cases"][name]["errors"][normalizer][rate] for name in names]
+        cases = found["cases"]
+        errors = [mean_errors(cases, draws_of(cases, name), normalizer, rate) for name in names]
         units = np.array(found["units"][normalizer][rate])
         blocks = speaker_blocks(found["speakers"])
         place = domain, forced["language"]
@@ -227,11 +234,11 @@ def differences(
         about = {"clips": int((units > 0).sum()), "blocks": blocks.count, "blocked on": blocks.kind}
         for column, counts in enumerate(errors):
             low, high = interval(rates[:, column] - rates[:, learned])
-            changes = np.subtract(counts, errors[learned])
+            changes = counts - errors[learned]
             parts = np.bincount(blocks.of_utterance, changes, blocks.count)
             random = generator(seed, "swap", *place)
-            apart = (sum(counts) - sum(errors[learned])) / units.sum()
-            row = {"error": sum(counts) / units.sum(), "difference": apart, "low": low}
+            apart = changes.sum() / units.sum()
+            row = {"error": counts.sum() / units.sum(), "difference": apart, "low": low}
             row = {name: 100 * value for name, value in (row | {"high": high}).items()}
             p = math.nan if column == learned else swap_p_value(parts, resamples, random)
             rows.append(row | {"p": p, "p (Holm)": math.nan} | about | {"note": few})
@@ -245,6 +252,12 @@ _COLUMNS = ["error", "difference", "low", "high", "p", "p (Holm)", "clips", "blo
             "blocked on", "note"]  # fmt: skip
 
 
-def _place(case: str) -> tuple[int, int]:
-    side, _, layer = case.partition(".")
-    return (LEARNED, *WHOLE, "encoder", "decoder").index(side), int(layer or 0)
+def rows_of(cases: Iterable[str]) -> list[str]:
+    """The rows of differences() for these cases, in their order."""
+    drawn = {name: way for way, names in DRAWN.items() for name in names}
+    return sorted({drawn.get(case, case) for case in cases}, key=_place)
+
+
+def _place(row: str) -> tuple[int, int]:
+    side, _, layer = row.partition(".")
+    return (LEARNED, *WHOLE, *DRAWN, "encoder", "decoder").index(side), int(layer or 0)

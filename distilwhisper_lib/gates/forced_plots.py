@@ -16,17 +16,21 @@ from distilwhisper_lib.figures import (
     GREEN,
     GREY,
     ORANGE,
+    PURPLE,
+    SKY,
     VERMILION,
     panels,
     style,
     titles,
 )
-from distilwhisper_lib.gates.forced import LEARNED, ForcedGates, differences
+from distilwhisper_lib.gates.forced import LEARNED, ForcedGates, differences, rows_of
 
 _LOOKS = {
     "soft": {"color": GREEN, "marker": "v"},
     "open": {"color": ORANGE, "marker": "^"},
     "closed": {"color": GREY, "marker": "s"},
+    "random": {"color": PURPLE, "marker": "X"},
+    "even": {"color": SKY, "marker": "P"},
     "encoder": {"color": BLUE, "marker": "o"},
     "decoder": {"color": VERMILION, "marker": "D"},
 }
@@ -34,16 +38,18 @@ _NAMES = {
     "soft": "all soft (both, weighed)",
     "open": "all open (expert only)",
     "closed": "all closed (no expert)",
+    "random": "random, share of each layer",
+    "even": "random, share of each side",
 }
 
 
 def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
     """What forcing the gates changes against the learned ones, in points, with 95 % intervals.
 
-    A column per domain. Above the whole model with its gates soft, open and closed, below the
-    expert of one layer off at a time, on a scale of their own: one layer moves less than all of
-    them. Right of 0 forcing makes it worse, so the layers that reach far to the right carry the
-    gain.
+    A column per domain. Above the whole model with its gates soft, open and closed, and at random
+    where that was decoded (the mean of its draws), below the expert of one layer off at a time, on
+    a scale of their own: one layer moves less than all of them. Right of 0 forcing makes it worse,
+    so the layers that reach far to the right carry the gain.
     UserError where the file has no forced case yet.
     """
     domains = [d for d in DOMAINS if len(forced["domains"].get(d, {}).get("cases", ())) > 1]
@@ -53,7 +59,7 @@ def forced_changes(forced: ForcedGates, normalizer: str = "marks") -> Figure:
             "`distilwhisper_lib gates` to its end"
         )
     tables = [differences(forced, domain, normalizer=normalizer) for domain in domains]
-    cases = max((list(table.index.drop(LEARNED)) for table in tables), key=len)
+    cases = rows_of(name for table in tables for name in table.index.drop(LEARNED))
     parts = [[c for c in cases if "." not in c], [c for c in cases if "." in c]]
     parts = [part for part in parts if part]
     heights = [len(part) + 0.6 for part in parts]

@@ -117,10 +117,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
                 fields |= {key: kwargs.pop(key) for key in own}
                 model = cls._from_authors(source, fields, *args, **kwargs)
             else:
-                kinds = ("whisper", cls.config_class.model_type)
-                if fields.pop("model_type", None) in kinds and not given:
-                    # Not left to transformers, which would note the fields that were given by name
-                    # in the generation_config too, where generate() takes them for its own.
+                # transformers would give our own fields to the generation config too, and
+                # generate() would then take its gate_mode for a setting of that one.
+                if (fields.pop("model_type", None) == "whisper" or own) and not given:
                     fields |= {key: kwargs.pop(key) for key in own}
                     kwargs["config"] = DistilWhisperConfig.from_dict(fields)
                 model = super().from_pretrained(source.name or name, *args, **kwargs)

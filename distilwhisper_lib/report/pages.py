@@ -19,7 +19,7 @@ from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.results.exports import formatted, to_markdown, with_intervals
 from distilwhisper_lib.results.frame import HEADLINE, rated, row_labels, row_place
 from distilwhisper_lib.results.records import load_records
-from distilwhisper_lib.results.significance import COMPARISONS, SOFT, resample, soft_row
+from distilwhisper_lib.results.significance import COMPARISONS, FORCED, forced_row, resample
 from distilwhisper_lib.results.tables import (
     results_table,
     short_of_data,
@@ -144,18 +144,41 @@ def _paired(differences: pd.DataFrame) -> str:
 
 def soft_block(records: Sequence[Record], folder: str | Path) -> str:
     """Markdown of what choosing a branch costs: the systems whose runs were all heard with soft
-    gates, held against themselves, each other, and LoRA and full fine-tuning."""
+    gates, held against themselves, each other, and LoRA and full fine-tuning. Below, where runs
+    were heard so, what the learned choice has over random ones and over the expert everywhere."""
     found = resample(records, folder, forced=load_forced(folder))
     intervals = found.intervals()
-    soft = intervals[intervals["system"].str.contains(SOFT, regex=False)]
-    if soft.empty:
-        return "No run was heard with soft gates yet.\n"
-    differences = found.differences(_SOFT_COMPARISONS)
-    return f"{to_markdown(with_intervals(soft))}\n{_paired(differences)}"
+    soft = _forced_rows(intervals, ["soft"])
+    parts = ["No run was heard with soft gates yet.\n"]
+    if not soft.empty:
+        parts = [to_markdown(with_intervals(soft)), _paired(found.differences(_SOFT_COMPARISONS))]
+    ways = [way for way in FORCED if way != "soft"]
+    rivals = _forced_rows(intervals, ways)
+    if not rivals.empty:
+        systems = sorted(set(intervals["system"]), key=row_place)
+        pairs = [(s, row) for s in systems for w in ways if (row := forced_row(s, w)) in systems]
+        differences = _paired(found.differences(pairs))
+        parts += [_RIVALS, to_markdown(with_intervals(rivals)), differences]
+    return "\n".join(parts)
+
+
+_RIVALS = """\
+The same runs without a learned choice: the expert everywhere (*always open*), or each position at
+random. *Random gates* give the expert the share that the learned ones gave it in each layer and
+test set; *evenly random*, the mean of a side in all its layers, so that it is lost too which layers
+lean on the expert. Several draws count as the mean of their errors.
+"""
+
+
+def _forced_rows(intervals: pd.DataFrame, ways: Sequence[str]) -> pd.DataFrame:
+    """The rows of gates that are forced in one of these ways."""
+    systems = set(intervals["system"])
+    forced = {forced_row(system, way) for system in systems for way in ways}
+    return intervals[intervals["system"].isin(forced)]
 
 
 # What choosing costs; whether distillation helps where nothing is chosen; and the rivals.
-_SOFTLY = {method: soft_row(LABELS[method]) for method in WITH_EXPERTS}
+_SOFTLY = {method: forced_row(LABELS[method]) for method in WITH_EXPERTS}
 _SOFT_COMPARISONS = (
     *((_SOFTLY[method], method) for method in WITH_EXPERTS),
     *((_SOFTLY[method], _SOFTLY["clsr"]) for method in DISTILLED),

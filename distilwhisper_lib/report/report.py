@@ -235,7 +235,8 @@ def _forced(records: Sequence[Record], folder: str | Path) -> str:
         return page.note("What forced gates change: no run of `distilwhisper_lib gates` yet.")
     about = page.note(
         "The same clips with all gates soft (both branches weighed, as in training), all open, all "
-        "closed, and the expert of one layer off at a time, against the gates as learned: 95 % "
+        "closed, and the expert of one layer off at a time, and where that was decoded at random "
+        "with the learned shares (the mean of its draws), against the gates as learned: 95 % "
         "intervals, paired, of a bootstrap that draws whole speakers, or utterances where there "
         "are fewer than six speakers. Too narrow where there are fewer than 20 blocks."
     )

@@ -1,4 +1,5 @@
-"""What each method costs, from the records: values, storage, time, memory, speed."""
+"""What each method costs, from the records: values, storage, time, memory, speed; and what it gives
+for its size and for the share of positions that go to its expert."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distilwhisper_lib.config.settings import DOMAINS, LABELS, ORIGIN, Record
+from distilwhisper_lib.config.settings import DOMAINS, LABELS, ORIGIN, WITH_EXPERTS, Record
+from distilwhisper_lib.io.checked import one_of
 from distilwhisper_lib.results.frame import (
     HEADLINE,
+    averaged,
     blocks,
     rate_of,
     rated,
@@ -21,6 +24,7 @@ from distilwhisper_lib.results.frame import (
     row_place,
 )
 from distilwhisper_lib.results.hypotheses import FIELD, Hypotheses, same_clips
+from distilwhisper_lib.results.significance import FORCED, draws_of
 
 
 def forgetting_table(
@@ -191,3 +195,74 @@ def formatted_costs(table: pd.DataFrame) -> pd.DataFrame:
             "none" if math.isnan(value) else f"{value:,.{places}f}" for value in table[name]
         ]
     return text
+
+
+LEARNED = "learned"  # gates as a run was tested with them, beside the ways of FORCED
+
+
+def size_and_share(
+    records: Sequence[Record],
+    forced: Iterable[Mapping[str, Any]] = (),
+    domain: str = "in_domain",
+    normalizer: str = "marks",
+) -> pd.DataFrame:
+    """Each system's error rate beside what it adds and what is routed to that.
+
+    One row per training size, system, "gates" and seed, means over the languages that an average
+    is over, where the seed ran in all of them. "gates" is "learned", or of ``forced``, files of
+    forced gates, the ways in which the run's own weights heard all clips. "MiB" is what a language
+    adds, as it was trained (float32), 0 without training; "share" the per cent of positions that
+    it works on: of gates the mean of encoder and decoder, each the mean of its layers; 100 of
+    soft gates, which compute both branches everywhere. Both are NaN of the teacher. Raises
+    UserError for an unknown domain or normaliser.
+    """
+    one_of("domain", domain, tuple(DOMAINS))
+    files = {file["run_id"]: file for file in forced}
+    shown = rated(records, HEADLINE, normalizer)
+    rows = [
+        {"training": row.training, "system": row.system, "domain": domain, "gates": gates,
+         "seed": row.seed, "language": row.language, "rate": row.metric,
+         "MiB": _added(row.record), "share": share, "error": error}
+        for row in shown[shown["domain"] == domain].itertuples()
+        for gates, share, error in _heard(row, files.get(row.record["run_id"]))
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=[*_SIZE, "language"])
+    parts = []
+    for _, block in table.groupby("training", sort=False):
+        counted = averaged(sorted(block["language"].unique()), HEADLINE)
+        block = block[block["language"].isin(counted)]
+        languages = block.groupby(_OF)["language"].transform("nunique")
+        whole = block[languages == len(counted)].groupby(_OF, sort=False)
+        means = whole[_VALUES].mean().reset_index()
+        parts.append(means.sort_values("system", key=lambda s: s.map(row_place), kind="stable"))
+    return pd.concat(parts, ignore_index=True) if parts else table[_SIZE]
+
+
+_OF = ["training", "system", "domain", "gates", "seed", "rate"]
+_VALUES = ["MiB", "share", "error"]
+_SIZE = [*_OF, *_VALUES]
+
+
+def _added(record: Record) -> float:
+    if record["training"]:
+        return (record["training"]["artifact_bytes"] or math.nan) / 2**20
+    return math.nan if record["config"]["method"] == "teacher" else 0.0
+
+
+def _heard(row: Any, forced: Mapping[str, Any] | None) -> Iterator[tuple[str, float, float]]:
+    """(gates, share, error) of one evaluation as it was, and as it was under forced gates."""
+    config, said = row.record["config"], row.evaluation
+    share = {"teacher": math.nan, "zero_shot": 0.0}.get(config["method"], 100.0)
+    if config["method"] in WITH_EXPERTS and config.get("gate_mode") != "soft":
+        sides = (said["gates"] or {}).values()
+        share = 100 * statistics.fmean(map(statistics.fmean, sides)) if sides else math.nan
+    yield LEARNED, share, row.error
+    part = (forced or {"domains": {}})["domains"].get(row.domain)
+    if not part or len(part["ids"]) != said["clips"]:
+        return
+    if forced["weights_sha256"] == row.record["training"]["weights_sha256"]:
+        for way in FORCED:
+            draws = [part["cases"][name]["scores"] for name in draws_of(part["cases"], way)]
+            if draws:
+                error = statistics.fmean(d[row.normalizer][row.metric] for d in draws)
+                yield way, 100.0 if way in ("soft", "open") else share, 100 * error

@@ -33,7 +33,14 @@ from distilwhisper_lib.scoring.resampling import (
 
 NO_HYPOTHESES = "no hypotheses published"
 OTHER_CLIPS = "not the same clips"
-SOFT = "soft gates"  # said of a row whose runs weighed both branches at test as well
+# Said of a row whose runs were heard again with their gates forced so: both branches weighed; the
+# expert everywhere; at random, the learned share in each layer, or the same in all of a side.
+FORCED = {
+    "soft": "soft gates",
+    "open": "always open",
+    "random": "random gates",
+    "even": "evenly random gates",
+}
 # What the paper asks: is distillation better than its rivals, are experts better than LoRA, and is
 # anything better than nothing?
 COMPARISONS = (
@@ -159,26 +166,39 @@ def resample(
     """Resample every test set of the records, whose hypotheses lie in the results ``folder``.
 
     A run without published hypotheses is told so in the tables. ``forced``, files of forced gates:
-    where all runs of a system were heard with soft gates on all clips of a test set, it stands
-    there a second time, as `soft_row` names it. The same seed gives the same numbers, whatever
+    where all runs of a system were heard with gates forced in one of the ways of FORCED on all
+    clips of a test set, it stands there once more, as `forced_row` names it; several draws of
+    random gates count as the mean of their errors. The same seed gives the same numbers, whatever
     other records there are. Raises UserError for an unknown name, a damaged file of hypotheses,
     and fewer than 100 resamples.
     """
     shown = rated(records, metric, normalizer)
     if resamples < 100:
         raise UserError(f"resamples={resamples} is too few for a 95 % interval: expected >= 100")
-    published, soft = Hypotheses.of(folder), {file["run_id"]: file for file in forced}
+    published, files = Hypotheses.of(folder), {file["run_id"]: file for file in forced}
     found = {
-        title: _resample_block(_listen(block, published, soft), metric, resamples, seed)
+        title: _resample_block(_listen(block, published, files), metric, resamples, seed)
         for title, block in shown.groupby("training", sort=False)
     }
     return Resampled(found, metric, normalizer, resamples, seed)
 
 
-def soft_row(row: str) -> str:
-    """What a row's runs are called where their gates weigh both branches at test."""
+def forced_row(row: str, way: str = "soft") -> str:
+    """What a row's runs are called where their gates are forced at test in a way of FORCED."""
     name, _, changed = row.partition(" (")
-    return f"{name} ({SOFT}{', ' + changed if changed else ')'}"
+    return f"{name} ({FORCED[way]}{', ' + changed if changed else ')'}"
+
+
+def draws_of(cases: Iterable[str], way: str) -> list[str]:
+    """Of a file's cases those of one way: itself, or "random.1" and so on."""
+    return [case for case in cases if case == way or case.startswith(f"{way}.")]
+
+
+def mean_errors(
+    cases: Mapping[str, Mapping[str, Any]], names: Sequence[str], normalizer: str, metric: str
+) -> np.ndarray:
+    """(N,) each clip's errors, the mean over cases of a file of forced gates."""
+    return np.mean([cases[name]["errors"][normalizer][metric] for name in names], axis=0)
 
 
 class _Heard(NamedTuple):
@@ -195,10 +215,10 @@ Listened = dict[tuple[str, str], dict[str, list[_Heard]]]
 
 
 def _listen(
-    block: pd.DataFrame, published: Hypotheses, soft: Mapping[str, Mapping[str, Any]]
+    block: pd.DataFrame, published: Hypotheses, files: Mapping[str, Mapping[str, Any]]
 ) -> Listened:
     cells: Listened = {}
-    softly: Listened = {}
+    again: dict[str, Listened] = {way: {} for way in FORCED}
     for row in block.itertuples():
         place, said = (row.domain, row.language), (row.record, row.evaluation)
         found = published.errors(*said, row.normalizer, row.metric)
@@ -206,27 +226,30 @@ def _listen(
         if found is not None:
             heard = _Heard(published.rows(*said), found.errors, found.units, found.scored)
         cells.setdefault(place, {}).setdefault(row.system, []).append(heard)
-        errors = _soft_errors(soft.get(row.record["run_id"]), row.record, heard, row.domain)
-        if errors is not None:
-            again = heard._replace(errors=np.array(errors[row.normalizer][row.metric]))
-            softly.setdefault(place, {}).setdefault(row.system, []).append(again)
-    for place, systems in softly.items():
-        for label, runs in systems.items():
-            if len(runs) == len(cells[place][label]):  # means over the same seeds
-                cells[place][soft_row(label)] = runs
+        cases = forced_cases(files.get(row.record["run_id"]), row.record, row.domain, heard.clips)
+        for way in FORCED:
+            if names := draws_of(cases, way):
+                errors = mean_errors(cases, names, row.normalizer, row.metric)
+                runs = again[way].setdefault(place, {}).setdefault(row.system, [])
+                runs.append(heard._replace(errors=errors))
+    for way, forced in again.items():
+        for place, systems in forced.items():
+            for label, runs in systems.items():
+                if len(runs) == len(cells[place][label]):  # means over the same seeds
+                    cells[place][forced_row(label, way)] = runs
     return cells
 
 
-def _soft_errors(
-    forced: Mapping[str, Any] | None, record: Record, heard: _Heard, domain: str
-) -> Mapping[str, Any] | None:
-    """Of each clip by normaliser and metric; None unless the run's own weights heard them all."""
+def forced_cases(
+    forced: Mapping[str, Any] | None, record: Record, domain: str, clips: Sequence[Row] | None
+) -> Mapping[str, Any]:
+    """The cases of a run's file by name; none unless its own weights heard all of these clips."""
     part = (forced or {"domains": {}})["domains"].get(domain)
-    if not part or "soft" not in part["cases"] or heard.clips is None:
-        return None
+    if not part or clips is None:
+        return {}
     same_weights = forced["weights_sha256"] == record["training"]["weights_sha256"]
-    all_clips = part["ids"] == [row["id"] for row in heard.clips]
-    return part["cases"]["soft"]["errors"] if same_weights and all_clips else None
+    all_clips = part["ids"] == [row["id"] for row in clips]
+    return part["cases"] if same_weights and all_clips else {}
 
 
 def _resample_block(listened: Listened, metric: str, resamples: int, seed: int) -> Found:

@@ -6,12 +6,18 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from distilwhisper_lib import UserError
 from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.evaluation import forced as counterfactuals
 from distilwhisper_lib.evaluation.decoding import transcribe
-from distilwhisper_lib.evaluation.forced import ensure_forced, gate_modes, hear_forced
+from distilwhisper_lib.evaluation.forced import (
+    ensure_forced,
+    gate_modes,
+    hear_forced,
+    random_modes,
+)
 from distilwhisper_lib.evaluation.record import evaluate, record_run
 from distilwhisper_lib.evaluation.run import load_run
 from distilwhisper_lib.gates.forced import count_case, forced_path, read_forced
@@ -128,6 +134,49 @@ def test_chosen_cases_are_decoded_alone_and_the_rest_later(js, decoded):
         hear(js, run, cases=["encoder.9"])
 
 
+def test_random_cases_take_the_learned_shares_and_come_out_the_same_again(js, decoded):
+    run = load_run(js.output_dir, data_dir=js.data_dir)
+    before = torch.random.get_rng_state()
+    path = hear(js, run, cases=["random", "even.2"])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    drawn = ["random.1", "random.2", "random.3", "even.2"]
+    shares = [evaluation["gates"] for evaluation in run.record["evaluations"]]
+    assert decoded == [random_modes(of)[name] for of in shares for name in drawn]
+    for domain in ("in_domain", "out_of_domain"):
+        assert list(cases_of(path, domain)) == ["learned", *drawn]
+    first = path.read_bytes()
+    path.unlink()
+    torch.manual_seed(5)
+    hear(js, run, cases=["random.2"])  # a draw depends on its own number alone
+    again = {d: cases_of(path, d)["random.2"] for d in ("in_domain", "out_of_domain")}
+    hear(js, run, cases=["random", "even.2"])
+    found = json.loads(first)["domains"]
+    assert again == {d: found[d]["cases"]["random.2"] for d in again}
+    assert read_forced(path)["domains"] == found and len(decoded) == 16
+    with pytest.raises(UserError, match="unknown case 'random.4': expected one of layers, random"):
+        hear(js, run, cases=["random.4"])
+
+
+def test_groups_of_cases_have_a_name_and_nothing_random_is_decoded_unasked(js, decoded):
+    run = load_run(js.output_dir, data_dir=js.data_dir)
+    path = hear(js, run, domains=["in_domain"], cases=["layers", "encoder.1", "even"])
+    evens = ["even.1", "even.2", "even.3"]
+    assert list(cases_of(path)) == ["learned", *LAYERS, *evens]
+    hear(js, run, domains=["in_domain"])
+    assert list(cases_of(path)) == ["learned", *LAYERS, *evens, "soft", "open", "closed"]
+    assert ensure_forced(js, domains=["in_domain"]).endswith("is complete") and len(decoded) == 10
+
+
+def test_even_shares_are_a_sides_mean_and_random_ones_each_layers():
+    modes = random_modes({"encoder": [0.0, 0.9, 0.3], "decoder": [0.25, 0.75]})
+    layers = ["encoder.1", "encoder.2", "encoder.3", "decoder.1", "decoder.2"]
+    assert list(modes) == [f"{way}.{n}" for way in ("random", "even") for n in (1, 2, 3)]
+    for way, shares in (("random", [0.0, 0.9, 0.3, 0.25, 0.75]), ("even", [0.4] * 3 + [0.5] * 2)):
+        for n in (1, 2, 3):
+            assert list(modes[f"{way}.{n}"]) == layers
+            assert list(modes[f"{way}.{n}"].values()) == pytest.approx(shares)
+
+
 def test_an_interrupted_call_goes_on_and_nothing_is_decoded_twice(js, decoded):
     run = load_run(js.output_dir, data_dir=js.data_dir)
     decoded.stop_after = 3
@@ -207,6 +256,10 @@ def test_the_command_prints_a_table_and_refuses_in_one_sentence(js, capsys):
     printed = capsys.readouterr().out
     assert "WER in per cent, in domain" in printed and "decoder.2" in printed
     assert printed.endswith(f"{file_of(js)}\n")
+    only = ["--domain", "in_domain", "--cases", "random"]
+    assert counterfactuals.main([*about, *only]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("random ") for line in lines) == 1  # one row for its draws
     assert counterfactuals.main(["outputs/nothing"]) == 2
     error = capsys.readouterr().err
     assert (

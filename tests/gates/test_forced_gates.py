@@ -123,6 +123,19 @@ def test_unknown_layers_and_modes_are_one_sentence(tiny_model, features, said):
             model.generate(features, language="ca", max_new_tokens=2, gate_mode=mode)
 
 
+@torch.no_grad()
+def test_generate_obeys_a_mode_whatever_the_model_was_loaded_with(tiny_model, features, tmp_path):
+    """Also where the checkpoint is our own and a field of its config was given by name."""
+    tiny_model("ca").save_pretrained(tmp_path)
+    model = type(tiny_model()).from_pretrained(tmp_path, gate_mode="learned").eval()
+    options = {"language": "ca", "task": "transcribe", "max_new_tokens": 8}
+    said = {
+        mode: model.generate(features, gate_mode=mode, **options) for mode in ("learned", "open")
+    }
+    assert not torch.equal(said["learned"], said["open"])
+    assert torch.equal(said["open"], plain_whisper(model, "ca").generate(features, **options))
+
+
 def test_transcribe_decodes_a_table_under_forced_gates(tiny_model, processor, table):
     model = tiny_model("ca")
     learned = run(model, processor, table)
@@ -204,6 +217,34 @@ def test_differences_are_those_of_two_systems_on_the_same_clips(tmp_path):
     assert (table["p (Holm)"].dropna() >= table["p"].dropna()).all()
 
 
+def with_random(forced):
+    """The same with random gates: three draws in domain, and two even ones."""
+    wrong = {"random.1": 0.41, "random.2": 0.45, "random.3": 0.43, "even.1": 0.5, "even.3": 0.54}
+    forced["domains"]["in_domain"]["cases"] |= {n: counted(e) for n, e in wrong.items()}
+    return forced
+
+
+def test_the_draws_of_random_gates_are_one_row_of_mean_errors(tmp_path):
+    forced = with_random(make_forced())
+    assert read_forced(write(tmp_path, forced)) == forced
+    table = differences(forced)
+    assert list(table.index) == ["learned", "soft", "open", "closed", "random", "even", *LAYERS]
+    domain = forced["domains"]["in_domain"]
+    for way, draws in (("random", (1, 2, 3)), ("even", (1, 3))):
+        rates = [100 * domain["cases"][f"{way}.{n}"]["scores"]["marks"]["wer"] for n in draws]
+        row = table.loc[way]
+        assert row["error"] == pytest.approx(np.mean(rates))
+        assert row["difference"] == pytest.approx(row["error"] - table.loc["learned", "error"])
+        assert 0 < row["low"] < row["difference"] < row["high"] and row["p"] < 0.01
+    plain = differences(make_forced()).drop(columns="p (Holm)")
+    assert plain.equals(table.drop(index=["random", "even"], columns="p (Holm)"))
+    # Of draws that are alike the mean is each of them: nothing else is drawn for it.
+    one = domain["cases"]["random.1"]
+    domain["cases"] |= {f"random.{n}": one for n in (1, 2, 3)} | {"open": one}
+    again = differences(forced)
+    assert again.loc["random"].drop("p (Holm)").equals(again.loc["open"].drop("p (Holm)"))
+
+
 def spoilt(change):
     forced = make_forced(layers=1)
     change(forced, forced["domains"]["in_domain"])
@@ -221,6 +262,8 @@ def spoilt(change):
         (lambda f, d: f["domains"].update(elsewhere=d), "unknown domain in .* 'elsewhere'"),
         (lambda f, d: d["cases"].pop("learned"), "'in_domain' has no clips with learned gates"),
         (lambda f, d: d["cases"].update({"<b>": d["cases"]["open"]}), "'<b>' is no case of forced"),
+        (lambda f, d: d["cases"].update({"random.4": d["cases"]["open"]}), "'random.4' is no case"),
+        (lambda f, d: d["cases"].update({"even": d["cases"]["open"]}), "'even' is no case"),
         (lambda f, d: d["ids"].pop(), "not one number for each of its 119 clips"),
         (lambda f, d: d["units"]["marks"]["wer"].__setitem__(0, -1), r"wer\[0\]' is -1, expected"),
         (lambda f, d: d["units"]["marks"]["wer"].__setitem__(0, 2**70), "expected a whole number"),
@@ -278,6 +321,16 @@ def test_the_figure_shows_every_case_with_its_interval(layers):
         heights = [point.get_ydata()[0] for point in shown.values()]
         assert heights == sorted(heights, reverse=True)  # the first on top
     assert "120 clips, 24 blocks" in whole.get_title(loc="left")
+
+
+@pytest.mark.usefixtures("clean_figures")
+def test_the_figure_shows_random_gates_beside_the_others_where_they_were_decoded():
+    inside, outside = draw(forced_changes(with_random(make_forced()))).axes[:2]
+    labels = [tick.get_text() for tick in inside.get_yticklabels()]
+    assert labels[3:] == ["random, share of each layer", "random, share of each side"]
+    assert len(inside.lines) == 1 + 5  # the line at 0, and a point a case
+    shown = [line.get_xdata()[0] for line in outside.lines if len(line.get_xdata()) == 1]
+    assert np.isfinite(shown).tolist() == [True] * 3 + [False] * 2  # not decoded out of domain
 
 
 @pytest.mark.usefixtures("clean_figures")

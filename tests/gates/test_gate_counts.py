@@ -203,6 +203,30 @@ def test_forced_gates_have_no_scores(tiny_model, processor, table, mode):
     assert not np.any(scores["encoder"])
 
 
+def test_a_soft_gate_counts_as_the_experts_from_one_half_on(tiny_model, processor, table):
+    """Where it weighs the expert at least as much: as its score, 0 included, would choose."""
+    model = tiny_model("ca")
+    first = model.model.encoder.layers[0].clsr["ca"].gate
+    torch.nn.init.zeros_(first.outer.weight)  # every score is 0, every soft gate one half
+    heard, _ = listen(model, processor, table, language="ca", gate_mode="soft")
+    assert heard["encoder"].dtype == torch.bool and heard["encoder"][0].all()
+    for side in SIDES:
+        scores = heard[f"{side}_scores"]
+        assert torch.equal(heard[side], scores >= 0)
+        assert len(scores[1].unique()) > 10
+    assert 0 < heard["encoder"].float().mean() < 1
+
+
+def test_forced_shares_are_heard_without_scores(tiny_model, processor, table):
+    torch.manual_seed(2)
+    shares = {"encoder.1": 0.3, "encoder.2": 1.0, "decoder.1": 0.0, "decoder.2": 0.6}
+    heard, _ = listen(tiny_model("ca"), processor, table, language="ca", gate_mode=shares)
+    means = [heard[side][layer].float().mean().item() for side in SIDES for layer in (0, 1)]
+    assert means[1:3] == [1.0, 0.0]
+    assert means[0] == pytest.approx(0.3, abs=0.07) and means[3] == pytest.approx(0.6, abs=0.3)
+    assert all(heard[f"{side}_scores"].isnan().all() for side in SIDES)
+
+
 def test_listening_changes_nothing_that_is_heard(tiny_model, processor, table):
     model = tiny_model("ca")
     features = extract_features(

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distilwhisper_lib.model.clsr import SHARED, Gate, hard_gate, rows_by_expert
+from distilwhisper_lib import UserError
+from distilwhisper_lib.model.clsr import (
+    SHARED,
+    Gate,
+    check_gate_mode,
+    hard_gate,
+    mode_of,
+    rows_by_expert,
+)
 
 WIDTH = 32
 DENSITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -70,6 +78,65 @@ def test_without_an_open_gate_the_layer_is_stock_bit_for_bit(layer, dense):
     assert torch.equal(route(layer, x, ids, dense, "closed")[0], expected)
     assert torch.equal(route(layer, tokens(3, 0.0), ids, dense)[0], layer.shared(tokens(3, 0.0)))
     assert torch.equal(route(layer, x, torch.full((3,), SHARED), dense)[0], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_share_of_tokens_goes_to_the_expert_at_random(layer, dense):
+    """Whatever the gates say; the same tokens again from the same seed."""
+    x, ids = tokens(40, 0.5, 100), torch.tensor([0, 1, SHARED, 0] * 10)
+    mine = ids != SHARED
+    for share in (0, 0.1, 0.73, 1):
+        torch.manual_seed(3)
+        y, gates = route(layer, x, ids, dense, share)
+        heard = gates.values[mine]
+        deviation = (share * (1 - share) / heard.numel()) ** 0.5
+        assert heard.mean().item() == pytest.approx(share, abs=4 * deviation)
+        of_gates = heard[x[mine][..., 0] > 0].mean().item()
+        assert of_gates == pytest.approx(share, abs=6 * deviation)  # half of the tokens
+        assert not gates.values[~mine].any()
+        torch.manual_seed(3)
+        again, same = route(layer, x, ids, dense, share)
+        assert torch.equal(gates.values, same.values) and torch.equal(again, y)
+        _, other = route(layer, x, ids, dense, share)
+        assert torch.equal(gates.values, other.values) == (share in (0, 1))
+    closed, opened = (route(layer, x, ids, dense, mode)[0] for mode in ("closed", "open"))
+    assert torch.equal(route(layer, x, ids, dense, 0.0)[0], closed)
+    assert torch.equal(route(layer, x, ids, dense, 1.0)[0], opened)
+    y, gates = route(layer, x, ids, dense, 0.4)
+    expected = torch.where(gates.values.bool().unsqueeze(-1), opened, closed)
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_each_layer_has_a_share_of_its_own(tiny_model, token):
+    model = tiny_model("ca")
+    shares = dict(zip(model.layer_names, (0.2, 0.8, 0.0, 1.0), strict=True))
+    features, prompt = torch.randn(4, 80, 300), torch.full((4, 6), token("<|ca|>"))
+    torch.manual_seed(0)
+    ids = torch.zeros(4, dtype=torch.long)
+    out = model(features, prompt, gate_mode=shares, expert_ids=ids, output_gates=True)
+    gates = [*out.gates.encoder, *out.gates.decoder]
+    for layer, share in zip(gates, shares.values(), strict=True):
+        assert layer.values.mean().item() == pytest.approx(share, abs=0.3)
+    options = {"language": "ca", "max_new_tokens": 8, "gate_mode": shares}
+    torch.manual_seed(1)
+    said = model.generate(features, **options)
+    torch.manual_seed(1)
+    assert torch.equal(model.generate(features, **options), said)
+    assert mode_of({"encoder.1": 0.2}, "encoder.2") == "learned"
+
+
+@pytest.mark.parametrize("mode", [1.5, -0.1, float("nan"), True, "x", None])
+def test_what_is_no_share_is_one_sentence(tiny_model, mode):
+    model = tiny_model("ca")
+    check_gate_mode(0.5, model.layer_names)
+    for given in (mode, {"encoder.1": 0.5, "decoder.2": mode}):
+        with pytest.raises(UserError, match=f"gate_mode {mode!r} is unknown: .* share from 0 to 1"):
+            check_gate_mode(given, model.layer_names)
+    if mode is not None:  # None is the model's own
+        with pytest.raises(UserError, match="share from 0 to 1"):
+            model.generate(torch.randn(1, 80, 300), language="ca", gate_mode=mode)
 
 
 @torch.no_grad()

@@ -167,6 +167,30 @@ def test_the_reading_of_results_shows_what_choosing_a_branch_costs():
     assert readme.soft_block([], demo) == "No run was heard with soft gates yet.\n"
 
 
+def test_the_reading_of_results_holds_the_learned_choice_against_chance_and_always_on(monkeypatch):
+    """The same numbers as forced_gates.py makes of the same file, the other way round."""
+    demo = Path(__file__).parents[2] / "results" / "demo"
+    (file,) = (f for f in forced_gates.load_forced(demo) if f["language"] == "ca")
+    cases = file["domains"]["in_domain"]["cases"]
+    cases |= {"random.1": cases["closed"], "random.2": cases["open"]}
+    monkeypatch.setattr(readme, "load_forced", lambda _: [file])
+    records = [r for r in record_files.load_records(demo) if r["config"]["language"] == "ca"]
+    block = readme.soft_block(records, demo)
+    rows = {line.split(" | ")[0]: line for line in block.splitlines()}
+    table = forced_gates.differences(file)
+    for way, name in (("open", "always open"), ("random", "random gates")):
+        one = table.loc[way]
+        assert f" | {one['error']:.1f} [" in rows[f"| + CLSR + JS ({name})"]
+        told = f" | {-one['difference']:.1f} [{-one['high']:.1f}, {-one['low']:.1f}] p "
+        assert told in rows[f"| + CLSR + JS against + CLSR + JS ({name})"]
+    assert "(evenly random gates)" not in block  # not decoded
+
+    for domain in file["domains"].values():
+        domain["cases"] = {name: domain["cases"][name] for name in ("learned", "soft")}
+    block = readme.soft_block(records, demo)
+    assert "(soft gates)" in block and "random" not in block and "always open" not in block
+
+
 def test_show_prints_the_tables(kit, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     assert results.main(["show", "--demo", *kit[3:]]) == 0

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 
 from distilwhisper_lib.config.settings import LABELS
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.results import error_analysis, significance, tables
+from distilwhisper_lib.results import costs, error_analysis, significance, tables
 from distilwhisper_lib.results import plots as result_plots
 
 pytestmark = pytest.mark.usefixtures("clean_figures")
@@ -145,3 +145,115 @@ def test_training_sizes_are_told_apart(tmp_path):
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
         "+ CLSR + JS (demo, 200 training clips)", "+ CLSR + JS (demo, 100 training clips)",
     ]  # fmt: skip
+
+
+def routed(seed=77, language="ca", wer=0.3, shares=(0.2, 0.6), **settings):
+    """A run with experts whose encoder and decoder have these mean shares."""
+    record = make_record("js", language, seed, wer=wer, **settings)
+    for evaluation in record["evaluations"]:
+        evaluation["gates"] = {"encoder": [0.0, 2 * shares[0]], "decoder": [shares[1]] * 2}
+    return record
+
+
+def forced_file(record, **errors):
+    """Scores alone of forced gates, on as many clips as the test set has."""
+    cases = {
+        name: {"scores": {"marks": {"wer": error, "cer": error / 2}}}
+        for name, error in errors.items()
+    }
+    return {
+        "run_id": record["run_id"], "weights_sha256": "4" * 64,
+        "domains": {"in_domain": {"ids": ["clip"] * 200, "cases": cases}},
+    }  # fmt: skip
+
+
+def untrained(method, wer):
+    return make_record(method, wer=wer) | {"training": None}
+
+
+def of(table, system, gates="learned"):
+    """The rows (MiB, share, error) of a system by seed."""
+    rows = table[(table["system"] == system) & (table["gates"] == gates)]
+    return rows[["MiB", "share", "error"]].to_numpy().tolist()
+
+
+def test_size_and_share_are_of_the_records_and_of_forced_files():
+    runs = [routed(1), routed(2, wer=0.4, shares=(0.4, 0.8)), make_record("lora", wer=0.2)]
+    runs += [make_record("full", wer=0.25), untrained("zero_shot", 0.6), untrained("teacher", 0.1)]
+    runs[2]["training"]["artifact_bytes"] = 2**21
+    draws = {"random.1": 0.5, "random.2": 0.52, "random.3": 0.54}
+    file = forced_file(runs[0], soft=0.28, open=0.29, closed=0.6, **draws)
+    table = costs.size_and_share(runs, [file])
+    mib = 5000 / 2**20
+    np.testing.assert_allclose(of(table, "+ CLSR + JS"), [[mib, 40, 30], [mib, 60, 40]])
+    np.testing.assert_allclose(of(table, "+ CLSR + JS", "soft"), [[mib, 100, 28]])
+    np.testing.assert_allclose(of(table, "+ CLSR + JS", "open"), [[mib, 100, 29]])
+    np.testing.assert_allclose(of(table, "+ CLSR + JS", "random"), [[mib, 40, 52]])
+    np.testing.assert_allclose(of(table, "+ LoRA"), [[2, 100, 20]])
+    np.testing.assert_allclose(of(table, "+ full fine-tuning"), [[mib, 100, 25]])
+    np.testing.assert_allclose(of(table, "Student zero-shot"), [[0, 0, 60]])
+    np.testing.assert_allclose(of(table, "Teacher"), [[np.nan, np.nan, 10]])
+    assert set(table["gates"]) == {"learned", "soft", "open", "random"}
+    assert set(costs.size_and_share(runs, [file], "out_of_domain")["gates"]) == {"learned"}
+    other = file | {"weights_sha256": "5" * 64}
+    file["domains"]["in_domain"]["ids"].pop()  # not all clips
+    for stale in (file, other):
+        assert set(costs.size_and_share(runs, [stale])["gates"]) == {"learned"}
+    soft = routed(3)
+    soft["config"]["gate_mode"] = "soft"  # both branches, whatever the gates lean to
+    assert costs.size_and_share([soft])["share"].tolist() == [100]
+    assert costs.size_and_share([]).empty
+    with pytest.raises(UserError, match="unknown domain 'elsewhere'"):
+        costs.size_and_share(runs, [], "elsewhere")
+
+
+def test_size_and_share_are_means_over_the_languages_of_seeds_that_ran_in_all():
+    runs = [routed(1, "ca", 0.2), routed(1, "cs", 0.4, (0.4, 0.8)), routed(2, "ca", 0.1)]
+    table = costs.size_and_share([*runs, routed(1, "th", 0.9)])
+    np.testing.assert_allclose(of(table, "+ CLSR + JS"), [[5000 / 2**20, 50, 30]])
+    assert table["seed"].tolist() == [1] and table["rate"].tolist() == ["wer"]  # no CER with it
+
+
+def test_size_and_share_plot_shows_each_seed_and_their_mean():
+    runs = [routed(1), routed(2, wer=0.4, shares=(0.4, 0.8)), make_record("lora", wer=0.2)]
+    runs += [make_record("kl", wer=0.35), untrained("zero_shot", 0.6), untrained("teacher", 0.1)]
+    runs[3]["evaluations"][0]["gates"] = {"encoder": [0.1], "decoder": [0.3]}
+    table = costs.size_and_share(runs, [forced_file(r, soft=0.28) for r in runs[:2]])
+    figure = draw(result_plots.size_and_share_plot(table))
+    size, share = figure.axes
+    assert size.get_ylabel() == "WER in domain (%)" and size.get_xscale() == "log"
+    for axis in (size, share):
+        heights = sorted(y for line in axis.lines for y in set(line.get_ydata()))
+        marks = [20, 30, 35, 35, 40, 28, 28, 60, 10]  # LoRA, JS and its mean, KL, JS soft, lines
+        expected = sorted([*marks, 60]) if axis is share else sorted(marks)
+        np.testing.assert_allclose(heights, expected)
+    shares = {tuple(np.ravel(line.get_xdata())) for line in share.lines if line.get_ls() == "None"}
+    assert {(40.0, 60.0), (50.0,), (20.0,), (0.0,)} <= {tuple(np.round(s, 6)) for s in shares}
+    labels = texts(figure)
+    for name in ("+ LoRA", "+ CLSR + KL", "Teacher", "gates as learned", "soft gates", "100"):
+        assert name in labels
+    # JS and KL are of one size: beside each other, around it.
+    places = {round(float(np.ravel(line.get_xdata())[0]), 9) for line in size.lines[2:]}
+    assert len(places - {0.0}) >= 2
+    looks = {
+        (line.get_marker(), line.get_color()) for line in share.lines if line.get_markersize() > 8
+    }
+    assert len(looks) == 3  # a marker and a colour a system
+
+    alone = result_plots.size_and_share_plot(costs.size_and_share([make_record("js")]))
+    assert texts(draw(alone)) == ["fewer than two trained systems: nothing to compare"]
+    assert len(draw(alone).axes) == 1
+
+
+def test_size_and_share_plot_has_a_row_a_training_size():
+    runs = [
+        make_record(method, train_size=size, **settings)
+        for size in (100, 200)
+        for method, settings in (("lora", {}), ("full", {}), ("lora", {"max_steps": 2}))
+    ]
+    table = costs.size_and_share([*runs, make_record("full", train_size=300)])
+    figure = draw(result_plots.size_and_share_plot(table))
+    assert [axis.get_title(loc="left") for axis in figure.axes[::2]] == [
+        "demo, 100 training clips", "demo, 200 training clips",
+    ]  # fmt: skip
+    assert "+ LoRA (max_steps=2)" in texts(figure)

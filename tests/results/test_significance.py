@@ -9,7 +9,7 @@ from make_records import make_pairs, make_record, make_rows, make_run
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.gates.forced import count_case, count_clips
 from distilwhisper_lib.results import tables
-from distilwhisper_lib.results.significance import NO_HYPOTHESES, OTHER_CLIPS, resample, soft_row
+from distilwhisper_lib.results.significance import NO_HYPOTHESES, OTHER_CLIPS, forced_row, resample
 from distilwhisper_lib.scoring.resampling import generator, swap_p_value
 
 PAIR = [("js", "zero_shot")]
@@ -110,7 +110,7 @@ def test_soft_gates_stand_as_a_row_of_their_own_where_every_run_was_heard_so(tmp
     runs = [make_run(tmp_path, "js", seed=s, errors=e) for s, e in ((1, 0.4), (2, 0.5))]
     rival = make_run(tmp_path, "lora", errors=0.3)
     files = [soft_file(run, errors) for run, errors in zip(runs, (0.1, 0.2), strict=True)]
-    row = soft_row("+ CLSR + JS")
+    row = forced_row("+ CLSR + JS")
 
     def found(forced):
         return resample([*runs, rival], tmp_path, forced=forced, resamples=200)
@@ -133,7 +133,27 @@ def test_soft_gates_stand_as_a_row_of_their_own_where_every_run_was_heard_so(tmp
     few = soft_file(runs[1], 0.2, clips=7)
     for forced in ([files[0]], [files[0], other], [files[0], few], []):
         assert row not in set(found(forced).intervals()["system"])
-    assert soft_row("+ CLSR (budget=0.3)") == "+ CLSR (soft gates, budget=0.3)"
+    assert forced_row("+ CLSR (budget=0.3)") == "+ CLSR (soft gates, budget=0.3)"
+
+
+def test_random_gates_count_as_the_mean_of_their_draws(tmp_path):
+    run = make_run(tmp_path, "js", errors=0.3)
+    file = soft_file(run, 0.2)
+    wrong = {"open": 0.4, "random.1": 0.45, "random.2": 0.5, "random.3": 0.55}
+    cases = {n: count_case(make_rows(noise=0, errors=e), "ca") for n, e in wrong.items()}
+    file["domains"]["in_domain"]["cases"] |= cases
+    found = resample([run], tmp_path, forced=[file], resamples=200)
+    names = [forced_row("+ CLSR + JS", way) for way in ("soft", "open", "random")]
+    assert names[1:] == ["+ CLSR + JS (always open)", "+ CLSR + JS (random gates)"]
+    assert set(found.intervals()["system"]) == {"+ CLSR + JS", *names}
+    place = {"domain": "in_domain", "language": "ca"}
+    rates = [cases[f"random.{n}"]["scores"]["marks"]["wer"] for n in (1, 2, 3)]
+    cell = only(found.intervals(), system=names[2], **place)
+    assert cell["error"] == pytest.approx(100 * np.mean(rates))
+    pair = only(found.differences([("js", names[2])]), **place)
+    learned = only(found.intervals(), system="+ CLSR + JS", **place)
+    assert pair["difference"] == pytest.approx(learned["error"] - cell["error"])
+    assert pair["high"] < 0 and pair["p"] < 0.01
 
 
 def test_the_average_of_unequal_seeds_is_the_tables(tmp_path):
