@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from distilwhisper_lib.gates.recorder import GateRecorder
 from distilwhisper_lib.model.clsr import SHARED, Gate, hard_gate, rows_by_expert
 
 WIDTH = 32
@@ -112,6 +113,17 @@ def test_a_batch_is_sorted_into_languages_once(tiny_model):
     model.generate(features, language=languages, task="transcribe", max_new_tokens=6)
     assert rows_by_expert.cache_info().misses == 1
     assert rows_by_expert.cache_info().hits >= 4
+
+
+@pytest.mark.parametrize(("mode", "share"), [("open", 1.0), ("closed", 0.0)])
+def test_generate_hears_the_models_own_gates_on_both_sides(tiny_model, mode, share):
+    """The encoder is called past forward(), and None is no mode of its own."""
+    model = tiny_model("ca", gate_mode=mode)
+    for options in ({}, {"gate_mode": None}):
+        with GateRecorder(model) as gates:
+            model.generate(torch.randn(2, 80, 300), language="ca", max_new_tokens=6, **options)
+        heard = gates.take()
+        assert {heard[side].float().mean().item() for side in ("encoder", "decoder")} == {share}
 
 
 def test_training_follows_inference_on_the_same_batch(tiny_model, token):
