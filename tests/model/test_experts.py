@@ -155,12 +155,9 @@ def test_a_rounded_file_moves_no_weight_by_more_than_its_step(
     assert other.rank_of("ca") == (ranks and 4)
     expected = from_model_names(model.state_dict(), "ca")
     for name, tensor in from_model_names(other.state_dict(), "ca").items():
-        if ".gate." in name:
-            assert tensor.dtype == torch.float32 and torch.equal(tensor, expected[name])
-            continue
-        assert tensor.dtype == into
+        assert tensor.dtype == (torch.float32 if ".gate." in name else into)
         step = expected[name].abs() * 2**-9 + 2**-24  # of float16, twice
-        if dtype == torch.int8 and expected[name].dim() == 2:
+        if dtype == torch.int8 and ".gate." not in name and expected[name].dim() == 2:
             step = step + expected[name].abs().amax(1, keepdim=True) / 127 / 2
         assert ((tensor.float() - expected[name]).abs() <= 1.01 * step).all()
 
@@ -170,7 +167,7 @@ SMALL = {"d_model": 768, "ffn_dim": 3072, "gate_dim": 64, "gate_dropout": 0.0, "
 
 @pytest.mark.parametrize(
     ("rank", "dtype", "megabytes"),
-    [(64, torch.float32, 52.0), (64, torch.float16, 28.4), (64, torch.int8, 17.0)],
+    [(64, torch.float32, 52.0), (64, torch.float16, 26.0), (64, torch.int8, 14.6)],
 )
 def test_sizes_at_whisper_smalls_dimensions(tmp_path, rank, dtype, megabytes):
     """A whole float32 expert has 473 MB there."""
