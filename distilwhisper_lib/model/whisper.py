@@ -120,7 +120,10 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
                 fields |= {key: kwargs.pop(key) for key in own}
                 model = cls._from_authors(source, fields, *args, **kwargs)
             else:
-                if fields.pop("model_type", None) == "whisper" and not given:
+                # Left to transformers, they would become generation settings too, and generate()
+                # would not hand a gate_mode on.
+                kinds = ("whisper", DistilWhisperConfig.model_type)
+                if fields.pop("model_type", None) in kinds and not given:
                     fields |= {key: kwargs.pop(key) for key in own}
                     kwargs["config"] = DistilWhisperConfig.from_dict(fields)
                 model = super().from_pretrained(source.name or name, *args, **kwargs)

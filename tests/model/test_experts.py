@@ -170,7 +170,7 @@ SMALL = {"d_model": 768, "ffn_dim": 3072, "gate_dim": 64, "gate_dropout": 0.0, "
     [(64, torch.float32, 52.0), (64, torch.float16, 26.0), (64, torch.int8, 14.6)],
 )
 def test_sizes_at_whisper_smalls_dimensions(tmp_path, rank, dtype, megabytes):
-    """A whole float32 expert has 473 MB there."""
+    """A whole expert has 458 MB there in float32."""
     with torch.device("meta"):
         shapes = LowRankExpert(rank=rank, **SMALL).state_dict()
     tensors = {

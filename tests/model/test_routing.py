@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from distilwhisper_lib import DistilWhisperForConditionalGeneration
 from distilwhisper_lib.gates.recorder import GateRecorder
 from distilwhisper_lib.model.clsr import SHARED, Gate, hard_gate, rows_by_expert
 
@@ -116,10 +117,13 @@ def test_a_batch_is_sorted_into_languages_once(tiny_model):
 
 
 @pytest.mark.parametrize(("mode", "share"), [("open", 1.0), ("closed", 0.0)])
-def test_generate_hears_the_models_own_gates_on_both_sides(tiny_model, mode, share):
-    """The encoder is called past forward(), and None is no mode of its own."""
-    model = tiny_model("ca", gate_mode=mode)
-    for options in ({}, {"gate_mode": None}):
+def test_generate_hears_the_gates_that_it_is_to_on_both_sides(tiny_model, tmp_path, mode, share):
+    """The encoder is called past forward(); None is no mode of its own; a loaded model's settings
+    are none of generation's."""
+    tiny_model("ca").save_pretrained(tmp_path)
+    load = DistilWhisperForConditionalGeneration.from_pretrained
+    own, other = load(tmp_path, gate_mode=mode).eval(), load(tmp_path, gate_mode="soft").eval()
+    for model, options in ((own, {}), (own, {"gate_mode": None}), (other, {"gate_mode": mode})):
         with GateRecorder(model) as gates:
             model.generate(torch.randn(2, 80, 300), language="ca", max_new_tokens=6, **options)
         heard = gates.take()
