@@ -253,7 +253,14 @@ def _one(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]:
     slowest, begin = 0.0, time.monotonic()
     while (left := seconds - (time.monotonic() - begin)) > 0 or not counts:
         (folder / "about.json").unlink(missing_ok=True)
-        command = [sys.executable, "-m", "benchmarks.fuzz", "--worker", name, str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.robustness.fuzz",
+            "--worker",
+            name,
+            str(folder),
+        ]
         command += ["--seconds", str(max(left, 1.0)), "--seed", str(seed + counts["died"])]
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / ".cache")}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

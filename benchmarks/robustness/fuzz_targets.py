@@ -40,6 +40,7 @@ from distilwhisper_lib.gates.routes import gate_shares
 from distilwhisper_lib.losses import target_files, targets
 from distilwhisper_lib.model import authors, experts
 from distilwhisper_lib.model.hub import Source
+from distilwhisper_lib.model.rounding import rounded
 from distilwhisper_lib.model.tensors import read_pickle
 from distilwhisper_lib.report.command import shown_tables
 from distilwhisper_lib.report.pages import readme_block
@@ -220,12 +221,15 @@ def read_report(folder: Path) -> None:
 # Tensors -------------------------------------------------------------------------------------
 
 
-def tensors() -> dict[str, torch.Tensor]:
+WHOLE = {"fc1.weight": (8, 4), "fc1.bias": (8,), "fc2.weight": (4, 8), "fc2.bias": (4,)}
+LOW_RANK = {"fc1.down.weight": (2, 4), "fc1.up.weight": (8, 2), "fc2.down.weight": (2, 8),
+            "fc2.up.weight": (4, 2)}  # fmt: skip
+GATE = {"gate.inner.weight": (2, 4), "gate.inner.bias": (2,), "gate.outer.weight": (1, 2)}
+
+
+def tensors(shapes: dict[str, tuple[int, ...]] = WHOLE) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
-    shapes = {"fc1.weight": (8, 4), "fc1.bias": (8,), "fc2.weight": (4, 8), "fc2.bias": (4,),
-              "gate.inner.weight": (2, 4), "gate.inner.bias": (2,),
-              "gate.outer.weight": (1, 2)}  # fmt: skip
-    return {f"encoder.0.{n}": torch.randn(s, generator=draw) for n, s in shapes.items()}
+    return {f"encoder.0.{n}": torch.randn(s, generator=draw) for n, s in (shapes | GATE).items()}
 
 
 def expert_files(layout: str) -> Files:
@@ -234,6 +238,10 @@ def expert_files(layout: str) -> Files:
     about = {"format": "pt", "version": experts.FORMAT_VERSIONS[0], "language": "ca", "base": "x"}
     if layout == "kit":
         return {"expert.catalan.safetensors": save(tensors(), about)}
+    if layout in ("low-rank", "int8"):
+        about |= {"version": "2"} | ({"weights": "int8"} if layout == "int8" else {})
+        dtype = torch.int8 if layout == "int8" else torch.float32
+        return {"expert.catalan.safetensors": save(rounded(tensors(LOW_RANK), dtype), about)}
     theirs = experts.to_model_names(tensors(), "ca")
     buffer = io.BytesIO()
     torch.save({authors.their_name(name): t for name, t in theirs.items()}, buffer)
@@ -370,6 +378,8 @@ TARGETS: dict[str, Target] = {
     "gate files": Target(lambda: committed(f"*/{RUN}.json"), read_gates),
     "published.csv": Target(published, read_published_csv),
     "expert safetensors": Target(lambda: expert_files("kit"), read_expert),
+    "expert low-rank": Target(lambda: expert_files("low-rank"), read_expert),
+    "expert int8": Target(lambda: expert_files("int8"), read_expert),
     "expert bin": Target(lambda: expert_files("authors"), read_expert),
     "target cache": Target(cache_files, read_cache),
     "subset files": Target(subset_files, read_subsets),

@@ -272,7 +272,8 @@ class Listener:
             model = model.get_base_model()  # with its adapter, without peft's wrapper
         row = clip | {"language": run.language}
         limit = run.config.max_new_tokens
-        found = inspect_clip(model, finished.processor, row, limit, mode, with_scores=True)
+        own = None if mode == "learned" else mode  # a run may hear its own gates softly, or open
+        found = inspect_clip(model, finished.processor, row, limit, own, with_scores=True)
         return _heard(run, mode, found)
 
     def _load(self, run: ListedRun) -> Run:
@@ -348,10 +349,11 @@ def _from_example(run: ListedRun, clip: Clip, mode: str) -> Heard:
 
 def _heard(run: ListedRun, mode: str, found: dict[str, Any]) -> Heard:
     arrays: dict[str, np.ndarray] = {}
+    asked = mode == "learned" and run.config.gate_mode != "open"
     for side in ("token", "frame"):
         if run.has_gates:
             arrays[f"{side}_gates"] = np.array(found[f"{side}_gates"])
-        if run.has_gates and mode == "learned" and f"{side}_scores" in found:
+        if run.has_gates and asked and f"{side}_scores" in found:
             arrays[f"{side}_soft"] = 1 / (1 + np.exp(-np.array(found[f"{side}_scores"])))
     texts = {"reference": found["reference"], "text": found["text"], "tokens": found["tokens"]}
     positions = len(found["frame_gates"][0])

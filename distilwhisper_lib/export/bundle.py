@@ -1,9 +1,10 @@
 """A trained run as files that others can use: plain Whisper, or what was trained, with a card.
 
 A *plain* Whisper loads with stock transformers, and converts to ctranslate2 for faster-whisper: a
-LoRA adapter is merged into the weights, an expert takes the place of the feed-forward networks
-(as if its gates were always open), a fine-tuned model is itself. ``python -m
-distilwhisper_lib.export.bundle outputs/<run> --to my-whisper`` does it.
+LoRA adapter is merged into the weights, an expert, or the sum of what a low-rank one changes and
+its change, takes the place of the feed-forward networks (as if its gates were always open), a
+fine-tuned model is itself. ``python -m distilwhisper_lib.export.bundle outputs/<run> --to
+my-whisper`` does it.
 """
 
 from __future__ import annotations
@@ -38,8 +39,13 @@ from distilwhisper_lib.hardware import best_device
 from distilwhisper_lib.io.checked import Maybe, check, read_json
 from distilwhisper_lib.io.files import flush_to_disk, sha256_file, told, write_atomic
 from distilwhisper_lib.languages import whisper_language
-from distilwhisper_lib.model.experts import write_expert
-from distilwhisper_lib.model.tensors import read_safetensors
+from distilwhisper_lib.model.experts import (
+    read_expert,
+    to_model_names,
+    whole_networks,
+    write_expert,
+)
+from distilwhisper_lib.model.rounding import DTYPES, dtype_named, rounded
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 from distilwhisper_lib.scoring.rates import score
 
@@ -89,11 +95,8 @@ def _expert_in_place(
         raise UserError(
             f"the model has no expert for {language!r}: load_experts() it first, or name another"
         )
-    return {
-        name.replace(f".clsr.{code}.", "."): tensor
-        for name, tensor in model.state_dict().items()
-        if f".clsr.{code}.fc" in name
-    }
+    places = to_model_names(whole_networks(model, code), code).items()
+    return {name.replace(f".clsr.{code}.", "."): tensor for name, tensor in places}
 
 
 def compare_with_plain(
@@ -140,6 +143,7 @@ def export_run(
     to: str | Path,
     form: str = "whisper",
     *,
+    dtype: str = "float32",
     compare: pd.DataFrame | None = None,
     license: str | None = None,
 ) -> Path:
@@ -147,10 +151,12 @@ def export_run(
 
     ``form`` "whisper": a plain Whisper, for stock transformers and the ctranslate2 converter.
     "trained": what the run trained and no more, an expert file or a LoRA adapter (a fine-tuned
-    model is a plain Whisper). ``compare``: clips on which both forms are scored, for the card; an
-    expert folded in is another model than the one with gates, so without ``compare`` its card
-    shows no scores. ``license``: of the weights, as the hub writes it; None for the base model's
-    where that is known. Raises UserError when ``to`` is there already.
+    model is a plain Whisper). ``dtype``: of an expert file, "float32" (as trained), "float16" or
+    "int8", see model/rounding.py. ``compare``: clips on which both forms are scored, for the card;
+    an expert folded in is another model than the one with gates, so without ``compare`` its card
+    shows no scores, unless the run's gates are always open. ``license``: of the weights, as the hub
+    writes it; None for the base model's where that is known. Raises UserError when ``to`` is there
+    already, and for a ``dtype`` that is unknown or, but for float32, not of an expert file.
     """
     run = run if isinstance(run, Run) else load_run(run)
     if form not in FORMS:
@@ -165,8 +171,14 @@ def export_run(
         if whisper
         else ("adapter" if method == "lora" else "expert")
     )
+    dtype_named(dtype)
+    if dtype != "float32" and what != "expert":
+        raise UserError(
+            f"dtype {dtype!r} is for expert files, and this export is none: leave it out, or name "
+            "a run with an expert and form 'trained'"
+        )
     with _new_folder(to) as folder:
-        comparison = None
+        comparison = size = None
         if whisper:
             plain = plain_whisper(run.model, run.config.language if what == "folded" else None)
             if compare is not None:
@@ -175,8 +187,10 @@ def export_run(
         elif what == "adapter":
             _write_adapter(run, folder)
         else:
-            _write_expert(run, folder)
-        card = model_card(run.record, what, comparison=comparison, license=license)
+            size = _write_expert(run, folder, dtype).stat().st_size
+        card = model_card(
+            run.record, what, comparison=comparison, license=license, size=size, dtype=dtype
+        )
         write_atomic(folder / "README.md", card)
         _write_manifest(run, what, comparison, folder)
     return to
@@ -239,13 +253,12 @@ def _write_manifest(run: Run, what: str, comparison: pd.DataFrame | None, folder
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def _write_expert(run: Run, folder: Path) -> None:
+def _write_expert(run: Run, folder: Path, dtype: str) -> Path:
     """The run's expert file, its base named as in the record: no path of this machine."""
     (path,) = run.folder.glob("expert.*.safetensors")
-    tensors, about = read_safetensors(path)
-    about = {k: v for k, v in about.items() if k not in ("format", "version", "language")}
-    about["base"] = run.record["models"]["student"]["name"]
-    write_expert(tensors, run.config.language, folder, about)
+    tensors, about = read_expert(path, run.config.language)
+    about |= {"base": run.record["models"]["student"]["name"]}
+    return write_expert(rounded(tensors, DTYPES[dtype]), run.config.language, folder, about)
 
 
 def _write_adapter(run: Run, folder: Path) -> None:
@@ -287,13 +300,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_run_arguments(parser)
     parser.add_argument("--to", required=True, help="a new folder")
     parser.add_argument("--form", default="whisper", choices=FORMS)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of an expert file")
     parser.add_argument("--compare", action="store_true", help="score both forms in domain")
     parser.add_argument("--license", help="of the weights, as the hub writes it")
     parser.add_argument("--ctranslate2", metavar="FOLDER", help="also convert, into this folder")
     given = parser.parse_args(arguments)
     run = load_run(given.run, given.base, given.data_dir)
     clips = sample_clips(run.config, run.config.test_size) if given.compare else None
-    folder = export_run(run, given.to, given.form, compare=clips, license=given.license)
+    options = {"dtype": given.dtype, "compare": clips, "license": given.license}
+    folder = export_run(run, given.to, given.form, **options)
     if given.ctranslate2:
         to_ctranslate2(folder, given.ctranslate2)
     manifest = read_manifest(folder)

@@ -12,7 +12,7 @@ import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from distilwhisper_lib import PACKAGE
-from distilwhisper_lib.config.settings import DOMAINS, Record
+from distilwhisper_lib.config.settings import DOMAINS, WITH_EXPERTS, Record
 from distilwhisper_lib.data.splits import PARTS
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.languages import whisper_language
@@ -26,6 +26,13 @@ METHODS = {
     "clsr": "a language expert with gates (CLSR)",
     "kl": "a language expert with gates (CLSR), distilled with the KL divergence",
     "js": "a language expert with gates (CLSR), distilled with the Jensen-Shannon divergence",
+}
+# How the gates of a run with an expert are heard.
+_GATES = {
+    "hard": "Each token goes through the base model's network or the expert's, as its gate decides",
+    "soft": "Each token goes through both, the base model's network and the expert's, weighed by "
+    "its gate",
+    "open": "The gates are always open: each token of this language goes through the expert",
 }
 # What was exported: the hub's library, and the relation to the base model.
 KINDS = {
@@ -51,30 +58,40 @@ def model_card(
     *,
     comparison: pd.DataFrame | None = None,
     license: str | None = None,
+    size: int | None = None,
+    dtype: str = "float32",
 ) -> str:
     """The card of what was exported of a run.
 
     ``what``: "expert", "adapter", "merged", "folded" or "full". ``comparison``: what
     export.compare_with_plain() found; scores of a folded expert come from there only, because the
-    record tells of the model with gates. ``license``: as the hub writes it; None for that of the
-    base model where it is known, and none in the card elsewhere.
+    record tells of the model with gates, unless they were always open. ``license``: as the hub
+    writes it; None for that of the base model where it is known, and none in the card elsewhere.
+    ``size`` and ``dtype``: of an expert file, in bytes; by default what the record says that the
+    weights take.
     """
     if what not in KINDS:
         raise UserError(f"{what!r} has no card: expected one of {', '.join(KINDS)}")
-    scores = _scores(record, what, comparison)
+    scores, config = _scores(record, what, comparison), record["config"]
     card = ModelCard.from_template(
         _metadata(record, what, scores, license),
         template_path=str(_TEMPLATE),
         record=record,
-        config=record["config"],
+        config=config,
         what=what,
+        megabytes=(size or record["training"]["artifact_bytes"] or 0) / 1e6,
+        dtype=dtype,
+        rank=_rank(config),
+        heard_with=_gates(config),
+        gates=_GATES[_gates(config)],
+        recipe=config.get("recipe", "paper") if config["method"] in WITH_EXPERTS else None,
         base=_base(record),
         scores=scores,
         heard=_other_languages(record),
         changes_all=what in _CHANGE_ALL,
         compared=None if comparison is None else comparison.to_dict("index"),
         parts=PARTS,
-        method=METHODS[record["config"]["method"]],
+        method=METHODS[config["method"]],
         rules=_RULES,
         paper=PAPER,
         name=_name,
@@ -128,7 +145,7 @@ def _metadata(
 
 def _scores(record: Record, what: str, comparison: pd.DataFrame | None) -> list[dict[str, Any]]:
     """Error rates in per cent of what was exported, one row a test set and normaliser."""
-    if what == "folded":
+    if what == "folded" and _gates(record["config"]) != "open":
         if comparison is None:
             return []
         mine = comparison.loc["plain Whisper"]
@@ -156,6 +173,16 @@ def _rates(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
         | {m: round(100 * evaluation["scores"][rule][m][m], 2) for m in ("wer", "cer")}
         for rule in _RULES
     ]
+
+
+def _gates(config: dict[str, Any]) -> str:
+    """One of _GATES; records of earlier versions know one kind."""
+    return config.get("gate_mode", "hard")
+
+
+def _rank(config: dict[str, Any]) -> int | None:
+    """The rank of a low-rank expert."""
+    return config.get("expert_rank") if config.get("expert") == "low_rank" else None
 
 
 def _base(record: Record) -> str:

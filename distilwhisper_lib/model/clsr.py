@@ -145,8 +145,8 @@ class LowRank(nn.Module):
         return self.up(inner if where is None else inner * where.to(inner.dtype))
 
     def product(self) -> Tensor:
-        """B A: (outputs, inputs)."""
-        return self.up.weight @ self.down.weight
+        """B A: (outputs, inputs), float32."""
+        return self.up.weight.float() @ self.down.weight.float()
 
 
 class LowRankExpert(nn.Module):

@@ -2,8 +2,10 @@
 
 Ours are safetensors. Names inside are ``{encoder,decoder}.{layer}.{fc1,fc2}.{weight,bias}``,
 ``...gate.inner.{weight,bias}`` and ``...gate.outer.weight``: nothing in them depends on the
-language code, which stands in the metadata with the base model and the format version. The
-authors' ``.bin`` files are read and written too; authors.py knows their names.
+language code, which stands in the metadata with the base model and the format version. Low-rank
+experts have ``{fc1,fc2}.{down,up}.weight`` instead. Weights may be rounded, see rounding.py: int8
+stands in the metadata as ``weights``. The authors' ``.bin`` files are read and written too;
+authors.py knows their names.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model.authors import our_names, their_name
 from distilwhisper_lib.model.clsr import AnyExpert
 from distilwhisper_lib.model.hub import NotThere, Source
+from distilwhisper_lib.model.rounding import unrounded
 from distilwhisper_lib.model.tensors import (
     read_metadata,
     read_pickle,
@@ -30,10 +33,11 @@ from distilwhisper_lib.model.tensors import (
     write_pickle,
 )
 
-# 2: low-rank experts, or any to be heard with other gates than 0 or 1, which kits that know version
-# 1 alone could not, or would hear wrongly. All else is 1.
+# 2: low-rank experts, int8, or any to be heard with other gates than 0 or 1, which kits that know
+# version 1 alone could not, or would hear wrongly. All else is 1.
 FORMAT_VERSIONS = ("1", "2")
 MODES = ("learned", "soft", "open")
+WEIGHTS = ("float", "int8")
 LAYOUTS = ("kit", "authors")
 _IN_MODEL = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.clsr\.([a-z]+)\.(.+)")
 
@@ -72,6 +76,16 @@ def from_model_names(state: dict[str, Tensor], code: str) -> dict[str, Tensor]:
     return found
 
 
+def whole_networks(model: Routed, code: str) -> dict[str, Tensor]:
+    """A resident language's experts as feed-forward networks, without gates, under the names of an
+    expert file: low-rank ones as the sum of what they change and their change."""
+    return {
+        f"{prefix}.{name}": tensor
+        for prefix, layer in zip(layer_names(model), model.routed_layers(), strict=True)
+        for name, tensor in layer.whole_network(code).items()
+    }
+
+
 def to_model_names(tensors: dict[str, Tensor], code: str) -> dict[str, Tensor]:
     """The inverse of from_model_names()."""
     renamed = {}
@@ -89,11 +103,13 @@ def write_expert(
 ) -> Path:
     """Write an expert file whole or not at all, with language and format in its metadata."""
     path = Path(folder) / file_names(code)[0]
-    metadata = {"format": "pt", "language": code} | {k: str(v) for k, v in about.items()}
-    plain = rank_of(tensors) is None and metadata.get("gate_mode", "learned") == "learned"
+    metadata = {k: str(v) for k, v in about.items()} | {"format": "pt", "language": code}
+    usual = {"gate_mode": MODES[0], "weights": WEIGHTS[0]}
+    int8 = any(tensor.dtype == torch.int8 for tensor in tensors.values())
+    metadata["weights"] = WEIGHTS[int8]
+    plain = rank_of(tensors) is None and usual.items() <= (usual | metadata).items()
     metadata["version"] = FORMAT_VERSIONS[not plain]
-    if plain:
-        metadata.pop("gate_mode", None)
+    metadata = {k: v for k, v in metadata.items() if usual.get(k) != v}
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_atomic(path, save(kept, metadata))
 
@@ -180,15 +196,17 @@ def read_expert(path: Path, code: str) -> tuple[dict[str, Tensor], dict[str, str
     """
     if path.suffix != ".safetensors":
         return _read_authors(path, code), {}
-    tensors, metadata = read_safetensors(path)
+    metadata = read_metadata(path)
     if metadata.get("version") not in FORMAT_VERSIONS:
         raise UserError(
             f"expert file {path} has format version {metadata.get('version')!r}, expected "
             f"{' or '.join(map(repr, FORMAT_VERSIONS))}: update the kit or write the file again"
         )
     _check_language(path, [metadata.get("language")], code)
-    one_of(f"gate_mode of {path}", metadata.get("gate_mode", "learned"), MODES)
-    return tensors, metadata
+    one_of(f"gate_mode of {path}", metadata.get("gate_mode", MODES[0]), MODES)
+    weights = one_of(f"weights of {path}", metadata.get("weights", WEIGHTS[0]), WEIGHTS)
+    tensors, _ = read_safetensors(path, int8=weights == "int8")
+    return unrounded(tensors, path), metadata
 
 
 def _read_authors(path: Path, code: str) -> dict[str, Tensor]:
@@ -236,9 +254,13 @@ def check_expert(model: Routed, code: str, tensors: dict[str, Tensor]) -> None:
 
     Their values must be finite, and stay so in the model's dtype.
     """
-    wanted = {}
+    wanted, rank = {}, rank_of(tensors)
+    if rank == 0:
+        raise UserError(
+            f"the expert file for {code!r} has rank 0, expected 1 or more: get it again"
+        )
     for prefix, layer in zip(layer_names(model), model.routed_layers(), strict=True):
-        blueprint = layer.new_expert("meta", rank_of(tensors)).state_dict()
+        blueprint = layer.new_expert("meta", rank).state_dict()
         wanted |= {f"{prefix}.{k}": tuple(v.shape) for k, v in blueprint.items()}
     faults = [f"{name} is missing" for name in wanted if name not in tensors]
     faults += [f"{name} is not expected" for name in tensors if name not in wanted]

@@ -83,6 +83,19 @@ class _RoutedFFN:
             y = update.add("fc2", hidden, y)
         return F.dropout(y, self.dropout, training=self.training)
 
+    def whole_network(self, code: str) -> dict[str, Tensor]:
+        """Weights and biases of fc1 and fc2 of a feed-forward network that says what the expert
+        of a language does."""
+        expert, found = self.clsr[code], {}
+        for name in ("fc1", "fc2"):
+            whole = getattr(expert if isinstance(expert, Expert) else self, name)
+            found |= {f"{name}.{key}": tensor for key, tensor in whole.state_dict().items()}
+            if isinstance(expert, LowRankExpert):
+                weight = found[f"{name}.weight"]
+                summed = weight.float() + getattr(expert, name).product().detach()
+                found[f"{name}.weight"] = summed.to(weight.dtype)
+        return found
+
     def _ffn(self, x: Tensor, route: dict[str, Any]) -> Tensor:
         """Residual, layer norm and the blend: (B, T, D) -> (B, T, D)."""
         trace, mode = route.get("gate_trace"), route.get("gate_mode")

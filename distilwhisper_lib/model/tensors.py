@@ -27,15 +27,15 @@ MAX_PICKLE_BYTES = 16 * 1024**2  # the part of a torch file that lists names and
 SAFE_TORCH = (2, 10)
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Float tensors and metadata of a safetensors file."""
+def read_safetensors(path: Path, int8: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Float tensors and metadata of a safetensors file; with ``int8``, such tensors too."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy or train it again") from None
-    _check_plain(path, tensors)
+    _check_plain(path, {k: v for k, v in tensors.items() if not int8 or v.dtype != torch.int8})
     return tensors, metadata
 
 

@@ -41,6 +41,7 @@ from distilwhisper_lib.model.layers import (
     RoutedDecoderLayer,
     RoutedEncoderLayer,
 )
+from distilwhisper_lib.model.rounding import rounded
 from distilwhisper_lib.model.tensors import require_safe_torch
 
 
@@ -273,8 +274,10 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         """Write one language's experts to ``folder/expert.<name>.safetensors``, with ``metadata``.
 
         layout "authors": to ``folder/expert.<name>.bin``, which the public code loads, and which
-        has no room for metadata. float16 halves the file; loading turns it back into the model's
-        dtype.
+        has no room for metadata; low-rank experts become whole networks in it. ``dtype``: float32,
+        float16 (half the file) or int8 (a quarter), see rounding.py; loading turns it back into the
+        model's. Raises UserError for any other, for int8 in the authors' layout, and there for
+        experts that are not heard with gates of 0 or 1, which it cannot say.
         """
         code = self._resident(language)
         if layout not in experts.LAYOUTS:
@@ -282,11 +285,25 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
                 f"layout {layout!r} is unknown: expected one of {', '.join(experts.LAYOUTS)}"
             )
         tensors = experts.from_model_names(self.state_dict(), code)
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         if layout == "authors":
-            return experts.write_authors_expert(tensors, code, folder)
+            self._check_authors_can_hear(dtype)
+            gates = {name: tensor for name, tensor in tensors.items() if ".gate." in name}
+            whole = experts.whole_networks(self, code)
+            return experts.write_authors_expert(rounded(gates | whole, dtype), code, folder)
+        tensors = rounded(tensors, dtype)
         about = {"base": self.name_or_path, "gate_mode": self.config.gate_mode, **metadata}
         return experts.write_expert(tensors, code, folder, about)
+
+    def _check_authors_can_hear(self, dtype: torch.dtype) -> None:
+        if self.config.gate_mode != "learned":
+            raise UserError(
+                f"layout 'authors' cannot say that gates are {self.config.gate_mode}, and the "
+                "public code would hear hard ones: save in layout 'kit'"
+            )
+        if dtype == torch.int8:
+            raise UserError(
+                "layout 'authors' has no int8: save in float32 or float16, or in layout 'kit'"
+            )
 
     def freeze_all_but_expert(self, language: str, gates_alone: bool = False) -> None:
         """Let only one language's experts and gates train, or its gates alone."""

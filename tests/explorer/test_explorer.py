@@ -19,7 +19,7 @@ from make_records import make_record
 
 from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.evaluation.decoding import transcribe
+from distilwhisper_lib.evaluation.decoding import read_hypotheses, transcribe
 from distilwhisper_lib.evaluation.record import evaluate, record_run
 from distilwhisper_lib.evaluation.run import load_run, read_config
 from distilwhisper_lib.explorer.app import NONE, OWN, Explorer, uploaded
@@ -31,7 +31,7 @@ from distilwhisper_lib.explorer.html import (
     tokens_html,
     transcripts_html,
 )
-from distilwhisper_lib.explorer.runs import Heard, ListedRun, Scene, find_runs
+from distilwhisper_lib.explorer.runs import Heard, ListedRun, Listener, Scene, clips_of, find_runs
 from distilwhisper_lib.explorer.static import (
     sound_figure,
     tokens_figure,
@@ -113,6 +113,25 @@ def test_its_transcripts_are_those_of_the_runs(study):
         original, _ = soundfile.read(clips["audio"][place])
         assert rate == 16_000 and np.allclose(played, original, atol=1e-4)
     assert explorer.notes.value == ""
+
+
+@pytest.mark.parametrize("gates", ["hard", "soft", "open"])
+def test_a_low_rank_expert_is_heard_under_its_own_gates_and_all_others(study_of, gates):
+    decisive = {"recipe": "decisive", "expert_rank": 4, "router_epochs": 1}
+    config = study_of(clips=3, max_steps=2)("clsr", gate_mode=gates, **decisive)
+    data = load_data(config)
+    trained = train(config, data)
+    record_run(trained, data, evaluate(trained, data))
+    (run,), _ = find_runs(config)
+    scene = Listener().scene(run, clips_of(run, "in_domain", 1)[0])
+    assert not scene.notes and scene.heard is scene.modes[0]
+    own, opened, closed = scene.modes
+    assert opened.token_gates.all() and not closed.frame_gates.any()
+    recorded = read_hypotheses(run.folder / "in_domain-test.jsonl")[0]
+    assert own.clip == recorded["id"] and own.text == recorded["hypothesis"]
+    assert (own.token_soft is None) == (gates == "open") and (
+        gates != "open" or own.frame_gates.all()
+    )
 
 
 def test_gates_are_forced_and_layers_chosen(study):

@@ -48,8 +48,8 @@ def finished(study_of):
     """Factory of finished runs of tiny models: a step or two of training and a record."""
     configure = study_of(4, max_steps=2, learning_rate=0.05)
 
-    def make(method):
-        config = configure(method)
+    def make(method, **overrides):
+        config = configure(method, **overrides)
         data = load_data(config)
         trained = train(config, data)
         record_run(trained, data, evaluate(trained, data))
@@ -123,8 +123,10 @@ def test_the_merged_adapter_computes_what_the_adapter_does(finished, batch, tmp_
     assert not torch.allclose(logits(stock, batch), before, atol=1e-2)
 
 
-def test_a_folded_expert_is_the_model_with_open_gates(tiny_model, batch):
-    model = tiny_model("ca", "cs")
+@pytest.mark.parametrize("ranks", [None, {"ca": 4}])
+def test_a_folded_expert_is_the_model_with_open_gates(tiny_model, batch, ranks):
+    model = tiny_model("ca", "cs", ranks=ranks)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     route = {"expert_ids": torch.zeros(2, dtype=torch.long)}
     plain = plain_whisper(model, "Catalan")
     opened = logits(model, batch, **route, gate_mode="open")
@@ -134,6 +136,7 @@ def test_a_folded_expert_is_the_model_with_open_gates(tiny_model, batch):
     assert torch.allclose(shared, logits(model, batch, **route, gate_mode="closed"), atol=1e-4)
     assert model.languages == ["ca", "cs"] and plain.config.model_type == "whisper"
     assert "gate_dim" not in plain.config.to_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(UserError, match="no expert for 'gl'"):
         plain_whisper(model, "gl")
 
@@ -174,6 +177,70 @@ def test_what_was_trained_goes_without_paths_of_this_machine(finished, batch, tm
     stock = WhisperForConditionalGeneration.from_pretrained("student", key_mapping={})
     loaded = PeftModel.from_pretrained(stock, adapter).eval()
     assert torch.allclose(logits(loaded, batch), logits(lora.model, batch), atol=1e-4)
+
+
+LOW_RANK = {"recipe": "decisive", "expert_rank": 4, "router_epochs": 1}
+
+
+def test_a_low_rank_expert_goes_in_the_dtype_asked_for(finished, batch, tmp_path, capsys):
+    run, clips = vars(finished("clsr", **LOW_RANK)).values()
+    assert run.model.rank_of("ca") == 4
+    route = {"expert_ids": torch.zeros(2, dtype=torch.long)}
+    clip, sizes, heard = (
+        clips.iloc[0]["audio"],
+        {},
+        logits(run.model, batch, **route, gate_mode="open"),
+    )
+    shared = logits(run.model, batch, **route, gate_mode="closed")
+    assert not torch.allclose(heard, shared, atol=0.1)
+    for dtype in ("float32", "float16", "int8"):
+        folder = tmp_path / dtype
+        if dtype == "float16":
+            call = [str(run.folder), "--to", str(folder), "--form", "trained", "--dtype", dtype]
+            assert export.main([*call, "--data-dir", str(tmp_path)]) == 0
+        else:
+            export_run(run, folder, "trained", dtype=dtype, license="mit")
+        path = folder / "expert.catalan.safetensors"
+        sizes[dtype], about = path.stat().st_size, read_metadata(path)
+        assert about["version"] == "2" and about["base"] == "student"
+        listener = Transcriber.load("student", experts=folder)
+        assert listener.transcribe(clip, "ca", max_new_tokens=6).error is None
+        assert listener.model.rank_of("ca") == 4
+        mine = logits(listener.model, batch, **route, gate_mode="open")
+        assert torch.allclose(
+            mine, heard, atol={"float32": 1e-6, "float16": 1e-3, "int8": 0.02}[dtype]
+        )
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "low-rank changes (rank 4)" in card and "recipe 'decisive'" in card
+        assert f"{sizes[dtype] / 1e6:.1f} MB in {dtype}" in card
+        assert ("rounded to" in card) == (dtype != "float32")
+    assert sizes["int8"] < sizes["float16"] < sizes["float32"]
+    options = {"dry_run": True, "allow_demo": True}
+    sent = push_to_hub(tmp_path / "int8", "you/whisper-ca", **options)
+    assert sent.files["expert.catalan.safetensors"] == sizes["int8"]
+    with pytest.raises(UserError, match="dtype 'bf16' is unknown: expected one of float32, float1"):
+        export_run(run, tmp_path / "new", "trained", dtype="bf16")
+    with pytest.raises(
+        UserError, match="dtype 'int8' is for expert files, and this export is none"
+    ):
+        export_run(run, tmp_path / "new", dtype="int8")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("mode", ["soft", "open"])
+def test_gates_that_are_not_hard_go_along_and_are_told(finished, tmp_path, mode):
+    run, clips = vars(finished("clsr", gate_mode=mode, **LOW_RANK)).values()
+    folder = export_run(run, tmp_path / "expert", "trained", dtype="int8")
+    assert read_metadata(folder / "expert.catalan.safetensors")["gate_mode"] == mode
+    listener = Transcriber.load("student", experts=folder)
+    listener.transcribe(clips.iloc[0]["audio"], "ca", max_new_tokens=6)
+    assert listener.model.config.gate_mode == mode
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert {"soft": "goes through both", "open": "gates are always open"}[mode] in card
+    folded = (export_run(run, tmp_path / "folded") / "README.md").read_text(encoding="utf-8")
+    assert "a low-rank change, rank 4, added to their weights" in folded
+    assert ("another model than the expert with soft gates" in folded) == (mode == "soft")
+    assert ("Not measured" in folded) == (mode == "soft")  # with open gates it is the run's model
 
 
 def test_an_export_is_whole_or_not_there(finished, tmp_path, monkeypatch):
@@ -248,6 +315,12 @@ def test_a_card_has_the_hubs_metadata_and_the_records_numbers(record):
                  record["provenance"]["command"]):  # fmt: skip
         assert text in card
     assert "demonstration" not in card
+    assert "feed-forward network beside each of its own" in card and "as its gate decides" in card
+    assert "recipe 'paper'" in card and "rounded to" not in card
+    assert f"{record['training']['artifact_bytes'] / 1e6:.1f} MB in float32" in card
+    assert "recipe" not in model_card(
+        record | {"config": record["config"] | {"method": "lora"}}, "adapter"
+    )
 
 
 def test_a_folded_card_has_no_scores_that_it_did_not_earn(record):

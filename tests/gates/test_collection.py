@@ -23,9 +23,10 @@ def gather(model, processor, table, **options):
     return collect(model, processor, table, **options)
 
 
-def test_sums_are_the_counts_that_transcribing_stores(tiny_model, processor, table):
+@pytest.mark.parametrize("ranks", [None, {"ca": 4}])
+def test_sums_are_the_counts_that_transcribing_stores(tiny_model, processor, table, ranks):
     """Whatever clips share a batch: transcribe() begins with the longest."""
-    model = tiny_model("ca")
+    model = tiny_model("ca", ranks=ranks)
     found = gather(model, processor, table, padding=True)
     counted = found.groupby(["clip", "class", "layer"], observed=True)["gate"]
     sums, counts = counted.sum(), counted.count()

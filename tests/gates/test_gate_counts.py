@@ -164,9 +164,10 @@ def listen(model, processor, table, **options):
     return recorder.take(), ids
 
 
-def test_scores_are_each_rows_own_on_either_route(tiny_model, processor, table, monkeypatch):
+@pytest.mark.parametrize("ranks", [None, {"cs": 4}])
+def test_scores_are_each_rows_own_on_either_route(tiny_model, processor, table, monkeypatch, ranks):
     """Sparse routing asks each expert about its rows only, dense routing about all of them."""
-    model = tiny_model("ca", "cs")
+    model = tiny_model("ca", "cs", ranks=ranks)
     languages = ["cs", "ca", "en", "ca", "cs", "en"]
     sparse, ids = listen(model, processor, table, language=languages)
     monkeypatch.setattr("distilwhisper_lib.model.clsr.CLSR.dense", True)

@@ -128,6 +128,75 @@ def test_tensors_that_are_no_floats(files, refused, layout, dtype):
     refused(files[layout], f"holds a {dtype} tensor under '{key}', expected")
 
 
+@pytest.fixture(params=[None, 4])
+def int8(tiny_model, tmp_path, request):
+    """(a sound int8 file, the name of a matrix in it), of whole experts and of low-rank ones."""
+    model = tiny_model("ca", ranks=request.param and {"ca": request.param})
+    name = "encoder.0.fc1.down.weight" if request.param else "encoder.0.fc1.weight"
+    return model.save_experts("ca", tmp_path / "int8", dtype=torch.int8), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, k: t.pop(f"{k}.scale"), "as int8 without .*weight.scale of shape"),
+        (lambda t, k: t.update({f"{k}.scale": t[f"{k}.scale"][1:].clone()}), "as int8 without"),
+        (lambda t, k: t.update({f"{k}.scale": t[f"{k}.scale"][:, None].clone()}), "of shape"),
+        (lambda t, k: t.update({f"{k}.scale": t[f"{k}.scale"].to(torch.int8)}), "as int8"),
+        (lambda t, k: t.update({f"{k}.scale": t[f"{k}.scale"].long()}), "holds a torch.int64 ten"),
+        (lambda t, k: t.update({k: t[k].to(torch.int16)}), "holds a torch.int16 tensor under"),
+        (lambda t, k: t.update({k: t[k].float()}), "a scale without a matrix of int8"),
+        (lambda t, k: t.pop(k), "a scale without a matrix of int8"),
+        (lambda t, k: t.update({k: t[k][0].clone()}), "as int8, expected a matrix of fc1 or fc2"),
+        (lambda t, k: t.update({k: t[k][1:].clone()}), "as int8 without .*weight.scale of shape"),
+        (lambda t, k: t.update({k: t[k][:, 1:].clone()}), r"has shape \(\d+, 31\), not"),
+        (
+            lambda t, k: t.update(
+                {"encoder.0.gate.inner.weight": t["encoder.0.gate.inner.weight"].to(torch.int8)}
+            ),
+            "gate.inner.weight as int8, expected a matrix of fc1 or fc2",
+        ),
+        (lambda t, k: t[f"{k}.scale"].fill_(torch.nan), "holds values in .* that are not finite"),
+        (lambda t, k: t[f"{k}.scale"].fill_(torch.inf), "holds values in .* that are not finite"),
+        (lambda t, k: t[f"{k}.scale"].fill_(3e38), "holds values in .* that are not finite"),
+    ],
+)
+def test_int8_that_cannot_be_meant(int8, refused, change, message):
+    path, name = int8
+    rewrite(path, lambda tensors: change(tensors, name))
+    refused(path, message)
+
+
+@pytest.mark.parametrize("mark", [None, "float", "int4"])
+def test_int8_without_its_mark(int8, refused, mark):
+    path, _ = int8
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    marked = {"weights": mark} if mark else {}
+    save_file(load_file(path), path, {k: v for k, v in about.items() if k != "weights"} | marked)
+    refused(path, "unknown weights of .* 'int4'" if mark == "int4" else "holds a torch.int8 tensor")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("decoder.1.fc2.up.weight"), "decoder.1.fc2.up.weight is missing"),
+        (lambda t: t.update({"decoder.0.fc1.bias": torch.ones(64)}), "fc1.bias is not expected"),
+        (
+            lambda t: t.update({"decoder.1.fc1.down.weight": torch.ones(3, 32)}),
+            r"has shape \(3, 32\), not \(4, 32\)",
+        ),
+        (lambda t: t.update({k: t[k][:0] for k in t if ".down." in k}), "rank 0, expected 1 or"),
+        (lambda t: t.update({k: torch.ones(()) for k in t if ".down." in k}), "missing|expected"),
+        (lambda t: t["encoder.1.fc2.up.weight"].fill_(torch.nan), "that are not finite"),
+    ],
+)
+def test_low_rank_experts_that_do_not_fit(tiny_model, tmp_path, refused, change, message):
+    path = tiny_model("ca", ranks={"ca": 4}).save_experts("ca", tmp_path / "low")
+    rewrite(path, change)
+    refused(path, message)
+
+
 @pytest.mark.parametrize("layout", ["kit", "authors"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -7,9 +7,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from distilwhisper_lib import UserError
+from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
 from distilwhisper_lib.model import hub
-from distilwhisper_lib.model.experts import look_for_expert
+from distilwhisper_lib.model.clsr import LowRankExpert
+from distilwhisper_lib.model.experts import (
+    from_model_names,
+    look_for_expert,
+    read_expert,
+    write_expert,
+)
+from distilwhisper_lib.model.rounding import rounded
+from distilwhisper_lib.model.tensors import read_metadata
 
 
 @pytest.fixture
@@ -110,6 +118,137 @@ def test_half_precision_halves_the_file_and_loads_as_float32(saved, tiny_model, 
     for name, tensor in other.state_dict().items():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, model.state_dict()[name], atol=1e-2, rtol=1e-3)
+
+
+# Rounded, low-rank ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoken():
+    """spoken(model, language, **options): logits of two clips in that language."""
+    draw = torch.Generator().manual_seed(1)
+    features, ids = torch.randn(2, 80, 300, generator=draw), torch.tensor([[1, 2, 3, 4]] * 2)
+
+    @torch.no_grad()
+    def logits(model, language, **options):
+        places = torch.full((2,), model.languages.index(language))
+        return model(features, ids, expert_ids=places, **options).logits
+
+    return logits
+
+
+@pytest.mark.parametrize("ranks", [None, {"ca": 4}])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
+@pytest.mark.parametrize("into", [torch.float32, torch.float16])
+def test_a_rounded_file_moves_no_weight_by_more_than_its_step(
+    tiny_model, tmp_path, ranks, dtype, into
+):
+    model = tiny_model("ca", ranks=ranks)
+    with torch.no_grad():  # a row that has no scale
+        next(model.model.encoder.layers[1].clsr["ca"].fc2.parameters())[3] = 0
+    path = model.save_experts("ca", tmp_path, dtype=dtype)
+    about = read_metadata(path)
+    assert about.get("weights") == ("int8" if dtype == torch.int8 else None)
+    assert about["version"] == ("2" if ranks or dtype == torch.int8 else "1")
+    other = tiny_model(seed=3).to(into)
+    other.load_experts("ca", path)
+    assert other.rank_of("ca") == (ranks and 4)
+    expected = from_model_names(model.state_dict(), "ca")
+    for name, tensor in from_model_names(other.state_dict(), "ca").items():
+        assert tensor.dtype == (torch.float32 if ".gate." in name else into)
+        step = expected[name].abs() * 2**-9 + 2**-24  # of float16, twice
+        if dtype == torch.int8 and ".gate." not in name and expected[name].dim() == 2:
+            step = step + expected[name].abs().amax(1, keepdim=True) / 127 / 2
+        assert ((tensor.float() - expected[name]).abs() <= 1.01 * step).all()
+
+
+SMALL = {"d_model": 768, "ffn_dim": 3072, "gate_dim": 64, "gate_dropout": 0.0, "dropout": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("rank", "dtype", "megabytes"),
+    [(64, torch.float32, 52.0), (64, torch.float16, 26.0), (64, torch.int8, 14.6)],
+)
+def test_sizes_at_whisper_smalls_dimensions(tmp_path, rank, dtype, megabytes):
+    """A whole expert has 458 MB there in float32."""
+    with torch.device("meta"):
+        shapes = LowRankExpert(rank=rank, **SMALL).state_dict()
+    tensors = {
+        f"{side}.{layer}.{name}": torch.ones(shape.shape)
+        for side in ("encoder", "decoder")
+        for layer in range(12)
+        for name, shape in shapes.items()
+    }
+    path = write_expert(rounded(tensors, dtype), "ca", tmp_path, {})
+    assert 0.99 * megabytes < path.stat().st_size / 1e6 <= megabytes
+    read, _ = read_expert(path, "ca")
+    assert read.keys() == tensors.keys()
+    assert all(torch.allclose(read[name].float(), tensors[name]) for name in read)
+
+
+def test_a_low_rank_expert_is_a_whole_one_in_the_authors_layout(tiny_model, tmp_path, spoken):
+    model = tiny_model("ca", "cs", ranks={"ca": 4})
+    path = model.save_experts("ca", tmp_path, layout="authors")
+    other = tiny_model("cs")
+    other.load_experts("ca", path)
+    assert other.rank_of("ca") is None and other.config.expert_ranks is None
+    for mode in ("learned", "open"):
+        expected = spoken(model, "ca", gate_mode=mode)
+        torch.testing.assert_close(
+            spoken(other, "ca", gate_mode=mode), expected, atol=1e-3, rtol=1e-3
+        )
+    assert not torch.allclose(expected, spoken(model, "ca", gate_mode="closed"), atol=1e-2)
+
+
+def test_an_expert_of_one_kind_takes_the_place_of_the_other(tiny_model, tmp_path, spoken):
+    low, whole = tiny_model("ca", "cs", ranks={"ca": 4}), tiny_model("ca", "cs", seed=2)
+    files = {
+        4: low.save_experts("ca", tmp_path / "low"),
+        None: whole.save_experts("ca", tmp_path / "whole", layout="authors"),
+    }
+    model, fresh = tiny_model("ca", "cs"), {}
+    for rank, path in files.items():
+        fresh[rank] = tiny_model()
+        fresh[rank].load_experts("ca", path)
+    for rank in (4, None, 4, 4):
+        model.load_experts("ca", files[rank])
+        assert model.languages == ["ca", "cs"] and model.rank_of("ca") == rank
+        assert list(model.model.decoder.layers[0].clsr) == ["ca", "cs"]
+        torch.testing.assert_close(spoken(model, "ca"), spoken(fresh[rank], "ca"))
+    before = spoken(model, "cs")
+    model.remove_expert("ca")
+    assert model.languages == ["cs"] and model.config.expert_ranks is None
+    assert torch.equal(spoken(model, "cs"), before)
+
+
+def test_a_model_with_both_kinds_is_saved_and_loaded(tiny_model, tmp_path, spoken):
+    model = tiny_model("ca", "cs", "th", ranks={"cs": 4, "th": 2}, gate_mode="soft")
+    model.save_pretrained(tmp_path)
+    other = DistilWhisperForConditionalGeneration.from_pretrained(tmp_path)
+    assert same(other, snapshot(model))
+    assert other.config.expert_ranks == {"cs": 4, "th": 2} and other.config.gate_mode == "soft"
+    for language in ("ca", "cs", "th"):
+        assert torch.equal(spoken(other, language), spoken(model, language))
+
+
+def test_what_cannot_be_saved_is_refused_before_anything_is_written(tiny_model, tmp_path):
+    model = tiny_model("ca", ranks={"ca": 4}, gate_mode="soft")
+    for options, message in (
+        (
+            {"dtype": torch.int16},
+            "dtype 'int16' is unknown: expected one of float32, float16, int8",
+        ),
+        ({"layout": "authors"}, "cannot say that gates are soft"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.save_experts("ca", tmp_path, **options)
+    model.config.gate_mode = "learned"
+    with pytest.raises(UserError, match="layout 'authors' has no int8"):
+        model.save_experts("ca", tmp_path, layout="authors", dtype=torch.int8)
+    assert not list(tmp_path.iterdir())
+
+
+# Sources --------------------------------------------------------------------------------------
 
 
 def test_a_source_without_the_expert_is_told_from_one_that_cannot_be_asked(

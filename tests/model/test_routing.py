@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distilwhisper_lib import UserError
+from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
+from distilwhisper_lib.gates.recorder import GateRecorder
 from distilwhisper_lib.model.clsr import (
     SHARED,
     Gate,
@@ -179,6 +180,20 @@ def test_a_batch_is_sorted_into_languages_once(tiny_model):
     model.generate(features, language=languages, task="transcribe", max_new_tokens=6)
     assert rows_by_expert.cache_info().misses == 1
     assert rows_by_expert.cache_info().hits >= 4
+
+
+@pytest.mark.parametrize(("mode", "share"), [("open", 1.0), ("closed", 0.0)])
+def test_generate_hears_the_gates_that_it_is_to_on_both_sides(tiny_model, tmp_path, mode, share):
+    """The encoder is called past forward(); None is no mode of its own; a loaded model's settings
+    are none of generation's."""
+    tiny_model("ca").save_pretrained(tmp_path)
+    load = DistilWhisperForConditionalGeneration.from_pretrained
+    own, other = load(tmp_path, gate_mode=mode).eval(), load(tmp_path, gate_mode="soft").eval()
+    for model, options in ((own, {}), (own, {"gate_mode": None}), (other, {"gate_mode": mode})):
+        with GateRecorder(model) as gates:
+            model.generate(torch.randn(2, 80, 300), language="ca", max_new_tokens=6, **options)
+        heard = gates.take()
+        assert {heard[side].float().mean().item() for side in ("encoder", "decoder")} == {share}
 
 
 def test_training_follows_inference_on_the_same_batch(tiny_model, token):
