@@ -72,9 +72,14 @@ def clean_figures():
 
 @pytest.fixture
 def tiny_model(processor, token):
-    """Factory of small random Whispers whose outputs differ from token to token."""
+    """Factory of small random Whispers whose outputs differ from token to token.
 
-    def make(*languages: str, seed: int = 0, **settings) -> DistilWhisperForConditionalGeneration:
+    ``ranks``: language -> rank, of those whose experts are low-rank.
+    """
+
+    def make(
+        *languages: str, seed: int = 0, ranks: dict[str, int] | None = None, **settings
+    ) -> DistilWhisperForConditionalGeneration:
         torch.manual_seed(seed)
         end, start = token("<|endoftext|>"), token("<|startoftranscript|>")
         config = DistilWhisperConfig(
@@ -96,7 +101,7 @@ def tiny_model(processor, token):
             suppress_tokens=[i for i in range(start, len(processor.tokenizer))],
         )  # fmt: skip
         for language in languages:
-            model.add_expert(language)
+            model.add_expert(language, (ranks or {}).get(language))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.dim() > 1 and "embed_positions" not in name:
