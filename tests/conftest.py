@@ -72,7 +72,10 @@ def clean_figures():
 
 @pytest.fixture
 def tiny_model(processor, token):
-    """Factory of small random Whispers whose outputs differ from token to token."""
+    """Factory of small random Whispers whose outputs differ from token to token.
+
+    ``ranks``: language -> rank, of those whose experts are low-rank.
+    """
 
     def make(
         *languages: str, seed: int = 0, ranks: dict[str, int] | None = None, **settings

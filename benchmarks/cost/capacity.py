@@ -38,26 +38,29 @@ from benchmarks.cost.operations import (
     all_values,
     decoding_bytes,
     dimensions_of,
+    distilled_share,
     hearing_operations,
+    kind_of,
+    rank_of,
     trained_values,
     training_operations,
 )
 from distilwhisper_lib import PACKAGE
-from distilwhisper_lib.config.settings import (
-    TRAINED,
-    WITH_EXPERTS,
-    Record,
-    RunConfig,
-    published_name,
-)
+from distilwhisper_lib.config.settings import TRAINED, Record, RunConfig, published_name
 from distilwhisper_lib.data.corpora import open_corpus
 from distilwhisper_lib.data.subsets import read_subset
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.checked import one_of
 from distilwhisper_lib.losses.target_files import TOP_K
 from distilwhisper_lib.results.places import find_records, kit_folder
+from distilwhisper_lib.training.stages import stages
 
 BENCHMARKS = PACKAGE.resolve().parent / "benchmarks" / "results.json"
+# What decides the operations of a step beside the method, at the paper's values.
+_PAPERS = {
+    name: getattr(RunConfig, name)
+    for name in ("expert", "expert_rank", "expert_warmup", "router_epochs", "distil_stage")
+}
 _SIDES = {"js": "cached js", "kl": "cached js"}  # of its training steps; others by their method
 
 # Python's part of a decoding step, 12 ms and 0.6 ms a layer: measured with decoders of 12 and 32
@@ -135,10 +138,11 @@ def together(costs: Iterable[Cost]) -> Cost:
 def training(config: RunConfig, device: str | Device) -> Cost:
     """All epochs of a run, and the validation after each."""
     clips = clips_of(config)
-    passes = clips["train"] and clips["train"] * config.epochs
-    validations = config.epochs
+    parts = stages(config, Path())
+    validations = sum(part.epochs for part in parts)
+    passes = clips["train"] and clips["train"] * validations
     if config.max_steps > 0:
-        passes, validations = config.max_steps * config.batch_size, 1
+        passes, validations = config.max_steps * config.batch_size * len(parts), len(parts)
     step = training_clip(config, device)
     if step.validated:
         return step.times(passes)
@@ -187,18 +191,20 @@ def training_clip(config: RunConfig, device: str | Device) -> Cost:
         for r in _records(config, device)
         if r["training"] and _name(r, "student") == published_name(config.student)
     ]
-    if same := [pair for pair in trained if pair[1]["config"]["method"] == config.method]:
+    if same := [(seconds, r) for seconds, r in trained if _trained_as(r, config) == config]:
         return replace(_recorded(same, config.method), validated=True)
     if dimensions_of(config.student) is None:
         return Cost(None, f"dimensions of {config.student} not known here")
     if trained:
-        scaled = [(sec * _ratio(config, r["config"]["method"]), r) for sec, r in trained]
+        scaled = [(sec * _ratio(config, _trained_as(r, config)), r) for sec, r in trained]
         return replace(_recorded(scaled, "other methods, scaled by operations"), validated=True)
     raced = [row for row in _benchmark(device, "steps") if _is_of_student(row, config)]
     side = _SIDES.get(config.method, config.method)
     for row in raced:
         if side in row["medians"]:
-            return Cost(row["medians"][side] / 1000 / row["rows"], _raced(row))
+            paper = replace(config, **_PAPERS)
+            ratio = 1.0 if paper == config else _ratio(config, paper)
+            return Cost(ratio * row["medians"][side] / 1000 / row["rows"], _raced(row))
     return _by_peak(config.precision, device, _operations(config), config.workers)
 
 
@@ -245,12 +251,20 @@ def hearing_clip(config: RunConfig, device: str | Device, labelled: int) -> Cost
 def _operations(config: RunConfig) -> int:
     operations = training_operations(config, dimensions_of(config.student), LABELLED)
     if config.targets == "online" and (teacher := dimensions_of(config.teacher)):
-        operations += hearing_operations(teacher, PROMPT + LABELLED)
+        heard = hearing_operations(teacher, PROMPT + LABELLED)
+        operations += round(distilled_share(config) * heard)
     return operations
 
 
-def _ratio(config: RunConfig, method: str) -> float:
-    return _operations(config) / _operations(replace(config, method=method))
+def _ratio(config: RunConfig, other: RunConfig) -> float:
+    return _operations(config) / _operations(other)
+
+
+def _trained_as(record: Record, config: RunConfig) -> RunConfig:
+    """``config``, but what decides the operations of its steps as a record has it."""
+    found = record["config"]
+    settings = {name: found.get(name, _PAPERS[name]) for name in _PAPERS}
+    return replace(config, method=found["method"], **settings)
 
 
 def _by_peak(precision: str, device: Device, operations: int, workers: int) -> Cost:
@@ -377,7 +391,7 @@ def artifact_bytes(config: RunConfig) -> int:
     student = dimensions_of(config.student)
     if student is None or config.method not in TRAINED:
         return 0
-    trained = trained_values(_counted(config.method), student, config.lora_rank)
+    trained = trained_values(kind_of(config), student, rank_of(config))
     return 4 * (all_values(student) if config.method == "full" else trained)
 
 
@@ -387,10 +401,6 @@ def _disk(config: RunConfig) -> tuple[int, int]:
     heard = sum(clips[part] or 0 for part in ("in_domain", "out_of_domain"))
     artifact = artifact_bytes(config)
     return artifact + heard * HYPOTHESIS_BYTES + RECORD_BYTES, 2 * 3 * artifact
-
-
-def _counted(method: str) -> str:
-    return "clsr" if method in WITH_EXPERTS else method  # KL and JS train what CLSR trains
 
 
 def _target_bytes(config: RunConfig) -> int:

@@ -6,7 +6,9 @@ operations; only products of matrices and convolutions count. Attention is writt
 because the counter does not see into the fused one of a CPU; the operations are the same. Layers
 are alike: three models of two and three layers give the count of any number of them.
 
-Differs: every expert speaks in every training pass (setting ``skip`` leaves out a fifth of them).
+Differs: every expert speaks in every training pass (setting ``skip`` leaves out a fifth of them);
+of hearing, gates and the products of low-rank experts are left out (about 3% with half of the
+tokens routed).
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from distilwhisper_lib.config.settings import TRAINED, WITH_EXPERTS, RunConfig, locate, resolve
+from distilwhisper_lib.config.settings import WITH_EXPERTS, RunConfig, locate, resolve
 from distilwhisper_lib.losses.chunked import States, token_losses
 from distilwhisper_lib.model.layers import DistilWhisperConfig
 from distilwhisper_lib.model.loading import prepare
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
+from distilwhisper_lib.training.stages import Stage, stages
 
 PROMPT = 3  # decoder inputs without a label: start, language, task (the fourth one predicts text)
 _TOKENS = {"expert_tokens": None, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
@@ -84,12 +87,45 @@ def training_operations(config: RunConfig, student: Dimensions, labelled: int) -
     """Operations of one clip in one epoch: forward, backward and loss, teacher's head included.
 
     `labelled`: its positions with a label. Running the teacher itself is `hearing_operations` of
-    its dimensions, once for stored targets, in every epoch when it is online.
+    its dimensions, once for stored targets, in every epoch when it is online. Of a training in
+    stages: the mean over all its epochs.
     """
-    body = _along_layers(
-        student, lambda some: _step(some, config.method, labelled, config.activation_checkpointing)
+    parts = stages(config, Path())
+    total = sum(part.epochs * stage_operations(part, student, labelled) for part in parts)
+    return round(total / sum(part.epochs for part in parts))
+
+
+def stage_operations(stage: Stage, student: Dimensions, labelled: int) -> float:
+    """The same of one stage: its experts alone in its warm-up, then both branches."""
+    config, warm = stage.run, stage.expert_warmup if stage.run.method in WITH_EXPERTS else 0.0
+    rank, keep = rank_of(config), config.activation_checkpointing
+
+    def counted(mode: str) -> int:
+        step = (labelled, keep, rank, mode, stage.gates_alone)
+        return _along_layers(student, lambda some: _step(some, kind_of(config), *step))
+
+    body = sum(
+        share * counted(mode) for mode, share in (("open", warm), ("learned", 1 - warm)) if share
     )
-    return body + _loss(config.method, student, labelled, dimensions_of(config.teacher))
+    # KL and JS differ from CLSR in their loss alone, and there where they distil.
+    method = "clsr" if config.method in WITH_EXPERTS and not stage.distils else config.method
+    return body + _loss(method, student, labelled, dimensions_of(config.teacher))
+
+
+def distilled_share(config: RunConfig) -> float:
+    """Of the epochs of a run, the share that learns from the teacher."""
+    parts = stages(config, Path())
+    return sum(p.epochs * p.distils for p in parts) / sum(p.epochs for p in parts)
+
+
+def kind_of(config: RunConfig) -> str:
+    """What a run trains: "full", "lora", "ffn" or "low_rank" (an expert)."""
+    return config.expert if config.method in WITH_EXPERTS else config.method
+
+
+def rank_of(config: RunConfig) -> int:
+    """Of its thin products, where it trains any."""
+    return config.lora_rank if config.method == "lora" else config.expert_rank
 
 
 def hearing_operations(whisper: Dimensions, positions: int) -> int:
@@ -98,9 +134,9 @@ def hearing_operations(whisper: Dimensions, positions: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def trained_values(method: str, student: Dimensions, rank: int) -> int:
-    """How many numbers a method trains."""
-    model = _prepared(student, method, rank)
+def trained_values(kind: str, student: Dimensions, rank: int) -> int:
+    """How many numbers a run of a kind trains, see kind_of()."""
+    model = _prepared(student, kind, rank)
     return sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
 
 
@@ -148,10 +184,18 @@ def _forward(whisper: Dimensions, positions: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _step(whisper: Dimensions, method: str, labelled: int, checkpointing: bool) -> int:
-    # KL and JS differ from CLSR in their loss alone.
-    method = "clsr" if method in WITH_EXPERTS else method
-    model = _prepared(whisper, method).train()
+def _step(
+    whisper: Dimensions,
+    kind: str,
+    labelled: int,
+    checkpointing: bool,
+    rank: int = 64,
+    mode: str = "learned",
+    gates_alone: bool = False,
+) -> int:
+    model = _prepared(whisper, kind, rank).train()
+    if gates_alone:
+        model.freeze_all_but_expert("ca", gates_alone=True)
     for module in model.modules():
         if hasattr(module, "layerdrop"):  # 0 in every Whisper, and drawn for all the same
             module.training = False
@@ -159,7 +203,8 @@ def _step(whisper: Dimensions, method: str, labelled: int, checkpointing: bool) 
     with quiet, FakeTensorMode(), FlopCounterMode(display=False) as counter:
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        out = _pass(_without_numbers(model), whisper, PROMPT + labelled, output_gates=True)
+        how = {"output_gates": True, "gate_mode": mode}
+        out = _pass(_without_numbers(model), whisper, PROMPT + labelled, **how)
         gates = [layer.values.sum() for layer in (*out.gates.encoder, *out.gates.decoder)]
         torch.stack([out.last_hidden_state.sum(), *gates]).sum().backward()
     return counter.get_total_flops()
@@ -202,17 +247,18 @@ def _first_expert() -> Tensor:
         return torch.zeros(1, dtype=torch.long)
 
 
-def _prepared(whisper: Dimensions, method: str, rank: int = 64) -> nn.Module:
-    """A model as `training.prepare` makes it for a method, without numbers."""
-    assert method in TRAINED
+def _prepared(whisper: Dimensions, kind: str, rank: int) -> nn.Module:
+    """A model as `training.prepare` makes it for a kind of run, without numbers."""
+    method, settings = {
+        "full": ("full", {}),
+        "lora": ("lora", {"lora_rank": rank}),
+        "ffn": ("clsr", {"expert": "ffn"}),
+        "low_rank": ("clsr", {"expert": "low_rank", "expert_rank": rank}),
+    }[kind]
     model = _on_meta(whisper)
     # Warnings are transformers' own, about its next version.
     with torch.device("meta"), warnings.catch_warnings(action="ignore", category=FutureWarning):
-        return prepare(model, resolve(method, "own", "ca", overrides=_lora(method, rank)))
-
-
-def _lora(method: str, rank: int) -> dict[str, Any]:
-    return {"lora_rank": rank} if method == "lora" else {}
+        return prepare(model, resolve(method, "own", "ca", overrides=settings))
 
 
 def _on_meta(whisper: Dimensions) -> DistilWhisperForConditionalGeneration:

@@ -36,6 +36,7 @@ from distilwhisper_lib.languages import find_language
 
 SIZES = ("cv3k", "cv10k", "cv28k")
 UNTRAINED = ("zero_shot", "teacher")
+DECISIVE = "CLSR + JS, recipe decisive"  # low-rank experts first, then their gates alone
 SEEDS = 3
 GB = 1e9
 
@@ -59,7 +60,11 @@ class Study:
         ]
 
     def config(self, method: str, preset: str, language: str, device: Device) -> RunConfig:
-        return resolve(method, preset, language, SEED, {"hardware": device.profile})
+        """``method``: one of the kit's, or DECISIVE."""
+        settings = {"hardware": device.profile, "recipe": "paper"}
+        if method == DECISIVE:
+            method, settings["recipe"] = "js", "decisive"
+        return resolve(method, preset, language, SEED, settings)
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ def clip_table(study: Study) -> Iterator[str]:
     def ms(costs: Iterator[capacity.Cost]) -> list[str]:
         return [_number(None if c.seconds is None else 1000 * c.seconds) for c in costs]
 
-    for method in TRAINED:
+    for method in (*TRAINED, DECISIVE):
         mine = configs(method)
         each = [capacity.training_clip(c, d) for c, d in zip(mine, study.devices, strict=True)]
         plain = replace(mine[0], activation_checkpointing=False)
@@ -185,6 +190,10 @@ def study_table(study: Study) -> Iterator[str]:
         for total, device in zip(totals, study.devices, strict=True)
     ]
     yield _row("**euros**", "", *euros, "")
+    instead = f"instead of CLSR + JS: training and validation, {DECISIVE}"
+    line = _line(study, instead, (DECISIVE,), _training, study.seeds)
+    hours = [_number(value) for value in line.hours]
+    yield _row(line.work, f"{line.runs:,}", *hours, f"{line.disk / GB:,.1f}")
 
 
 def notes(study: Study) -> Iterator[str]:
@@ -219,7 +228,7 @@ def plan(study: Study) -> str:
 
 
 def _label(method: str) -> str:
-    return LABELS[method].removeprefix("+ ")
+    return LABELS.get(method, method).removeprefix("+ ")
 
 
 def _row(*cells: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -61,10 +61,18 @@ def _one_layer(setting: Setting, layer: Any, x: Tensor, title: str) -> Iterator[
     yield row(f"FFN with experts / both branches, {title}", _of(samples, "both"), **about)
 
 
-@torch.no_grad()
 def forward(setting: Setting) -> Iterator[Row]:
     """A whole pass over 30 s and 32 decoder tokens."""
-    routed, stock = setting.pair.model, setting.pair.stock
+    samples, about = _passed(setting, setting.pair)
+    title = "30 s forward with experts"
+    yield row(f"{title} / stock Whisper", samples, goal="<= 1.03", **about)
+    yield row(f"{title} / both branches", _of(samples, "both"), goal="<= 0.75", **about)
+
+
+@torch.no_grad()
+def _passed(setting: Setting, pair: models.Pair) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """The sides' times, and what was made sure of before."""
+    routed, stock = pair.model, pair.stock
     heard = models.features(1).to(setting.device, setting.dtype)
     ids = models.decoder_inputs(["ca"]).to(setting.device)
 
@@ -88,10 +96,7 @@ def forward(setting: Setting) -> Iterator[Row]:
     checks = [apart, _near("logits of closed gates and stock Whisper", closed, plain(), 0.0)]
     sides = {"experts": experts, "stock": plain, "both": both}
     samples = interleaved(sides, setting.rounds(7), setting.device)
-    about = {"checks": checks, "gates_open": shares}
-    title = "30 s forward with experts"
-    yield row(f"{title} / stock Whisper", samples, goal="<= 1.03", **about)
-    yield row(f"{title} / both branches", _of(samples, "both"), goal="<= 0.75", **about)
+    return samples, {"checks": checks, "gates_open": shares}
 
 
 def generate(setting: Setting) -> Iterator[Row]:
@@ -102,21 +107,102 @@ def generate(setting: Setting) -> Iterator[Row]:
     """
     heard = {"input_features": models.features(1).to(setting.device, setting.dtype)}
     title = "greedy generate with experts / stock Whisper, batch"
-    yield row(f"{title} 1", goal="<= 1.12", **_decoded(setting, heard, ["ca"], 4))
+    yield row(f"{title} 1", goal="<= 1.12", **_decoded(setting, setting.pair, heard, ["ca"], 4))
     models.add_expert(setting.pair.model, "pl")
-    shape = (16, 1500, setting.pair.model.config.d_model)
-    states = F.layer_norm(torch.randn(shape), shape[-1:]).to(setting.device, setting.dtype)
-    heard = {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
-    many = _decoded(setting, heard, ["ca", "pl"] * 8, 2)
+    many = _decoded(setting, setting.pair, _encoded(setting, 16), ["ca", "pl"] * 8, 2)
     yield row(f"{title} 16 of two languages, decoder alone", goal="<= 1.30", **many)
     setting.drop("pair")
 
 
+def low_rank(setting: Setting) -> Iterator[Row]:
+    """forward() and generate() of one clip, with an expert that is a change of the shared FFN."""
+    samples, about = _passed(setting, setting.low_rank)
+    yield row(
+        "30 s forward with low-rank experts / stock Whisper", samples, goal="<= 1.05", **about
+    )
+    heard = {"input_features": models.features(1).to(setting.device, setting.dtype)}
+    title = "greedy generate with low-rank experts / stock Whisper, batch 1"
+    decoded = _decoded(setting, setting.low_rank, heard, ["ca"], 4)
+    yield row(title, goal="<= 1.12", **decoded)
+
+
+@torch.no_grad()
+def mixed_batch(setting: Setting) -> Iterator[Row]:
+    """Low-rank experts of four languages in one batch, against peft's adapters, named by row.
+
+    Opened, gates let experts say at every token what the adapters say; then at half of them.
+    """
+    routed = setting.low_rank.model
+    for code in ("pl", "pt", "fr"):
+        models.add_expert(routed, code, models.RANK)
+    each, twice = routed.languages, routed.languages * 2
+    tokens = 4 if setting.small else 32
+    heard, states = models.features(4).to(setting.device, setting.dtype), _encoded(setting, 8)
+    ids = models.decoder_inputs(each).to(setting.device)
+
+    def passed(model: Any, **options: Any) -> Tensor:
+        return model(input_features=heard, decoder_input_ids=ids, **options).logits
+
+    def written(model: Any, **options: Any) -> Tensor:
+        length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        return model.generate(**states, **length, language=twice, task="transcribe", **options)
+
+    said = written(routed)
+    whole = torch.cat([models.decoder_inputs(twice, 0).to(said.device), said], 1)
+    races = {
+        "30 s forward of 4 rows": (each, passed, lambda: passed(routed), 3),
+        "greedy generate of 8 rows, decoder alone": (
+            twice, written, lambda: routed(**states, decoder_input_ids=whole), 4,
+        ),
+    }  # fmt: skip
+    for title, (languages, call, hear, rounds) in races.items():
+        with models.halving(routed.routed_layers()):
+            hear()
+        yield from _against_peft(setting, f"{title} in 4 languages", languages, call, rounds)
+    setting.drop("low_rank")
+
+
+def _against_peft(
+    setting: Setting, title: str, languages: list[str], call: Callable[..., Tensor], rounds: int
+) -> Iterator[Row]:
+    routed = setting.low_rank.model
+    adapted = models.adapters(routed)
+    sides = {
+        "experts": lambda: call(routed),
+        "opened": lambda: call(routed, gate_mode="open"),
+        "peft": lambda: call(adapted, adapter_names=languages),
+    }
+    with models.gates_open(routed) as shares:
+        sides["experts"]()
+    opened, named = sides["opened"](), sides["peft"]()
+    if opened.is_floating_point():
+        checks = [_near("logits of open gates and peft's", opened, named, TOLERANCE)]
+    else:
+        same = _unlike(opened, named)
+        checks = [check("tokens of open gates and peft's: share that differs", same, 0.0)]
+    samples = interleaved(sides, setting.rounds(rounds), setting.device, warm=0)  # all ran above
+    about = {"checks": checks, "goal": "<= 1.00"}
+    for side, gates in (("experts", {"gates_open": shares}), ("opened", {})):
+        name = f"low-rank experts{', all gates open' * (side == 'opened')} / peft adapters, {title}"
+        yield row(name, {side: samples[side], "peft": samples["peft"]}, **about, **gates)
+
+
+def _encoded(setting: Setting, rows: int) -> dict[str, Any]:
+    """What an encoder might say of so many clips."""
+    shape = (rows, 1500, setting.student_dimensions["d_model"])
+    states = F.layer_norm(torch.randn(shape), shape[-1:]).to(setting.device, setting.dtype)
+    return {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+
+
 @torch.no_grad()
 def _decoded(
-    setting: Setting, heard: dict[str, Any], languages: list[str], rounds: int
+    setting: Setting,
+    pair: models.Pair,
+    heard: dict[str, Any],
+    languages: list[str],
+    rounds: int,
 ) -> dict[str, Any]:
-    routed, stock = setting.pair.model, setting.pair.stock
+    routed, stock = pair.model, pair.stock
     timed, compared = (4, 4) if setting.small else (32, 8)  # tokens
 
     def side(model: Any, task: str = "transcribe", tokens: int = compared) -> Tensor:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -22,8 +23,9 @@ from distilwhisper_lib.model.layers import DistilWhisperConfig
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 
 SPECIAL = {
-    "<|endoftext|>": 50257, "<|startoftranscript|>": 50258, "<|en|>": 50259, "<|pl|>": 50269,
-    "<|ca|>": 50270, "<|translate|>": 50358, "<|transcribe|>": 50359, "<|notimestamps|>": 50363,
+    "<|endoftext|>": 50257, "<|startoftranscript|>": 50258, "<|en|>": 50259, "<|fr|>": 50265,
+    "<|pt|>": 50267, "<|pl|>": 50269, "<|ca|>": 50270, "<|translate|>": 50358,
+    "<|transcribe|>": 50359, "<|notimestamps|>": 50363,
 }  # fmt: skip
 END, START = SPECIAL["<|endoftext|>"], SPECIAL["<|startoftranscript|>"]
 
@@ -41,6 +43,8 @@ WHISPER_SMALL = _dimensions(768, 12, 12)
 LARGE_V2 = _dimensions(1280, 32, 20)
 MINIATURE = _dimensions(64, 2, 2)
 MINIATURE_TEACHER = _dimensions(96, 2, 2)
+RANK = 64  # of low-rank experts, as the kit's
+TARGETS = ["fc1", "fc2"]
 
 
 class Numbers:
@@ -69,7 +73,7 @@ def routed(dimensions: dict[str, int], seed: int = 0) -> DistilWhisperForConditi
         decoder_start_token_id=START, eos_token_id=END, pad_token_id=END, bos_token_id=END,
         is_multilingual=True, max_length=448, return_timestamps=False,
         no_timestamps_token_id=SPECIAL["<|notimestamps|>"],
-        lang_to_id={token: SPECIAL[token] for token in ("<|en|>", "<|pl|>", "<|ca|>")},
+        lang_to_id={token: number for token, number in SPECIAL.items() if len(token) == 6},
         task_to_id={task: SPECIAL[f"<|{task}|>"] for task in ("transcribe", "translate")},
         suppress_tokens=list(range(START, dimensions["vocab_size"])),  # timestamps above all
     )  # fmt: skip
@@ -106,6 +110,29 @@ def stock(model: DistilWhisperForConditionalGeneration) -> WhisperForConditional
     return twin.eval()
 
 
+def adapters(model: DistilWhisperForConditionalGeneration) -> PeftModel:
+    """Stock Whisper with peft's adapters in place of low-rank experts: the same A and B."""
+    languages, rank = model.languages, model.rank_of(model.languages[0])
+    lora = {code: LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS) for code in languages}
+    as_they_are = {"autocast_adapter_dtype": False}
+    twin = PeftModel(stock(model), lora[languages[0]], languages[0], **as_they_are)
+    for code in languages[1:]:
+        twin.add_adapter(code, lora[code], **as_they_are)
+    names = {f"{m}.{t}": f"{m}.clsr.{{}}.{t}" for m in _layer_paths(model) for t in TARGETS}
+    with torch.no_grad():
+        for theirs, ours in names.items():
+            linear = twin.get_base_model().get_submodule(theirs)
+            for code in languages:
+                change = model.get_submodule(ours.format(code))
+                linear.lora_A[code].weight.copy_(change.down.weight)
+                linear.lora_B[code].weight.copy_(change.up.weight)
+    return twin.eval()
+
+
+def _layer_paths(model: DistilWhisperForConditionalGeneration) -> list[str]:
+    return [name.removesuffix(".clsr") for name, m in model.named_modules() if isinstance(m, CLSR)]
+
+
 def features(rows: int) -> Tensor:
     """Random log-mel of 30 s: (rows, 80, 3000)."""
     return torch.randn(rows, 80, 3000, generator=torch.Generator().manual_seed(1))
@@ -124,12 +151,15 @@ def decoder_inputs(languages: list[str], tokens: int = 28) -> Tensor:
 
 
 @torch.no_grad()
-def add_expert(model: DistilWhisperForConditionalGeneration, code: str) -> None:
+def add_expert(
+    model: DistilWhisperForConditionalGeneration, code: str, rank: int | None = None
+) -> None:
     """An expert that differs from the FFN, with gates that point somewhere at random."""
-    model.add_expert(code)
+    model.add_expert(code, rank)
     for layer in model.routed_layers():
         expert = layer.clsr[code]
-        expert.fc1.weight.add_(0.01 * torch.randn_like(expert.fc1.weight))
+        for linear in (expert.fc1,) if rank is None else (expert.fc1.up, expert.fc2.up):
+            linear.weight.add_(0.01 * torch.randn_like(linear.weight))
         _aim(expert.gate)
 
 
@@ -200,9 +230,15 @@ def dense_form() -> Iterator[None]:
 class Pair:
     """A model with one expert, and stock Whisper on the same weights."""
 
-    def __init__(self, dimensions: dict[str, int], device: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        dimensions: dict[str, int],
+        device: str,
+        dtype: torch.dtype,
+        rank: int | None = None,
+    ) -> None:
         self.model = routed(dimensions)
-        add_expert(self.model, "ca")
+        add_expert(self.model, "ca", rank)
         self.model.to(device, dtype)
 
     @cached_property

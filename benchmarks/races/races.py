@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from benchmarks.races.files import expert_file, load_time, log_mel
 from benchmarks.races.gpu import gpu_training
 from benchmarks.races.harness import Row
-from benchmarks.races.inference import forward, generate, routing
+from benchmarks.races.inference import forward, generate, low_rank, mixed_batch, routing
 from benchmarks.races.loss import loss_block
 from benchmarks.races.setting import Setting
 from benchmarks.races.steps import distillation, step_memory, steps
 
 Race = Callable[[Setting], Iterator[Row]]
 
-_ANYWHERE = (routing, forward, generate, loss_block, step_memory, distillation, steps)
+_ANYWHERE = (
+    routing, forward, generate, low_rank, mixed_batch, loss_block, step_memory, distillation, steps,
+)  # fmt: skip
 _HERE_ALONE = {"cpu": (log_mel, expert_file, load_time), "cuda": (gpu_training,)}
 
 

@@ -49,6 +49,10 @@ class Setting:
         return models.Pair(self.student_dimensions, self.device, self.dtype)
 
     @cached_property
+    def low_rank(self) -> models.Pair:
+        return models.Pair(self.student_dimensions, self.device, self.dtype, models.RANK)
+
+    @cached_property
     def teacher(self) -> Any:
         return models.large(self.teacher_dimensions, self.device)
 

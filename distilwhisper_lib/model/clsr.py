@@ -24,7 +24,7 @@ gradient is the soft gate's, g = hard + sigmoid(score) - stop_gradient(sigmoid(s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -180,19 +180,20 @@ AnyExpert = Expert | LowRankExpert
 class Update(NamedTuple):
     """A low-rank expert's part in the shared branch: everywhere, at some tokens, or by a mask.
 
-    By a mask (..., 1) shapes are fixed, and few tokens take less time than picking them would.
+    By a mask shapes are fixed, and few tokens take less time than picking them would.
     """
 
     expert: LowRankExpert
-    at: Tensor | None = None  # indices (N,) of tokens of a flat x (tokens, D)
-    where: Tensor | None = None
+    at: slice | None = None  # of a flat x (tokens, D), where its tokens lie side by side
+    where: Tensor | None = None  # (..., 1)
 
     def add(self, linear: str, x: Tensor, y: Tensor) -> Tensor:
         """y, the shared ``linear`` ("fc1" or "fc2") of x, plus the expert's change of it."""
         change = getattr(self.expert, linear)
         if self.at is None:
             return y + change(x, self.where)
-        return y.index_add(0, self.at, change(x.index_select(0, self.at)).to(y.dtype))
+        y[self.at].add_(change(x[self.at]))
+        return y
 
 
 class CLSR(nn.ModuleDict):
@@ -265,11 +266,9 @@ class CLSR(nn.ModuleDict):
         for (_, rows), values in zip(groups, drawn, strict=True):
             gates = _put(gates, rows, values)
 
-        def said_by(expert: AnyExpert, mine: Tensor) -> Tensor:
-            if isinstance(expert, LowRankExpert):
-                return shared(mine, [Update(expert)])
-            return expert(mine, activation, inner_dropout)
-
+        said_by = partial(
+            _said_by, shared=shared, activation=activation, inner_dropout=inner_dropout
+        )
         if mode == "open" and not skip and len(groups) == 1 and groups[0][1] is None:
             return said_by(groups[0][0], x), Gates(gates, False)
         y = shared(x)
@@ -291,30 +290,24 @@ class CLSR(nn.ModuleDict):
         """
         chosen = self._choose(x, expert_ids, mode)
         picked = torch.stack([mine for _, mine in chosen]).any(0) if chosen else _nowhere(x)
-        whole = [(e, _places(mine)) for e, mine in chosen if isinstance(e, Expert)]
         small = [(e, mine) for e, mine in chosen if isinstance(e, LowRankExpert)]
-        if small and not whole and x.shape[1] == 1:
+        # One token a row: masks never wait for a GPU, and are less work for one expert.
+        if small and x.shape[1] == 1 and len(small) == len(chosen) and (x.is_cuda or not small[1:]):
             return shared(x, [Update(e, where=mine.unsqueeze(-1)) for e, mine in small]), picked
+        heard = [(e, index) for e, mine in chosen if len(index := _places(mine))]
         tokens, flat = picked.numel(), x.reshape(picked.numel(), -1)
+        if not heard:
+            return shared(x), picked  # stock Whisper's own arithmetic, bit for bit
+        if len(heard[0][1]) == tokens:
+            return _said_by(heard[0][0], x, shared, activation, 0.0), picked
         branches: list[tuple[Branch, Tensor]] = [
             (partial(expert, activation=activation, inner_dropout=0.0), index)
-            for expert, index in whole
-            if len(index)
+            for expert, index in heard
+            if isinstance(expert, Expert)
         ]
-        left = tokens - sum(len(index) for _, index in branches)
-        if left == tokens:
-            updates = _updates((e, _places(mine)) for e, mine in small)
-            # Without any, stock Whisper's own arithmetic, bit for bit.
-            return shared(flat, updates).view_as(x) if updates else shared(x), picked
-        if left:
-            rest = _nowhere(x).view(-1)
-            for _, index in branches:
-                rest[index] = True
-            rest = _places(~rest)
-            updates = _updates((e, _places(mine.view(-1)[rest])) for e, mine in small)
+        rest, updates = _for_the_shared(heard, tokens)
+        if len(rest):
             branches.append((partial(shared, updates=updates) if updates else shared, rest))
-        elif len(branches) == 1:
-            return branches[0][0](x), picked
         parts = [branch(flat.index_select(0, index)) for branch, index in branches]
         y = torch.empty_like(flat, dtype=parts[0].dtype)
         for (_, index), part in zip(branches, parts, strict=True):
@@ -426,9 +419,30 @@ def _nowhere(x: Tensor) -> Tensor:
     return torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
 
 
-def _updates(found: Iterable[tuple[LowRankExpert, Tensor]]) -> list[Update]:
-    """Low-rank experts at the tokens of each, those without any left out."""
-    return [Update(expert, at) for expert, at in found if len(at)]
+def _said_by(
+    expert: AnyExpert, x: Tensor, shared: Branch, activation: Branch, inner_dropout: float
+) -> Tensor:
+    """(..., D) -> (..., D), every token through one expert."""
+    if isinstance(expert, LowRankExpert):
+        return shared(x, [Update(expert)])
+    return expert(x, activation, inner_dropout)
+
+
+def _for_the_shared(
+    heard: Sequence[tuple[AnyExpert, Tensor]], tokens: int
+) -> tuple[Tensor, list[Update]]:
+    """Of so many tokens, and those of each expert: which go through the shared branch, and how.
+
+    A low-rank expert's lie side by side: a slice costs nothing, picking from a wide hidden does.
+    """
+    left = torch.ones(tokens, dtype=torch.bool, device=heard[0][1].device)
+    order, updates, end = [], [], 0
+    for expert, index in heard:
+        left[index] = False
+        if isinstance(expert, LowRankExpert):
+            updates.append(Update(expert, slice(end, end := end + len(index))))
+            order.append(index)
+    return torch.cat([*order, _places(left)]), updates
 
 
 def _places(mask: Tensor) -> Tensor:

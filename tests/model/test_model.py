@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import AutoModelForSpeechSeq2Seq, WhisperConfig, WhisperForConditionalGeneration
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
@@ -148,6 +149,79 @@ def test_skip_leaves_the_expert_out_but_keeps_its_gate_in_the_trace(tiny_model, 
     layer = model.model.encoder.layers[0].clsr["ca"]
     assert layer.gate.outer.weight.grad.abs().sum() > 0
     assert layer.fc1.weight.grad is None
+
+
+def blended(layer, x, ids, mode="learned", skip=0.0, **options):
+    return layer.clsr(x, layer.shared, layer.activation_fn, 0.0, ids, mode, skip=skip, **options)
+
+
+def alone(layer, code, x):
+    """What one low-rank expert says, from weights that have its change in them."""
+    expert, act = layer.clsr[code], layer.activation_fn
+    first = layer.fc1.weight + expert.fc1.product()
+    second = layer.fc2.weight + expert.fc2.product()
+    return F.linear(act(F.linear(x, first, layer.fc1.bias)), second, layer.fc2.bias)
+
+
+@pytest.fixture
+def trained(tiny_model):
+    """A layer in training of a whole and a low-rank expert, without dropout."""
+    settings = dict(gate_dropout=0.0, expert_dropout=0.0, dropout=0.0, activation_dropout=0.0)
+    model = tiny_model("ca", "cs", ranks={"cs": 4}, **settings).train()
+    return model.model.encoder.layers[0]
+
+
+@pytest.mark.parametrize("straight", [False, True])
+def test_training_weighs_both_branches_of_low_rank_experts_too(trained, straight):
+    """y = g expert(x) + (1 - g) shared(x); straight-through g is 0 or 1."""
+    x, ids = torch.randn(3, 20, 32), torch.tensor([1, SHARED, 0])
+    y, gates = blended(trained, x, ids, straight_through=straight)
+    whole = trained.clsr["ca"](x[2], trained.activation_fn, 0.0)
+    for row, code, expert in ((0, "cs", alone(trained, "cs", x[0])), (2, "ca", whole)):
+        score = trained.clsr[code].gate(x[row])
+        g = (score >= 0).float() if straight else score.sigmoid()
+        assert 0 < g.mean() < 1
+        torch.testing.assert_close(gates.values[row], g)
+        blend = g[:, None] * expert + (1 - g[:, None]) * trained.shared(x[row])
+        torch.testing.assert_close(y[row], blend, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y[1], trained.shared(x[1]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_straight_through_gate_has_the_soft_gates_gradient(trained):
+    gate, x, weights = trained.clsr["cs"].gate, torch.randn(4, 20, 32), torch.randn(4, 20)
+    grads = []
+    for straight in (False, True):
+        values = soft_gate(gate, x, "learned", 0.0, straight)
+        grads.append(torch.autograd.grad((values * weights).sum(), list(gate.parameters())))
+    assert set(values.detach().unique().tolist()) == {0.0, 1.0}
+    for soft, hard in zip(*grads, strict=True):
+        assert soft.abs().sum() > 0
+        torch.testing.assert_close(hard, soft)
+
+
+@pytest.mark.parametrize("code", ["ca", "cs"])
+def test_open_training_hears_the_expert_alone(trained, code, monkeypatch):
+    """An expert's warm-up: the shared branch is no second one there, and no gate trains."""
+    x, ids = torch.randn(2, 20, 32), torch.full((2,), ["ca", "cs"].index(code))
+    expert = trained.clsr[code]
+    whole = code == "ca"
+    expected = expert(x, trained.activation_fn, 0.0) if whole else alone(trained, code, x)
+    asked, shared = [], trained.shared
+    monkeypatch.setattr(trained, "shared", lambda *a: asked.append(len(a)) or shared(*a))
+    y, gates = blended(trained, x, ids, "open")
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    assert asked == ([] if whole else [2])  # a low-rank expert speaks within it, once
+    assert gates.values.eq(1).all() and not gates.skipped
+    y.square().sum().backward()
+    assert all(p.grad is None for p in expert.gate.parameters())
+    assert all(p.grad.abs().sum() > 0 for n, p in expert.named_parameters() if "gate" not in n)
+
+
+def test_a_skipped_low_rank_expert_says_nothing(trained):
+    x, ids = torch.randn(2, 20, 32), torch.tensor([1, 1])
+    for mode in ("learned", "open"):
+        y, gates = blended(trained, x, ids, mode, skip=1.0)
+        assert gates.skipped and torch.equal(y, trained.shared(x))
 
 
 def test_only_one_languages_experts_train_and_get_gradients(tiny_model, features, prompts):

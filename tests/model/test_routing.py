@@ -13,6 +13,7 @@ from distilwhisper_lib.gates.recorder import GateRecorder
 from distilwhisper_lib.model.clsr import (
     SHARED,
     Gate,
+    LowRankExpert,
     check_gate_mode,
     hard_gate,
     mode_of,
@@ -21,21 +22,24 @@ from distilwhisper_lib.model.clsr import (
 
 WIDTH = 32
 DENSITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
+KINDS = {"ffn": {}, "low-rank": {"ca": 4, "cs": 8}, "mixed": {"cs": 4}}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
-@pytest.fixture
-def layer(tiny_model):
+@pytest.fixture(params=KINDS)
+def layer(tiny_model, request):
     """A layer of two languages whose gates score a token by its first number."""
-    layer = tiny_model("ca", "cs").model.encoder.layers[0]
+    layer = tiny_model("ca", "cs", ranks=KINDS[request.param]).model.encoder.layers[0]
     with torch.no_grad():
         for expert in layer.clsr.values():
             for parameter in expert.gate.parameters():
                 parameter.zero_()
             expert.gate.inner.weight[0, 0], expert.gate.inner.weight[1, 0] = 1.0, -1.0
             expert.gate.outer.weight[0, 0], expert.gate.outer.weight[0, 1] = 1.0, -1.0
-        for linear in (layer.fc1, layer.fc2, layer.clsr["ca"].fc1, layer.clsr["cs"].fc2):
-            linear.bias.normal_()
+        for block in (layer, *layer.clsr.values()):
+            if not isinstance(block, LowRankExpert):
+                block.fc1.bias.normal_()
+                block.fc2.bias.normal_()
     return layer
 
 
@@ -56,10 +60,10 @@ def route(layer, x, ids, dense=False, mode="learned"):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("rows", [1, 2, 16, 64])
-def test_sparse_equals_dense(layer, rows, density, dtype):
+@pytest.mark.parametrize(("rows", "length"), [(1, 20), (2, 20), (16, 20), (64, 20), (16, 1)])
+def test_sparse_equals_dense(layer, rows, length, density, dtype):
     layer.to(dtype)
-    x = tokens(rows, density).to(dtype)
+    x = tokens(rows, density, length).to(dtype)
     for batch in ([0], [SHARED], [0, 1], [1, SHARED, 0, 0]):
         ids = torch.tensor((batch * rows)[:rows])
         y, gates = route(layer, x, ids)
@@ -69,6 +73,27 @@ def test_sparse_equals_dense(layer, rows, density, dtype):
         heard = (ids != SHARED)[:, None] & (x[..., 0] > 0)
         assert torch.equal(gates.values, heard.float())
         torch.testing.assert_close(y, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_low_rank_expert_is_the_shared_network_with_other_weights(tiny_model, dense):
+    """(W2 + B2 A2) act((W1 + B1 A1) x + b1) + b2, at the tokens that its gate picks."""
+    layer = tiny_model("ca", ranks={"ca": 4}).model.decoder.layers[1]
+    merged, expert = copy.deepcopy(layer), layer.clsr["ca"]
+    for linear in ("fc1", "fc2"):
+        getattr(merged, linear).weight += getattr(expert, linear).product()
+    for length in (1, 20):
+        x, ids = torch.randn(16, length, WIDTH), torch.zeros(16, dtype=torch.long)
+        opened, said = merged.shared(x), layer.shared(x)
+        assert (opened - said).abs().max() > 1e-2
+        y, gates = route(layer, x, ids, dense)
+        assert 0 < gates.values.mean() < 1
+        expected = torch.where(gates.values.bool().unsqueeze(-1), opened, said)
+        torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            route(layer, x, ids, dense, "open")[0], opened, atol=1e-5, rtol=1e-5
+        )
 
 
 @torch.no_grad()
@@ -141,6 +166,7 @@ def test_what_is_no_share_is_one_sentence(tiny_model, mode):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("layer", ["ffn"], indirect=True)
 def test_each_token_goes_through_one_branch(layer, monkeypatch):
     x, ids = tokens(4, 0.25), torch.tensor([0, 0, 1, SHARED])
     went = []
@@ -151,6 +177,34 @@ def test_each_token_goes_through_one_branch(layer, monkeypatch):
     _, gates = route(layer, x, ids)
     assert sum(went) == 80
     assert max(went) == 80 - gates.values.sum()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", ["low-rank"], indirect=True)
+@pytest.mark.parametrize("length", [1, 20])
+def test_low_rank_products_are_of_the_picked_tokens_alone(layer, length):
+    x, ids = tokens(16, 0.25, length), torch.tensor([0, 1, SHARED, 1] * 4)
+    read = []
+    for expert in layer.clsr.values():
+        for linear in (expert.fc1.down, expert.fc2.down):
+            linear.register_forward_hook(lambda m, i, out: read.append(out[..., 0].numel()))
+    _, gates = route(layer, x, ids)
+    assert sum(read) == 2 * gates.values.sum() > 0
+
+
+@pytest.mark.parametrize("layer", ["low-rank", "mixed"], indirect=True)
+@pytest.mark.parametrize("open_", [False, True])
+def test_gradients_at_inference_are_those_of_both_branches(layer, open_):
+    """What looks into a model after the fact: nothing is overwritten that a gradient needs."""
+    grads = []
+    for dense in (False, True):
+        x = tokens(4, 0.5).requires_grad_()
+        y, _ = route(
+            layer, x, torch.tensor([0, 1, 1, SHARED]), dense, "open" if open_ else "learned"
+        )
+        grads.append(torch.autograd.grad(y.square().sum(), [x, layer.fc1.weight]))
+    for sparse, both in zip(*grads, strict=True):
+        torch.testing.assert_close(sparse, both, atol=1e-3, rtol=1e-4)
 
 
 @torch.no_grad()
