@@ -205,7 +205,7 @@ def targets(setting: Setting, table: pd.DataFrame) -> StoredTargets:
 
 
 def _config(method: str, precision: str, rows: int) -> Any:
-    same = {"batch_size": rows, "micro_batch": rows, "precision": precision}
+    same = {"batch_size": rows, "micro_batch": rows, "precision": precision, "recipe": "paper"}
     same |= {"label_smoothing": 0.1, "teacher_targets": "hidden"}  # the LoRA recipe has none
     return resolve(method, "own", "ca", 77, same)
 

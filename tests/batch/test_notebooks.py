@@ -187,7 +187,7 @@ def test_the_runs_leave_records_gates_tables_and_figures(batch, checkout):
     figures = {p.stem.split("-")[0] for p in (demo / "figures").glob("*.png")}
     assert figures == {
         "corpus", "preflight", "training", "error_rates", "error_kinds",
-        "error_by_length", "intervals", "gate", "tokens",
+        "error_by_length", "intervals", "size_and_share", "gate", "tokens",
         "explorer",
     }  # fmt: skip
     runs = [p for p in (checkout / "outputs").glob("*-ca-s77-*") if p.is_dir()]  # not their locks

@@ -16,6 +16,7 @@ from distilwhisper_lib.config.settings import resolve
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.losses.target_files import plan
 
+PAPERS = {"recipe": "paper"}
 SMALL = KNOWN["openai/whisper-small"]
 TINY = Dimensions(32, 4, 4, 2, 2, 64, 64, vocab_size=100, max_source_positions=20)
 
@@ -61,13 +62,13 @@ def test_a_training_step_is_counted_to_the_last_operation():
     first = 2 * 2 * TINY.max_source_positions * TINY.num_mel_bins * 3 * d
     head = 3 * 2 * 5 * d * TINY.vocab_size
     assert operations.training_operations(config, TINY, 5) == 3 * forward - first + head
-    clsr = operations.training_operations(resolve("clsr", "own", "ca"), TINY, 5)
+    clsr = operations.training_operations(resolve("clsr", "own", "ca", overrides=PAPERS), TINY, 5)
     expert = 4 * d * TINY.encoder_ffn_dim * (TINY.max_source_positions + said) * layers
     assert clsr > operations.training_operations(config, TINY, 5) - 2 * forward + 2 * expert
 
 
 def test_layers_that_are_not_built_count_as_if_they_were():
-    plain = resolve("clsr", "own", "ca")
+    plain = resolve("clsr", "own", "ca", overrides=PAPERS)
     again = dataclasses.replace(plain, activation_checkpointing=True)
     told = operations.training_operations(again, TINY, 5)
     whole = operations._step(TINY, "ffn", 5, True)  # all four layers

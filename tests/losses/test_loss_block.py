@@ -144,7 +144,8 @@ def test_a_certain_teacher_leaves_no_mass_and_stays_finite(labels):
 
 @pytest.mark.parametrize("method", ["full", "lora", "clsr"])
 def test_hidden_states_come_without_logits_through_every_wrapper(method, tiny_model, token):
-    model = prepare(tiny_model(), resolve(method, "own", "ca", 1, {"lora_rank": 4}))
+    settings = {"lora_rank": 4, "recipe": "paper"}
+    model = prepare(tiny_model(), resolve(method, "own", "ca", 1, settings))
     prompt = [token(f"<|{name}|>") for name in ("startoftranscript", "ca", "transcribe")]
     inputs = {"input_features": draw(0, 1, 80, 300), "decoder_input_ids": torch.tensor([prompt])}
     out = model(**inputs, with_logits=False, output_gates=True)
