@@ -54,8 +54,11 @@ $(READY): environment.yml pyproject.toml .ci/requirements.lock
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
+DEMO := --preset demo --languages $(LANGUAGES) --seeds $(SEEDS) --jobs $(JOBS)
+
 demo: env
-	$(BIN)/python -m distilwhisper_lib batch run --preset demo --languages $(LANGUAGES) --seeds $(SEEDS) --jobs $(JOBS)
+	$(BIN)/python -m distilwhisper_lib batch run 04 05 06 08 $(DEMO) --overrides '{"recipe": "decisive"}'
+	$(BIN)/python -m distilwhisper_lib batch run $(DEMO)
 	@$(BIN)/python -m distilwhisper_lib results show --demo --compare
 
 report: env
