@@ -187,9 +187,17 @@ _SOFT_COMPARISONS = (
 
 
 def variants(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """Each row with changed settings, and the row of its method that it is to be held against."""
+    """Each row with changed settings, and the rows that it is to be held against: its method's,
+    and of experts CLSR's of the same settings, and LoRA's."""
     rows = sorted(set(row_labels(records)), key=row_place)
-    return [(row, plain) for row in rows if (plain := row.partition(" (")[0]) != row]
+    pairs = []
+    for row in rows:
+        plain, _, settings = row.partition(" (")
+        if settings:
+            alone = f"{LABELS['clsr']} ({settings}"
+            rivals = [alone, LABELS["lora"]] if plain.startswith(LABELS["clsr"]) else []
+            pairs += [(row, rival) for rival in (plain, *rivals) if rival != row]
+    return pairs
 
 
 # marker name -> folder below results/, and what makes the block of its records; a page shows the

@@ -139,7 +139,12 @@ def test_the_reading_of_results_shows_intervals_and_differences(kit, tmp_path, c
         assert f" {told} |" in line
     assert "5,000 resampled test sets, drawn by speaker" in block
     changed = [make_record("js", budget=0.3), make_record("js"), make_record("clsr")]
-    assert readme.variants(changed) == [("+ CLSR + JS (budget=0.3)", "+ CLSR + JS")]
+    told, js = "+ CLSR + JS (budget=0.3)", "+ CLSR + JS"
+    rivals = [(told, rival) for rival in (js, "+ CLSR (budget=0.3)", "+ LoRA")]
+    assert readme.variants(changed) == rivals
+    changed = [make_record("clsr", recipe="decisive")]
+    told = "+ CLSR (decisive)"
+    assert readme.variants(changed) == [(told, "+ CLSR"), (told, "+ LoRA")]
 
     page = tmp_path / "results" / "README.md"
     page.write_text("# Read\n<!-- results:intervals:start -->\n<!-- results:intervals:end -->\n")
