@@ -24,6 +24,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import flush_to_disk, sha256_file, write_atomic
 
 SEAL, STATE = "sealed.json", "trainer_state.json"
+WEIGHTS = "trained.safetensors"
 
 
 def checkpoint_path(folder: str | Path, step: int) -> Path:
@@ -69,6 +70,15 @@ def keep_only(folder: Path, *kept: str | Path | None) -> None:
     for path in folder.glob("checkpoint-*"):
         if path.name not in names:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def lighten(folder: Path) -> None:
+    """Leave of a finished training's checkpoints what was trained, and what the trainer said."""
+    for path in folder.glob("checkpoint-*"):
+        for file in path.iterdir():
+            if file.name not in (STATE, WEIGHTS):
+                file.unlink()
+        seal(path)
 
 
 def _step(path: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.run import Run, at_work, claim
 from distilwhisper_lib.gates.recorder import PROMPT_TOKENS
 from distilwhisper_lib.hardware import best_device, peak_memory, precision_here
-from distilwhisper_lib.io.files import flush_to_disk, write_atomic
+from distilwhisper_lib.io.files import alone, flush_to_disk, write_atomic
 from distilwhisper_lib.losses.targets import StoredTargets, stored_targets
 from distilwhisper_lib.losses.teacher import Teacher, TeacherSource, check_pair
 from distilwhisper_lib.model.hub import Source, loading
@@ -42,9 +43,10 @@ from distilwhisper_lib.model.loading import (
 )
 from distilwhisper_lib.model.tensors import checkpoint_hash, trained_tensors, weights_hash
 from distilwhisper_lib.speech.features import Collator
-from distilwhisper_lib.training.checkpoints import Clock, last_checkpoint
+from distilwhisper_lib.training.checkpoints import Clock, last_checkpoint, lighten
 from distilwhisper_lib.training.shares import micro_batches_each
-from distilwhisper_lib.training.stages import stages
+from distilwhisper_lib.training.stages import FOLDER as EXPERTS
+from distilwhisper_lib.training.stages import Stage, stages
 from distilwhisper_lib.training.trainer import make_trainer
 
 SUMMARY = "training.json"
@@ -98,25 +100,49 @@ def _train(config: RunConfig, data: RunData) -> Run:
     if ranks.is_first():
         for stale in config.output_dir.glob("*.jsonl"):  # of other weights
             stale.unlink()
-    clock = Clock(checkpoints / "elapsed.json")
-    states = []
-    for stage in stages(config, checkpoints):
-        if config.method in WITH_EXPERTS:
-            model.freeze_all_but_expert(config.language, stage.gates_alone)
-        trainer = make_trainer(model, processor, teacher, stage, data, clock)
-        trainer.go_on(ranks.told_by_first(partial(last_checkpoint, stage.folder)))
-        # Without the autocast that the Trainer put around its forward, as it will be loaded again.
-        model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        states.append(trainer.state)
+    clips = data.describe()
+    basis = {part: clips[part]["sha256"] for part in ("train", "validation")} | {
+        "models": models, "processes": min(ranks.count(), 2),  # any number above one trains alike
+    }  # fmt: skip
+    states, seconds = [], 0.0
+    for stage in stages(config, checkpoints, basis):
+        model, state, spent = _train_stage(stage, model, processor, teacher, data)
+        states.append(state)
+        seconds += spent
     if config.method in WITH_EXPERTS:
         model.freeze_all_but_expert(config.language)
-    summary = _summary(states, model, config, clock.seconds()) | about
+    summary = _summary(states, model, config, seconds) | about
     ranks.wait()  # until all have read the best checkpoint
     if ranks.is_first():
         _save_trained(model, processor, config)
         write_atomic(finished, json.dumps(summary, indent=1))
         shutil.rmtree(checkpoints, ignore_errors=True)
     return Run(config.output_dir, config, model.eval(), processor, models, summary)
+
+
+def _train_stage(
+    stage: Stage,
+    model: nn.Module,
+    processor: WhisperProcessor,
+    teacher: Teacher | StoredTargets | None,
+    data: RunData,
+) -> tuple[nn.Module, TrainerState, float]:
+    """Train a stage, or go on, or take what it left; the model with its best weights, what its
+    trainer said, and the seconds that it took."""
+    run, shared = stage.run, stage.folder.is_relative_to(EXPERTS)
+    if run.method in WITH_EXPERTS:
+        model.freeze_all_but_expert(run.language, stage.gates_alone)
+    mine = shared and ranks.is_first()  # the first one holds it for all
+    with alone(stage.folder, "training these experts") if mine else nullcontext():
+        clock = Clock(stage.folder / "elapsed.json")
+        trainer = make_trainer(model, processor, teacher, stage, data, clock)
+        trainer.go_on(ranks.told_by_first(partial(last_checkpoint, stage.folder)))
+        ranks.wait()
+        if mine:
+            lighten(stage.folder)
+    # Without the autocast that the Trainer put around its forward, as it will be loaded again.
+    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    return model, trainer.state, clock.seconds()
 
 
 def _check_decoding(config: RunConfig, model: nn.Module) -> None:

@@ -3,14 +3,42 @@
 Most trainings have one. With ``router_epochs`` the experts come first and the gates after: the
 best experts are frozen, and a second stage trains their gates alone (as arXiv 2606.31413 trains a
 router over frozen LoRA experts). Warm-up, decay, noise and fractions count within a stage.
+
+Experts that learn with every gate open owe nothing to the settings of gates. They are trained once
+and kept below ``outputs/experts/``, where every run finds them that would train the same ones: a
+sweep of budgets, or of whatever else only gates feel, costs the gates alone.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from distilwhisper_lib.config.settings import DISTILLED, WITH_EXPERTS, RunConfig
+from distilwhisper_lib.config.settings import (
+    DISTILLED,
+    WITH_EXPERTS,
+    RunConfig,
+    decisive,
+    published_name,
+)
+from distilwhisper_lib.hardware import precision_here
+from distilwhisper_lib.results.provenance import provenance
+
+FOLDER = Path("outputs/experts")
+
+# What experts behind open gates cannot feel, beside tests; and what nobody feels without a teacher.
+_OF_GATES = {
+    "budget", "budget_scope", "gate_weight", "gate_noise", "gate_training", "straight_through_from",
+    "gate_rate", "router_epochs", "gate_mode", "distil_stage", "out_of_domain", "test_size",
+}  # fmt: skip
+_OF_TEACHER = {
+    "method", "teacher", "teacher_revision", "teacher_targets", "task_weight", "distil_weight",
+    "temperature",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,9 +83,28 @@ class Stage:
         return "learned", hard and progress >= self.run.straight_through_from
 
 
-def stages(run: RunConfig, folder: Path) -> list[Stage]:
-    """The stages of a run in order, their checkpoints below ``folder``."""
-    parts = [Stage(run, "experts", folder)]
-    if run.method in WITH_EXPERTS and run.router_epochs:
-        parts.append(Stage(run, "router", folder / "router"))
-    return parts
+def stages(run: RunConfig, folder: Path, basis: Mapping[str, Any] | None = None) -> list[Stage]:
+    """The stages of a run in order, their checkpoints below ``folder``.
+
+    ``basis``, what it learns from: hashes of clips, and of "models". With it, those of experts that
+    other runs can share lie below FOLDER. Code that is not committed shares nothing.
+    """
+    experts = Stage(run, "experts", folder)
+    if run.method not in WITH_EXPERTS or not run.router_epochs:
+        return [experts]
+    made = provenance()
+    if basis is not None and experts.expert_warmup == 1 and not made["dirty"]:
+        models = basis["models"] | ({} if experts.distils else {"teacher": None})
+        about = _identity(experts) | basis | {"models": models}
+        about |= {name: made[name] for name in ("commit", "versions")}
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        experts = Stage(run, "experts", FOLDER / f"{run.language}-s{run.seed}-{digest}")
+    return [experts, Stage(run, "router", folder / "router")]
+
+
+def _identity(stage: Stage) -> dict[str, Any]:
+    """The settings that decide what experts behind open gates learn."""
+    run, dropped = stage.run, _OF_GATES | (set() if stage.distils else _OF_TEACHER)
+    settings = {name: getattr(run, name) for name in decisive(run.method) - dropped}
+    told = {k: published_name(v) if isinstance(v, str) else v for k, v in settings.items()}
+    return told | {"precision": precision_here(run.precision)}

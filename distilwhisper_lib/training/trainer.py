@@ -51,6 +51,7 @@ from distilwhisper_lib.speech.features import Collator, SpeechDataset, shared_wi
 from distilwhisper_lib.training.checkpoints import (
     MEND,
     STATE,
+    WEIGHTS,
     Clock,
     LogAtEpochEnd,
     LossWatch,
@@ -61,8 +62,6 @@ from distilwhisper_lib.training.checkpoints import (
 )
 from distilwhisper_lib.training.shares import MicroBatches, Share, micro_batches_each, seed_of
 from distilwhisper_lib.training.stages import Stage
-
-WEIGHTS = "trained.safetensors"
 
 
 class DistilTrainer(Seq2SeqTrainer):

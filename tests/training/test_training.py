@@ -14,13 +14,23 @@ from safetensors.torch import load_file
 from distilwhisper_lib import UserError
 from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.model import loading
+from distilwhisper_lib.results.provenance import provenance
 from distilwhisper_lib.training import loop as kit
+from distilwhisper_lib.training import stages as staged
 from distilwhisper_lib.training import trainer
 from distilwhisper_lib.training.stages import Stage, stages
 
 
 @pytest.fixture
-def study(study_of):
+def made(monkeypatch):
+    """What the code says of itself: not committed, so that no run finds another's experts."""
+    made = provenance() | {"commit": "a" * 40, "dirty": True}
+    monkeypatch.setattr(staged, "provenance", lambda: made)
+    return made
+
+
+@pytest.fixture
+def study(study_of, made):
     """Factory of (config, data)."""
     configured = study_of(clips=6, epochs=2)
 
@@ -189,6 +199,41 @@ def test_a_training_of_two_stages_resumes_in_either(step, again, study, monkeypa
         for entry in summary["log"]:
             entry.pop("grad_norm", None)
     assert resumed == undisturbed
+
+
+def test_runs_that_differ_in_their_gates_train_experts_once(study, made, monkeypatch):
+    alone, data = study("clsr", **DECISIVE, budget=0.1)
+    expected = kit.train(alone, data).training
+    assert not staged.FOLDER.exists()
+    shutil.rmtree(alone.output_dir)
+    made["dirty"] = False
+    steps, loss = [], trainer.DistilTrainer.compute_loss
+
+    def counted(self, *args, **kwargs):
+        steps.append(self.stage.name)
+        return loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.DistilTrainer, "compute_loss", counted)
+    kit.train(*study("clsr", **DECISIVE, budget=0.9))
+    assert steps == ["experts"] * 6 + ["router"] * 3
+    kept = {path.name for path in staged.FOLDER.glob("*/checkpoint-*/*")}
+    assert kept == {"sealed.json", "trainer_state.json", trainer.WEIGHTS}
+    found = kit.train(alone, data).training
+    assert steps == ["experts"] * 6 + ["router"] * 6
+    assert found["weights_sha256"] == expected["weights_sha256"]
+    for summary in (found, expected):
+        for volatile in ("seconds", "peak_memory_bytes"):
+            summary.pop(volatile)
+    assert found == expected
+
+    # A teacher that comes in later is none to them; another seed, clip or commit is another's.
+    kit.train(*study("js", **DECISIVE, distil_stage="router"))
+    assert steps.count("experts") == 6
+    made["commit"] = "b" * 40
+    kit.train(*study("clsr", **DECISIVE, budget=0.5))
+    kit.train(*study("js", **DECISIVE))
+    kit.train(*study("clsr", **DECISIVE, expert_dropout=0.5))
+    assert steps.count("experts") == 6 * 4
 
 
 @pytest.mark.parametrize(("stage", "taught"), [("experts", [1, 0]), ("router", [0, 1])])
