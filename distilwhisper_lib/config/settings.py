@@ -152,7 +152,7 @@ class RunConfig:
 
     # Optimisation (AdamW, linear decay).
     epochs: int = _setting(10, PAPER)
-    max_steps: int = _setting(-1)  # above 0: stop there instead, for smoke runs
+    max_steps: int = _setting(-1)  # above 0: stop each stage there, for smoke runs
     learning_rate: float = _setting(1e-4, PAPER)
     batch_size: int = _setting(16, PAPER)  # per optimiser step; accumulated
     # Rows on the device at once. Losses are means over a micro-batch, as the public code's are, so
