@@ -21,6 +21,7 @@ from distilwhisper_lib.config.settings import (
     NORMALIZERS,
     ORIGIN,
     TRAINED,
+    WITH_EXPERTS,
     Record,
     decisive,
 )
@@ -177,7 +178,8 @@ def shared_settings(records: Sequence[Record]) -> dict[str, Any]:
     changed = changed_settings(records)
     found = {name: value for settings in changed for name, value in settings.items()}
     for record, settings in zip(records, changed, strict=True):
-        counted = decisive(record["config"]["method"])
+        method = record["config"]["method"]
+        counted = decisive(method) | ({"recipe"} if method in WITH_EXPERTS else set())
         found = {n: v for n, v in found.items() if n not in counted or (n, v) in settings.items()}
     return found
 

@@ -191,6 +191,15 @@ def test_in_own_tables_settings_that_all_runs_share_stand_above():
     assert tables.own_table([]).empty
 
 
+def test_a_recipe_stands_above_a_table_only_where_all_experts_have_it():
+    decisive = make_record("clsr", recipe="decisive")
+    both = [make_record("lora"), make_record("clsr"), decisive]
+    assert {"+ LoRA", "+ CLSR", "+ CLSR (decisive)"} == set(tables.own_table(both)["system"])
+    alone = tables.own_table([both[0], decisive])
+    assert set(alone["system"]) == {"+ LoRA", "+ CLSR"}
+    assert all(title.endswith(", decisive") for title in alone["training"])
+
+
 def test_hardware_settings_do_not_split_a_row():
     records = [make_record(seed=1, wer=0.1), make_record(seed=2, wer=0.3, eval_batch_size=4)]
     assert len(numbers(records)) == 1
