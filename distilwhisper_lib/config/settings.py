@@ -179,7 +179,7 @@ class RunConfig:
     recipe: Literal["paper", "decisive"] = _setting(PAPERS, hashed=False)
 
     # Experts and gates. ``expert``: "ffn", a copy of the feed-forward network; "low_rank", a change
-    # of its two weights of expert_rank (LoRA, Hu et al., 2021, eq. 3), a sixth of the size.
+    # of its two weights of expert_rank (LoRA, Hu et al., 2021, eq. 3), a ninth of the size.
     expert: Literal["ffn", "low_rank"] = _setting("ffn", PAPER)
     expert_rank: int = _setting(64)
     gate_dim: int = _setting(64, CODE)
