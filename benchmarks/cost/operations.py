@@ -7,8 +7,7 @@ because the counter does not see into the fused one of a CPU; the operations are
 are alike: three models of two and three layers give the count of any number of them.
 
 Differs: every expert speaks in every training pass (setting ``skip`` leaves out a fifth of them);
-of hearing, gates and the products of low-rank experts are left out (about 3% with half of the
-tokens routed).
+of hearing, gates and the products of low-rank experts are left out.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ AUTHORS_DISTILLATION = {"task_weight": 0.5 / 1.41**2, "distil_weight": 0.5}
 
 # Ways to train experts and gates, see RunConfig.recipe. "decisive" (KIT): gates that are hard in
 # training, an expert that is a small change of the shared network, experts first and gates after,
-# a budget for each side. Chosen on validation, see benchmarks/tuning.json.
+# a budget for each side. A lead of a trial on Czech; what was tried on validation since then is in
+# benchmarks/tuning.json, and no study confirms it yet.
 PAPERS = "paper"
 RECIPES: dict[str, dict[str, Any]] = {
     PAPERS: {},
@@ -164,7 +165,7 @@ PRESETS: dict[str, Preset] = {
     ),
     # Own recordings (data/speech, data/speech_ood) with the paper's models: one GPU of 16 GB or
     # more. Experts are trained by the recipe whose gates decide: on real speech the paper's lose to
-    # LoRA at eight times its size (results/README.md). recipe="paper" has the paper's method.
+    # LoRA at six times its size (results/README.md). recipe="paper" has the paper's method.
     "own": Preset(
         "your recordings in data/speech and data/speech_ood; the paper's models, decisive gates",
         KIT,

@@ -138,8 +138,9 @@ def at_work(config: RunConfig, doing: str) -> Iterator[None]:
         check_claim(config)
 
 
-def claim(config: RunConfig, data: RunData) -> None:
-    """Note what the run works on; UserError when its folder holds work on other data."""
+def claim(config: RunConfig, data: RunData) -> dict[str, str]:
+    """Note what the run works on, the hash of each part of its data, which are returned; UserError
+    when its folder holds work on other data."""
     digests = {part: a["sha256"] for part, a in data_of(config, data).items() if a is not None}
     note = config.output_dir / CLAIM
     if note.exists() and json.loads(note.read_text()) != digests:
@@ -151,6 +152,7 @@ def claim(config: RunConfig, data: RunData) -> None:
         _drop_torn(config)
         write_atomic(note, json.dumps(digests, indent=1))
     ranks.wait()
+    return digests
 
 
 def check_claim(config: RunConfig) -> None:

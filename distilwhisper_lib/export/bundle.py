@@ -36,7 +36,7 @@ from distilwhisper_lib.evaluation.decoding import transcribe
 from distilwhisper_lib.evaluation.run import Run, add_run_arguments, load_run
 from distilwhisper_lib.export.card import model_card
 from distilwhisper_lib.hardware import best_device
-from distilwhisper_lib.io.checked import Maybe, check, read_json
+from distilwhisper_lib.io.checked import Maybe, check, one_of, read_json
 from distilwhisper_lib.io.files import flush_to_disk, sha256_file, told, write_atomic
 from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model.experts import (
@@ -45,7 +45,7 @@ from distilwhisper_lib.model.experts import (
     whole_networks,
     write_expert,
 )
-from distilwhisper_lib.model.rounding import DTYPES, dtype_named, rounded
+from distilwhisper_lib.model.rounding import DTYPES, rounded
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 from distilwhisper_lib.scoring.rates import score
 
@@ -171,7 +171,7 @@ def export_run(
         if whisper
         else ("adapter" if method == "lora" else "expert")
     )
-    dtype_named(dtype)
+    one_of("dtype", dtype, tuple(DTYPES))
     if dtype != "float32" and what != "expert":
         raise UserError(
             f"dtype {dtype!r} is for expert files, and this export is none: leave it out, or name "

@@ -23,7 +23,7 @@ from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.results.frame import HEADLINE, rate_of
 from distilwhisper_lib.results.hypotheses import speaker_digest
 from distilwhisper_lib.results.places import files_of
-from distilwhisper_lib.results.significance import draws_of, few_blocks_note, mean_errors
+from distilwhisper_lib.results.significance import LEARNED, draws_of, few_blocks_note, mean_errors
 from distilwhisper_lib.scoring.rates import METRICS, UtteranceErrors, utterance_errors
 from distilwhisper_lib.scoring.resampling import (
     RESAMPLES,
@@ -36,7 +36,6 @@ from distilwhisper_lib.scoring.resampling import (
 )
 
 SCHEMA = 1
-LEARNED = "learned"
 # Of all layers: both branches, weighed as in training; the expert everywhere; the shared network
 # everywhere. Beside them a layer's name: its expert alone is off.
 WHOLE = ("soft", "open", "closed")

@@ -40,13 +40,15 @@ class GateMeans(NamedTuple):
     gate_mean_decoder: Tensor
 
 
-def budgeted(run: RunConfig, gates: GateTrace, masks: Counted) -> Tensor:
-    """The means that the budget holds for, by ``budget_scope``: (), (2,) or (layers,)."""
-    means = gate_means(gates, masks)
+def budgeted(run: RunConfig, gates: GateTrace, masks: Counted, means: GateMeans) -> Tensor:
+    """The means that the budget holds for, by ``budget_scope``: (), (2,) or (layers,).
+
+    ``means``: gate_means() of the same gates.
+    """
     if run.budget_scope == "pooled":
         return means.gate_mean
     if run.budget_scope == "side":
-        return torch.stack(means[1:])
+        return torch.stack([means.gate_mean_encoder, means.gate_mean_decoder])
     sides = ((gates.encoder, masks.heard), (gates.decoder, masks.said))
     return torch.stack([gate_mean([x.values], [mask]) for layers, mask in sides for x in layers])
 

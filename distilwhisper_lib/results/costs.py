@@ -24,7 +24,7 @@ from distilwhisper_lib.results.frame import (
     row_place,
 )
 from distilwhisper_lib.results.hypotheses import FIELD, Hypotheses, same_clips
-from distilwhisper_lib.results.significance import FORCED, draws_of
+from distilwhisper_lib.results.significance import FORCED, LEARNED, draws_of, forced_part
 
 
 def forgetting_table(
@@ -197,9 +197,6 @@ def formatted_costs(table: pd.DataFrame) -> pd.DataFrame:
     return text
 
 
-LEARNED = "learned"  # gates as a run was tested with them, beside the ways of FORCED
-
-
 def size_and_share(
     records: Sequence[Record],
     forced: Iterable[Mapping[str, Any]] = (),
@@ -257,12 +254,9 @@ def _heard(row: Any, forced: Mapping[str, Any] | None) -> Iterator[tuple[str, fl
         sides = (said["gates"] or {}).values()
         share = 100 * statistics.fmean(map(statistics.fmean, sides)) if sides else math.nan
     yield LEARNED, share, row.error
-    part = (forced or {"domains": {}})["domains"].get(row.domain)
-    if not part or len(part["ids"]) != said["clips"]:
-        return
-    if forced["weights_sha256"] == row.record["training"]["weights_sha256"]:
-        for way in FORCED:
-            draws = [part["cases"][name]["scores"] for name in draws_of(part["cases"], way)]
-            if draws:
-                error = statistics.fmean(d[row.normalizer][row.metric] for d in draws)
-                yield way, 100.0 if way in ("soft", "open") else share, 100 * error
+    part = forced_part(forced, row.record, row.domain)
+    cases = part["cases"] if len(part["ids"]) == said["clips"] else {}
+    for way in FORCED:
+        if draws := [cases[name]["scores"] for name in draws_of(cases, way)]:
+            error = statistics.fmean(d[row.normalizer][row.metric] for d in draws)
+            yield way, 100.0 if way in ("soft", "open") else share, 100 * error

@@ -33,9 +33,8 @@ from distilwhisper_lib.figures import (
     panels,
     style,
 )
-from distilwhisper_lib.results.costs import LEARNED
 from distilwhisper_lib.results.frame import AVERAGE
-from distilwhisper_lib.results.significance import FORCED, NO_HYPOTHESES
+from distilwhisper_lib.results.significance import FORCED, LEARNED, NO_HYPOTHESES
 from distilwhisper_lib.results.tables import title_of, wide
 
 _DOMAIN_STYLES = {

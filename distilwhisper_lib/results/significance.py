@@ -33,6 +33,7 @@ from distilwhisper_lib.scoring.resampling import (
 
 NO_HYPOTHESES = "no hypotheses published"
 OTHER_CLIPS = "not the same clips"
+LEARNED = "learned"  # gates as a run was tested with them
 # Said of a row whose runs were heard again with their gates forced so: both branches weighed; the
 # expert everywhere; at random, the learned share in each layer, or the same in all of a side.
 FORCED = {
@@ -244,12 +245,17 @@ def forced_cases(
     forced: Mapping[str, Any] | None, record: Record, domain: str, clips: Sequence[Row] | None
 ) -> Mapping[str, Any]:
     """The cases of a run's file by name; none unless its own weights heard all of these clips."""
-    part = (forced or {"domains": {}})["domains"].get(domain)
-    if not part or clips is None:
-        return {}
-    same_weights = forced["weights_sha256"] == record["training"]["weights_sha256"]
-    all_clips = part["ids"] == [row["id"] for row in clips]
-    return part["cases"] if same_weights and all_clips else {}
+    part = forced_part(forced, record, domain)
+    all_clips = clips is not None and part["ids"] == [row["id"] for row in clips]
+    return part["cases"] if all_clips else {}
+
+
+def forced_part(forced: Mapping[str, Any] | None, record: Record, domain: str) -> Mapping[str, Any]:
+    """A test set's part of a run's file; an empty one unless the run's own weights were heard."""
+    found = (forced or {"domains": {}})["domains"].get(domain)
+    if found and forced["weights_sha256"] == record["training"]["weights_sha256"]:
+        return found
+    return {"ids": [], "cases": {}}
 
 
 def _resample_block(listened: Listened, metric: str, resamples: int, seed: int) -> Found:

@@ -83,7 +83,7 @@ def _train(config: RunConfig, data: RunData) -> Run:
         source = find_teacher(config)
         check_pair(source.config, base.config)
         models["teacher"] = source.about
-    claim(config, data)
+    clips = claim(config, data)
     finished, checkpoints = config.output_dir / SUMMARY, config.output_dir / "checkpoints"
     if ranks.told_by_first(finished.exists):
         if ranks.is_first():
@@ -100,8 +100,7 @@ def _train(config: RunConfig, data: RunData) -> Run:
     if ranks.is_first():
         for stale in config.output_dir.glob("*.jsonl"):  # of other weights
             stale.unlink()
-    clips = data.describe()
-    basis = {part: clips[part]["sha256"] for part in ("train", "validation")} | {
+    basis = {part: clips[part] for part in ("train", "validation")} | {
         "models": models, "processes": min(ranks.count(), 2),  # any number above one trains alike
     }  # fmt: skip
     states, seconds = [], 0.0

@@ -69,9 +69,11 @@ class Stage:
         return 0.0 if self.gates_alone else self.run.expert_warmup
 
     @property
-    def heard(self) -> str:
-        """The gates that its validation hears: those of tests, but of experts that wait for
-        theirs, none."""
+    def heard(self) -> str | None:
+        """The ``gate_mode`` of its validation: that of tests, but "open" of experts that wait for
+        their gates; None of methods without any."""
+        if self.run.method not in WITH_EXPERTS:
+            return None
         waits = self.expert_warmup == 1 and self.run.router_epochs
         return "open" if waits else self.run.inference_gates
 
@@ -92,19 +94,19 @@ def stages(run: RunConfig, folder: Path, basis: Mapping[str, Any] | None = None)
     experts = Stage(run, "experts", folder)
     if run.method not in WITH_EXPERTS or not run.router_epochs:
         return [experts]
-    made = provenance()
-    if basis is not None and experts.expert_warmup == 1 and not made["dirty"]:
-        models = basis["models"] | ({} if experts.distils else {"teacher": None})
-        about = _identity(experts) | basis | {"models": models}
-        about |= {name: made[name] for name in ("commit", "versions")}
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-        experts = Stage(run, "experts", FOLDER / f"{run.language}-s{run.seed}-{digest}")
+    if basis is not None and experts.expert_warmup == 1:
+        made = provenance()
+        if not made["dirty"]:
+            about = _identity(experts, basis) | {k: made[k] for k in ("commit", "versions")}
+            digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+            experts = Stage(run, "experts", FOLDER / f"{run.language}-s{run.seed}-{digest}")
     return [experts, Stage(run, "router", folder / "router")]
 
 
-def _identity(stage: Stage) -> dict[str, Any]:
-    """The settings that decide what experts behind open gates learn."""
+def _identity(stage: Stage, basis: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides what experts behind open gates learn."""
     run, dropped = stage.run, _OF_GATES | (set() if stage.distils else _OF_TEACHER)
     settings = {name: getattr(run, name) for name in decisive(run.method) - dropped}
     told = {k: published_name(v) if isinstance(v, str) else v for k, v in settings.items()}
-    return told | {"precision": precision_here(run.precision)}
+    models = basis["models"] | ({} if stage.distils else {"teacher": None})
+    return told | basis | {"models": models, "precision": precision_here(run.precision)}

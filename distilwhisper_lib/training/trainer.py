@@ -182,8 +182,9 @@ class DistilTrainer(Seq2SeqTrainer):
         if run.method in WITH_EXPERTS:
             length = out.gates.encoder[0].values.shape[1]
             masks = counted(run, length, inputs, self.processor.tokenizer.eos_token_id)
-            said = gate_means(out.gates, masks)._asdict()
-            means = budgeted(run, out.gates, masks) if trains_gates else None
+            whole = gate_means(out.gates, masks)
+            said = whole._asdict()
+            means = budgeted(run, out.gates, masks, whole) if trains_gates else None
         student = States(out.last_hidden_state, self.model.get_output_embeddings().weight)
         with self.accelerator.autocast():
             return loss_parts(run, student, inputs["labels"], means, target), said
@@ -230,7 +231,7 @@ class DistilTrainer(Seq2SeqTrainer):
             max_new_tokens=self.run.max_new_tokens,
             batch_size=self.run.eval_batch_size,
             precision=self.run.eval_precision,
-            gate_mode=self.stage.heard if self.run.method in WITH_EXPERTS else None,
+            gate_mode=self.stage.heard,
             progress=False,
         )
         scores = score(rows, self.run.language)[self.run.selection_normalizer]

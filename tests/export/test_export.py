@@ -218,7 +218,7 @@ def test_a_low_rank_expert_goes_in_the_dtype_asked_for(finished, batch, tmp_path
     options = {"dry_run": True, "allow_demo": True}
     sent = push_to_hub(tmp_path / "int8", "you/whisper-ca", **options)
     assert sent.files["expert.catalan.safetensors"] == sizes["int8"]
-    with pytest.raises(UserError, match="dtype 'bf16' is unknown: expected one of float32, float1"):
+    with pytest.raises(UserError, match="unknown dtype 'bf16': expected one of float32, float1"):
         export_run(run, tmp_path / "new", "trained", dtype="bf16")
     with pytest.raises(
         UserError, match="dtype 'int8' is for expert files, and this export is none"

@@ -83,7 +83,8 @@ def test_a_budget_holds_for_all_positions_for_each_side_or_for_each_layer(scope,
     sides = [sum(side, []) for side in layers]
     groups = {"pooled": [sum(sides, [])], "side": sides, "layer": layers[0] + layers[1]}[scope]
     away = [abs(sum(group) / len(group) - 0.3) for group in groups]
-    found = gate_budget(budgeted(run, trace, masks), run.budget)
+    means = budgeted(run, trace, masks, gate_means(trace, masks))
+    found = gate_budget(means, run.budget)
     assert found.item() == pytest.approx(sum(away) / len(away), rel=1e-5)
 
 

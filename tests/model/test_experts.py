@@ -236,7 +236,7 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tiny_model, 
     for options, message in (
         (
             {"dtype": torch.int16},
-            "dtype 'int16' is unknown: expected one of float32, float16, int8",
+            "unknown dtype 'int16': expected one of float32, float16, int8",
         ),
         ({"layout": "authors"}, "cannot say that gates are soft"),
     ):
