@@ -16,7 +16,8 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperEncoderLayer
 
 from distilwhisper_lib.model import authors
-from distilwhisper_lib.model.clsr import CLSR, AnyExpert, Expert, LowRankExpert, Update, mode_of
+from distilwhisper_lib.model.clsr import CLSR, AnyExpert, Expert, Gate, mode_of
+from distilwhisper_lib.model.low_rank import LowRankExpert, Update
 
 
 class DistilWhisperConfig(WhisperConfig):
@@ -66,9 +67,8 @@ class _RoutedFFN:
         with torch.device(device or torch.get_default_device()):
             if rank is None:
                 return Expert(c.d_model, ffn_dim, c.gate_dim, c.gate_dropout, c.expert_dropout)
-            return LowRankExpert(
-                c.d_model, ffn_dim, rank, c.gate_dim, c.gate_dropout, c.expert_dropout
-            )
+            gate = Gate(c.d_model, c.gate_dim, c.gate_dropout)
+            return LowRankExpert(c.d_model, ffn_dim, rank, c.expert_dropout, gate)
 
     def shared(self, x: Tensor, updates: Sequence[Update] = ()) -> Tensor:
         """The shared branch, (..., D) -> (..., D), with low-rank experts speaking in it."""

@@ -32,7 +32,6 @@ from distilwhisper_lib.model.clsr import (
     AnyExpert,
     GateMode,
     GateTrace,
-    LowRankExpert,
     check_gate_mode,
 )
 from distilwhisper_lib.model.hub import OPTIONS, Source, loading
@@ -41,6 +40,7 @@ from distilwhisper_lib.model.layers import (
     RoutedDecoderLayer,
     RoutedEncoderLayer,
 )
+from distilwhisper_lib.model.low_rank import LowRankExpert
 from distilwhisper_lib.model.rounding import rounded
 from distilwhisper_lib.model.tensors import require_safe_torch
 

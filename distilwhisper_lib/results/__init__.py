@@ -25,8 +25,8 @@ __all__, __getattr__, __dir__ = hand_on(
             "interval_plot",
             "length_lines",
             "results_bars",
-            "size_and_share_plot",
             "training_curves",
         ),
+        "size_plots": ("size_and_share_plot",),
     },
 )

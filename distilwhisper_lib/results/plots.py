@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from distilwhisper_lib.config.presets import PAPERS
 from distilwhisper_lib.config.settings import DOMAINS, LABELS
@@ -22,7 +21,6 @@ from distilwhisper_lib.figures import (
     BLUE,
     GREEN,
     GREY,
-    LIGHT,
     ORANGE,
     PURPLE,
     SKY,
@@ -34,7 +32,7 @@ from distilwhisper_lib.figures import (
     style,
 )
 from distilwhisper_lib.results.frame import AVERAGE
-from distilwhisper_lib.results.significance import FORCED, LEARNED, NO_HYPOTHESES
+from distilwhisper_lib.results.significance import NO_HYPOTHESES
 from distilwhisper_lib.results.tables import title_of, wide
 
 _DOMAIN_STYLES = {
@@ -188,7 +186,7 @@ def _draw_bars(axis: Axes, table: pd.DataFrame, spread: pd.DataFrame, numbers: b
     for index, system in enumerate(table.index):
         places = np.arange(len(names)) + (index - (len(table) - 1) / 2) * thickness
         values, errors = (part.loc[system, names].to_numpy(dtype=float) for part in (table, spread))
-        colour, hatch = _system_style(system, index)
+        colour, hatch = system_style(system, index)
         bars = axis.bar(
             places, values, 0.92 * thickness, color=colour, hatch=hatch, label=system,
             edgecolor="#333333", linewidth=0.4,
@@ -210,7 +208,7 @@ def _draw_bars(axis: Axes, table: pd.DataFrame, spread: pd.DataFrame, numbers: b
         axis.axvline(len(names) - 1.5, color="#BBBBBB", linewidth=0.8)
 
 
-def _system_style(system: str, index: int) -> tuple[str, str]:
+def system_style(system: str, index: int) -> tuple[str, str]:
     """The style of a system; rows of their own ("+ LoRA (max_steps=2)") are hatched by position."""
     known = _SYSTEMS.get(system)
     base = next((style for name, style in _SYSTEMS.items() if system.startswith(f"{name} (")), None)
@@ -237,7 +235,7 @@ def _number_bars(axis: Axes, bars: Any, texts: Sequence[str | None], above: np.n
 # ------------------------------------------------------------------------------------ intervals
 
 
-def _nothing(sentence: str) -> Figure:
+def nothing(sentence: str) -> Figure:
     """A figure that says why there is none: a notebook goes on."""
     with style():
         figure, ((axis,),) = panels(1, 1, 4.0, 0.6)
@@ -261,7 +259,7 @@ def interval_plot(intervals: pd.DataFrame) -> Figure:
     """
     known = _one_label_a_row(intervals.dropna(subset=["error"]))
     if known.empty:
-        return _nothing(NO_HYPOTHESES)
+        return nothing(NO_HYPOTHESES)
     systems = list(dict.fromkeys(known["system"]))[::-1]  # the first on top
     domains = [domain for domain in DOMAINS if domain in set(known["domain"])]
     with style():
@@ -286,7 +284,7 @@ def _draw_intervals(axis: Axes, rows: pd.DataFrame, systems: Sequence[str]) -> N
         mine = rows[rows["system"] == system]
         languages = mine[mine["language"] != AVERAGE]
         whole = mine[mine["language"] == AVERAGE] if len(languages) > 1 else languages
-        colour, _ = _system_style(system, place)
+        colour, _ = system_style(system, place)
         if len(languages) > 1:
             height = np.full(len(languages), place + 0.24)
             axis.plot(languages["error"], height, "o", color=GREY, mfc="none", markersize=3)
@@ -347,7 +345,7 @@ def length_lines(lengths: pd.DataFrame) -> Figure:
     A panel per domain and language, a line per system, at the middle of each bin.
     """
     if lengths.empty:
-        return _nothing(NO_HYPOTHESES)
+        return nothing(NO_HYPOTHESES)
     lengths = _one_label_a_row(lengths)
     systems = list(dict.fromkeys(lengths["system"]))
     places = list(dict.fromkeys(zip(lengths["domain"], lengths["language"], strict=True)))
@@ -361,7 +359,7 @@ def length_lines(lengths: pd.DataFrame) -> Figure:
             for index, system in enumerate(systems):
                 line = mine[mine["system"] == system].groupby(["from", "to"])["error"].mean()
                 middles = [(low + high) / 2 for low, high in line.index]
-                colour, _ = _system_style(system, index)
+                colour, _ = system_style(system, index)
                 axis.plot(middles, line, marker="osD^vPX"[index % 7], color=colour, label=system,
                           linestyle=("-", "--", "-.", ":")[index % 4],
                           markeredgecolor="#333333", markeredgewidth=0.4)  # fmt: skip
@@ -373,116 +371,3 @@ def length_lines(lengths: pd.DataFrame) -> Figure:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     return figure
-
-
-# ---------------------------------------------------------------------------- size and routing
-
-_MARKERS = "osD^vPXp*"
-# Of gates as they were heard: how much of a mark is filled.
-_FILLS = dict(zip((LEARNED, *FORCED), ("full", "none", "top", "left", "right"), strict=True))
-
-
-def size_and_share_plot(table: pd.DataFrame) -> Figure:
-    """Error rate against size and against the share of positions that are routed to it
-    (`costs.size_and_share`), all systems, a row of two panels a training size.
-
-    A small mark a seed where there are several, a large one their mean. Marks of one size, and
-    those of 100 % (the grey band), stand beside each other. What adds nothing, and the teacher, are
-    lines across; training sizes with one system are left out.
-    """
-    trained = table[table["MiB"] > 0]
-    systems = trained.groupby("training", sort=False)["system"].nunique()
-    titles = list(systems[systems > 1].index)
-    if not titles:
-        return _nothing("fewer than two trained systems: nothing to compare")
-    shown = table[table["training"].isin(titles)]
-    looks = {
-        system: {"color": _system_style(system, place)[0], "marker": _MARKERS[place % 9]}
-        for place, system in enumerate(shown.loc[shown["MiB"] > 0, "system"].unique())
-    }
-    with style():
-        figure, axes = panels(len(titles), 2, 4.0, 3.0, sharey="row")
-        for pair, title in zip(axes, titles, strict=True):
-            block = shown[shown["training"] == title]
-            _draw_size(pair[0], block, looks)
-            _draw_share(pair[1], block, looks)
-            rates = " or ".join(rate.upper() for rate in sorted(set(block["rate"])))
-            where = DOMAINS[block["domain"].iloc[0]]
-            pair[0].set(title=title, ylabel=f"{rates} {where} (%)")
-        axes[-1][0].set_xlabel("MiB that a language adds (float32)")
-        axes[-1][1].set_xlabel("positions routed to it (%), mean of encoder and decoder")
-        _explain(figure, shown, looks)
-    return figure
-
-
-def _draw_size(axis: Axes, block: pd.DataFrame, looks: Mapping[str, Mapping[str, Any]]) -> None:
-    sizes = block[block["MiB"] > 0].groupby("system", sort=False)["MiB"].mean()
-    alike = sizes.round(2).groupby(sizes.round(2)).cumcount()
-    many = sizes.round(2).map(sizes.round(2).value_counts())
-    beside = sizes * 1.14 ** (alike - (many - 1) / 2)  # of one size: beside each other
-    axis.set_xscale("log")
-    _draw_systems(axis, block, looks, lambda system, _: beside[system])
-    low, high = beside.min() / 1.6, beside.max() * 1.6
-    ticks = [n * 10.0**power for power in range(-6, 7) for n in (1, 2, 5)]
-    axis.xaxis.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high]))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_xlim(min(low, axis.get_xlim()[0]), max(high, axis.get_xlim()[1]))
-
-
-def _draw_share(axis: Axes, block: pd.DataFrame, looks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Those of 100 % beside each other in a band that stands for it."""
-    full = [s for s in looks if (block.loc[block["system"] == s, "share"] == 100).any()]
-    beside = {system: 102 + 6 * number for number, system in enumerate(full)}
-    end = 102 + 6 * len(full)
-    axis.axvspan(97, end - 1, color=LIGHT, zorder=0)
-
-    def place(system: str, runs: pd.DataFrame) -> Any:
-        return runs["share"].where(runs["share"] < 100, beside.get(system))
-
-    _draw_systems(axis, block, looks, place)
-    nothing = block.loc[block["MiB"] == 0, ["share", "error"]]
-    axis.plot(*nothing.to_numpy().T, "o", color=GREY, markersize=6, clip_on=False)
-    ticks = [*range(0, 100, 20)]
-    axis.set_xticks([*ticks, (96 + end) / 2], [*map(str, ticks), "100"])
-    axis.set_xlim(-3, end)
-
-
-def _draw_systems(
-    axis: Axes,
-    block: pd.DataFrame,
-    looks: Mapping[str, Mapping[str, Any]],
-    place: Callable[[str, pd.DataFrame], Any],
-) -> None:
-    for (system, gates), runs in block.groupby(["system", "gates"], sort=False):
-        if system not in looks:
-            axis.axhline(runs["error"].mean(), color=_system_style(system, 0)[0], linewidth=1.2,
-                         linestyle="--" if runs["MiB"].notna().all() else "-.")  # fmt: skip
-            continue
-        look = looks[system] | {"markeredgecolor": BLACK, "fillstyle": _FILLS[gates]}
-        look |= {"markerfacecoloralt": "white", "linestyle": ""}
-        where = np.broadcast_to(place(system, runs), len(runs))
-        if len(runs) > 1:
-            axis.plot(where, runs["error"], markersize=4, markeredgewidth=0.4, alpha=0.7, **look)
-        axis.plot(np.mean(where), runs["error"].mean(), markersize=8.5, markeredgewidth=0.9,
-                  zorder=3, **look)  # fmt: skip
-
-
-def _explain(figure: Figure, shown: pd.DataFrame, looks: Mapping[str, Mapping[str, Any]]) -> None:
-    """The legend: systems, lines, and what a mark's filling says where gates were forced."""
-    large = {"linestyle": "", "markersize": 7, "markeredgecolor": BLACK}
-    handles = [
-        Line2D([], [], label=textwrap.fill(system, 34), **large, **look)
-        for system, look in looks.items()
-    ]
-    for system, runs in shown[~shown["system"].isin(looks)].groupby("system", sort=False):
-        line = "--" if runs["MiB"].notna().all() else "-."
-        colour = _system_style(system, 0)[0]
-        handles.append(Line2D([], [], color=colour, linestyle=line, linewidth=1.2, label=system))
-    ways = [way for way in _FILLS if way in set(shown["gates"])]
-    handles += [
-        Line2D([], [], marker="o", color=GREY, fillstyle=_FILLS[way], markerfacecoloralt="white",
-               label=FORCED.get(way, "gates as learned"), **large)
-        for way in ways * (len(ways) > 1)
-    ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)

@@ -9,13 +9,14 @@ from safetensors.torch import load_file, save_file
 
 from distilwhisper_lib import DistilWhisperForConditionalGeneration, UserError
 from distilwhisper_lib.model import hub
-from distilwhisper_lib.model.clsr import LowRankExpert
+from distilwhisper_lib.model.clsr import Expert, Gate
 from distilwhisper_lib.model.experts import (
     from_model_names,
     look_for_expert,
     read_expert,
     write_expert,
 )
+from distilwhisper_lib.model.low_rank import LowRankExpert
 from distilwhisper_lib.model.rounding import rounded
 from distilwhisper_lib.model.tensors import read_metadata
 
@@ -162,17 +163,31 @@ def test_a_rounded_file_moves_no_weight_by_more_than_its_step(
         assert ((tensor.float() - expected[name]).abs() <= 1.01 * step).all()
 
 
-SMALL = {"d_model": 768, "ffn_dim": 3072, "gate_dim": 64, "gate_dropout": 0.0, "dropout": 0.0}
+@pytest.fixture
+def small_layer():
+    """An expert of whisper-small's dimensions, without numbers."""
+
+    def make(rank):
+        with torch.device("meta"):
+            if rank is None:
+                return Expert(768, 3072, 64, 0.0, 0.0)
+            return LowRankExpert(768, 3072, rank, 0.0, Gate(768, 64, 0.0))
+
+    return make
 
 
 @pytest.mark.parametrize(
     ("rank", "dtype", "megabytes"),
-    [(64, torch.float32, 52.0), (64, torch.float16, 26.0), (64, torch.int8, 14.6)],
+    [
+        (64, torch.float32, 52.0),
+        (64, torch.float16, 26.0),
+        (64, torch.int8, 14.6),
+        (None, torch.int8, 116.5),
+    ],
 )
-def test_sizes_at_whisper_smalls_dimensions(tmp_path, rank, dtype, megabytes):
+def test_sizes_at_whisper_smalls_dimensions(tmp_path, small_layer, rank, dtype, megabytes):
     """A whole expert has 458 MB there in float32."""
-    with torch.device("meta"):
-        shapes = LowRankExpert(rank=rank, **SMALL).state_dict()
+    shapes = small_layer(rank).state_dict()
     tensors = {
         f"{side}.{layer}.{name}": torch.ones(shape.shape)
         for side in ("encoder", "decoder")

@@ -13,12 +13,12 @@ from distilwhisper_lib.gates.recorder import GateRecorder
 from distilwhisper_lib.model.clsr import (
     SHARED,
     Gate,
-    LowRankExpert,
     check_gate_mode,
     hard_gate,
     mode_of,
     rows_by_expert,
 )
+from distilwhisper_lib.model.low_rank import LowRankExpert
 
 WIDTH = 32
 DENSITIES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 
 from distilwhisper_lib.config.settings import LABELS
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.results import costs, error_analysis, significance, tables
+from distilwhisper_lib.results import costs, error_analysis, significance, size_plots, tables
 from distilwhisper_lib.results import plots as result_plots
 
 pytestmark = pytest.mark.usefixtures("clean_figures")
@@ -219,7 +219,7 @@ def test_size_and_share_plot_shows_each_seed_and_their_mean():
     runs += [make_record("kl", wer=0.35), untrained("zero_shot", 0.6), untrained("teacher", 0.1)]
     runs[3]["evaluations"][0]["gates"] = {"encoder": [0.1], "decoder": [0.3]}
     table = costs.size_and_share(runs, [forced_file(r, soft=0.28) for r in runs[:2]])
-    figure = draw(result_plots.size_and_share_plot(table))
+    figure = draw(size_plots.size_and_share_plot(table))
     size, share = figure.axes
     assert size.get_ylabel() == "WER in domain (%)" and size.get_xscale() == "log"
     for axis in (size, share):
@@ -240,7 +240,7 @@ def test_size_and_share_plot_shows_each_seed_and_their_mean():
     }
     assert len(looks) == 3  # a marker and a colour a system
 
-    alone = result_plots.size_and_share_plot(costs.size_and_share([make_record("js")]))
+    alone = size_plots.size_and_share_plot(costs.size_and_share([make_record("js")]))
     assert texts(draw(alone)) == ["fewer than two trained systems: nothing to compare"]
     assert len(draw(alone).axes) == 1
 
@@ -252,7 +252,7 @@ def test_size_and_share_plot_has_a_row_a_training_size():
         for method, settings in (("lora", {}), ("full", {}), ("lora", {"max_steps": 2}))
     ]
     table = costs.size_and_share([*runs, make_record("full", train_size=300)])
-    figure = draw(result_plots.size_and_share_plot(table))
+    figure = draw(size_plots.size_and_share_plot(table))
     assert [axis.get_title(loc="left") for axis in figure.axes[::2]] == [
         "demo, 100 training clips", "demo, 200 training clips",
     ]  # fmt: skip
