@@ -17,6 +17,7 @@ import pandas as pd
 # seconds: NaN where only the recording knows; split: train, validation or test.
 COLUMNS = ["id", "audio", "start", "end", "text", "language", "speaker", "seconds", "split"]
 VOTES = ["up_votes", "down_votes"]  # where a corpus has them: what the selection rule goes by
+WHERE = "where"  # where a reader knows it: the file and line that a person can mend
 SENTENCE = "sentence_id"  # where a corpus has it: the same number in every language
 
 # Why a clip is left out.

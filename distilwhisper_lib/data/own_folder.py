@@ -6,23 +6,27 @@ folder can mend it, so nothing is left out silently: every mistake is an error w
 
 from __future__ import annotations
 
-import csv
+import difflib
 import json
 import math
 import os
+import re
 import reprlib
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from distilwhisper_lib.config.settings import EMBEDDED, locate
-from distilwhisper_lib.data.clips import COLUMNS, VOTES, Corpus, Inspection
+from distilwhisper_lib.data.clips import COLUMNS, VOTES, WHERE, Corpus, Inspection
 from distilwhisper_lib.data.inspection import MEMORY, RequireWhole
-from distilwhisper_lib.errors import UserError, reason
-from distilwhisper_lib.io.files import parse_json, sha256_file
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.io.files import sha256_file
+from distilwhisper_lib.io.sheets import Row, read_sheet
 from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.scoring.text import says_nothing
 from distilwhisper_lib.speech.audio import audio_seconds, check_segment
@@ -34,12 +38,19 @@ RECORDINGS = {
     ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg",
     ".opus", ".w64", ".wav", ".webm", ".wma",
 }  # fmt: skip
+# Of a corpus, and the words for them in sheets, in any case.
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "development"),
+    "test": ("test", "testing"),
+}
+_NAMED = 3  # of many faulty lines
 _MAX_DIGITS = 15  # of a vote
+_LONGEST = 255  # characters of a name that is compared with others
+_DECIMAL_COMMA = re.compile(r"^([+-]?\d*),(\d+)$")
+_SHEETS = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".ods", ".json", ".jsonl")
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md")
-
-# A row of metadata as read: its line in the file (for messages) and its fields as text.
-Row = tuple[int, dict[str, str]]
 
 
 def open_folder(rest: str, language: str, split: str, data_dir: str) -> Corpus:
@@ -97,37 +108,65 @@ def _about(folder: Path, rest: str, data_dir: str) -> dict[str, str]:
 def read_folder(folder: str | Path, language: str, split: str) -> pd.DataFrame:
     """Own recordings: the rows of one language and split of ``folder/metadata.csv`` or ``.jsonl``.
 
-    The metadata is UTF-8. Needed: file_name (relative to the folder), text (or transcription),
-    language (name or code), split. Optional: id (default: the file name's stem), start and end
-    (seconds; many utterances may share a file), speaker, seconds (default: from the audio
-    header), up_votes, down_votes. Every field is text as it stands: "null" and "NA" are words.
+    Needed columns: file_name (relative to the folder), text (or transcription), language (name or
+    code), split (one of `SPLITS`' words). Optional: id (default: the file name's stem, with its
+    folder where another has the same), start and end (seconds; many utterances may share a file),
+    speaker, seconds (default: from the audio header), up_votes, down_votes. How a sheet may be
+    saved: `io.sheets.read_sheet`. A file is found under its name in any case and Unicode form.
 
-    Returns the columns of `COLUMNS`, then the vote columns if there are any, in the file's order;
-    audio is ``folder/file_name``. Raises `UserError`, naming the file and its line, for missing
-    columns, empty texts, duplicate ids, unknown languages, wrong numbers, files that are missing
-    or outside the folder, segments outside their file, a recording or segment that two rows name,
-    recordings in the folder that no row names, and when nothing is left.
+    Returns the columns of `COLUMNS`, `WHERE`, then the vote columns if there are any, in the
+    file's order. Raises `UserError`, naming the file and up to three lines with what is wrong
+    there, for missing columns, empty texts, duplicate ids, unknown languages and splits, wrong
+    numbers, files that are missing or outside the folder, segments outside their file, a recording
+    or segment that two rows name, recordings in the folder that no row names, and when nothing is
+    left.
     """
     folder, code = Path(folder), find_language(language).code
     path = _find_metadata(folder)
-    rows = _rename_text(path, list(_read_metadata(path)))
+    rows = _rename_text(path, read_sheet(path, [*_NEEDED, "transcription"]))
     _check_columns(path, rows)
-    languages = [_language(path, row) for row in rows]
-    ids = _ids(path, rows)
+    files = _Files(folder)
+    lines = _each(path, rows, lambda row: _Line(*row, _language(row), _split(row), files.of(row)))
+    ids = _ids(path, lines)
     chosen = [
-        (row, id_)
-        for row, row_language, id_ in zip(rows, languages, ids, strict=True)
-        if row_language == code and row[1]["split"].strip() == split
+        (line, id_)
+        for line, id_ in zip(lines, ids, strict=True)
+        if line.language == code and line.split == split
     ]
     if not chosen:
-        raise _nothing_left(path, code, split, rows, languages)
+        raise _nothing_left(path, code, split, lines)
     ours = folder.resolve().is_relative_to(locate(EMBEDDED))
     seconds_of = lru_cache(maxsize=None)(audio_seconds if ours else header_seconds)
-    records = [_record(path, row, id_, code, split, seconds_of) for row, id_ in chosen]
-    _check_named_once(path, rows)
-    _check_none_left_over(path, rows)
+    records = _each(path, chosen, lambda row: _record(path, *row, files, seconds_of))
+    _check_named_once(path, lines)
+    _check_none_left_over(path, lines)
     votes = [name for name in VOTES if any(name in fields for _, fields in rows)]
-    return pd.DataFrame.from_records(records, columns=COLUMNS + votes)
+    return pd.DataFrame.from_records(records, columns=[*COLUMNS, WHERE, *votes])
+
+
+class _Line(NamedTuple):
+    """One row of the sheet: its line, its fields, and what three of them mean."""
+
+    number: int
+    fields: dict[str, str]
+    language: str  # Whisper code
+    split: str  # a key of SPLITS
+    audio: Path
+
+
+def _each(path: Path, rows: Sequence[Any], check: Callable[[Any], Any]) -> list[Any]:
+    """`check` of every row; one error that says what is wrong with the first few and how many."""
+    found, faults = [], {}
+    for row in rows:
+        try:
+            found.append(check(row))
+        except UserError as error:
+            faults[row[0] if isinstance(row[0], int) else row[0].number] = str(error)
+    if faults:
+        told = [f"line {number}: {fault}" for number, fault in list(faults.items())[:_NAMED]]
+        more = f" And {len(faults) - _NAMED} more lines." if len(faults) > _NAMED else ""
+        raise UserError(f"{path}, {' '.join(told)}{more}")
+    return found
 
 
 # --- metadata files -----------------------------------------------------------------------------
@@ -136,73 +175,22 @@ def read_folder(folder: str | Path, language: str, split: str) -> pd.DataFrame:
 def _find_metadata(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"Corpus folder {folder} does not exist: check data_dir and its name.")
-    found = [path for name in ("csv", "jsonl") if (path := folder / f"metadata.{name}").is_file()]
+    found = [path for name in _METADATA if (path := folder / name).is_file()]
     if len(found) != 1:
         raise UserError(
             f"Corpus folder {folder} holds {'both' if found else 'neither'} metadata.csv "
-            f"{'and' if found else 'nor'} metadata.jsonl: keep exactly one of them."
+            f"{'and' if found else 'nor'} metadata.jsonl: "
+            + ("keep exactly one of them." if found else _another_sheet(folder))
         )
     return found[0]
 
 
-def _read_metadata(path: Path) -> Iterator[Row]:
-    read = _read_csv if path.suffix == ".csv" else _read_jsonl
-    try:
-        # "-sig" because spreadsheets put a byte-order mark before the first column's name.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from read(path, file)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8.") from error
-
-
-def _read_csv(path: Path, file: Iterable[str]) -> Iterator[Row]:
-    # The csv module, not pandas: it guesses no types, and it notices a row of the wrong length.
-    reader = csv.reader(file, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        if twice := [name for name, count in Counter(header).items() if count > 1]:
-            raise UserError(f"{path} has the column {twice[0]!r} twice: keep one of them.")
-        for fields in reader:
-            if not fields:  # an empty line
-                continue
-            if len(fields) != len(header):
-                raise UserError(
-                    f"{path}, line {reader.line_num}: {len(fields)} fields, expected "
-                    f"{len(header)}; put texts with commas between double quotes."
-                )
-            yield reader.line_num, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {reader.line_num}: not CSV ({error}); "
-            "write a double quote within a text twice."
-        ) from error
-
-
-def _read_jsonl(path: Path, file: Iterable[str]) -> Iterator[Row]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            fields = parse_json(line)
-        except ValueError as error:  # also a number of 5,000 digits
-            what = error.msg if isinstance(error, json.JSONDecodeError) else reason(error)
-            raise UserError(
-                f"{path}, line {number}: not JSON ({what}); write one object a line."
-            ) from error
-        if not isinstance(fields, dict):
-            raise UserError(f"{path}, line {number}: expected one JSON object a line.")
-        yield number, {key: _as_text(path, number, key, value) for key, value in fields.items()}
-
-
-def _as_text(path: Path, number: int, key: str, value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(
-            f"{path}, line {number}: {key} is {reprlib.repr(value)}, "
-            "expected text or a number; correct it."
-        )
-    return str(value)
+def _another_sheet(folder: Path) -> str:
+    """What to do about a folder without metadata, by what lies in it."""
+    sheets = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _SHEETS)
+    if not sheets:
+        return "write one of them."
+    return f"save {sheets[0]} as metadata.csv, in UTF-8 (in Excel as 'CSV UTF-8')."
 
 
 def _rename_text(path: Path, rows: list[Row]) -> list[Row]:
@@ -219,6 +207,45 @@ def _rename_text(path: Path, rows: list[Row]) -> list[Row]:
     return renamed
 
 
+class _Files:
+    """The recordings of a folder by what a sheet may call them: another system's case, slashes or
+    Unicode form are the same name there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def of(self, row: Row) -> Path:
+        """The file that a row names, or where it should be."""
+        name = row[1]["file_name"].strip()
+        if os.path.isfile(named := self.folder / name):  # Path.is_file raises at a long name
+            return named
+        alike = self._known.get(_plain(name), [])
+        return alike[0] if len(alike) == 1 else self.folder / name.replace("\\", "/")
+
+    def near(self, name: str) -> str | None:
+        """The name of a recording that `name` may stand for, if one is like it."""
+        known = {_plain(str(p.relative_to(self.folder))): p for (p, *_) in self._known.values()}
+        stems = {os.path.splitext(key)[0]: key for key in known}
+        wanted = _plain(name)
+        if key := stems.get(wanted) or stems.get(os.path.splitext(wanted)[0]):
+            return str(known[key].relative_to(self.folder))
+        close = difflib.get_close_matches(wanted[:_LONGEST], known, n=1, cutoff=0.8)
+        return str(known[close[0]].relative_to(self.folder)) if close else None
+
+    @cached_property
+    def _known(self) -> dict[str, list[Path]]:
+        known: dict[str, list[Path]] = {}
+        for path in sorted(_recordings(self.folder)):
+            known.setdefault(_plain(str(path.relative_to(self.folder))), []).append(path)
+        return known
+
+
+def _plain(name: str) -> str:
+    """A file name as systems compare them that tell neither case nor Unicode forms apart."""
+    plain = unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+    return os.path.normpath(plain).removeprefix("/")
+
+
 # --- checks -------------------------------------------------------------------------------------
 
 
@@ -227,24 +254,40 @@ def _check_columns(path: Path, rows: list[Row]) -> None:
         raise UserError(f"{path} holds no rows: it needs the columns {', '.join(_NEEDED)}.")
     for number, fields in rows:  # every row, because a JSON line has its own keys
         if missing := [name for name in _NEEDED if name not in fields]:
+            held = ", ".join(fields)[:_LONGEST] or "nothing"
             raise UserError(
-                f"{path}, line {number}: no {', '.join(missing)}; "
-                f"the needed columns are {', '.join(_NEEDED)}."
+                f"{path}, line {number}: no {', '.join(missing)}; the needed columns are "
+                f"{', '.join(_NEEDED)}, and it holds {held}."
             )
 
 
-def _language(path: Path, row: Row) -> str:
-    try:
-        return find_language(row[1]["language"]).code
-    except UserError as error:
-        raise UserError(f"{path}, line {row[0]}: {error}") from None
+def _language(row: Row) -> str:
+    return find_language(row[1]["language"]).code
 
 
-def _ids(path: Path, rows: list[Row]) -> list[str]:
-    """One id a row, unique in the whole file: the id column, else the file name's stem."""
-    ids = [fields.get("id", "").strip() or Path(fields["file_name"]).stem for _, fields in rows]
+def _split(row: Row) -> str:
+    given = row[1]["split"].strip().casefold()
+    if found := next((split for split, words in SPLITS.items() if given in words), None):
+        return found
+    raise UserError(
+        f"split is {reprlib.repr(row[1]['split'])}; write train, validation or test, or drop the "
+        "row."
+    )
+
+
+def _ids(path: Path, lines: list[_Line]) -> list[str]:
+    """One id a row, unique in the whole file: the id column, else the file name's stem, with its
+    folder where two are alike."""
+    names = [os.path.splitext(os.path.normpath(_slashed(line)))[0] for line in lines]
+    given = [line.fields.get("id", "").strip() for line in lines]
+    files = {(name, Path(name).name) for name, id_ in zip(names, given, strict=True) if not id_}
+    shared = Counter(stem for _, stem in files)
+    ids = [
+        id_ or (name if shared[stem := Path(name).name] > 1 else stem)
+        for name, id_ in zip(names, given, strict=True)
+    ]
     seen: dict[str, int] = {}
-    for (number, _), id_ in zip(rows, ids, strict=True):
+    for (number, *_), id_ in zip(lines, ids, strict=True):
         if len(id_.splitlines()) != 1 or id_.startswith("#"):
             raise UserError(
                 f"{path}, line {number}: the id {id_!r} must be one line that does not begin "
@@ -259,67 +302,65 @@ def _ids(path: Path, rows: list[Row]) -> list[str]:
     return ids
 
 
+def _slashed(line: _Line) -> str:
+    name = line.fields["file_name"].strip().replace("\\", "/")
+    return unicodedata.normalize("NFC", name)
+
+
 def _record(
-    path: Path, row: Row, id_: str, code: str, split: str, seconds_of: Callable[[Path], float]
+    path: Path, line: _Line, id_: str, files: _Files, seconds_of: Callable[[Path], float]
 ) -> dict[str, object]:
     """One checked row of the table; `seconds_of` gives the length of a file."""
-    number, fields = row
+    fields = line.fields
     text, speaker = fields["text"].strip(), fields.get("speaker", "").strip()
     if says_nothing(text):
         said = f" ({reprlib.repr(text)} says nothing)" if text else ""
-        raise UserError(f"{path}, line {number}: the text is empty{said}; write or drop the row.")
-    start, end, seconds = (_number(path, row, name) for name in ("start", "end", "seconds"))
-    audio = _audio_path(path, row)
+        raise UserError(f"the text is empty{said}; write or drop the row.")
+    start, end, seconds = (_number(fields, name) for name in ("start", "end", "seconds"))
+    _check_audio(path, line, files)
     if not (math.isnan(start) and math.isnan(end)):
-        try:
-            check_segment(audio, start, end, seconds_of(audio))
-        except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
+        check_segment(line.audio, start, end, seconds_of(line.audio))
     if math.isnan(seconds):
-        last = seconds_of(audio) if math.isnan(end) else end
+        last = seconds_of(line.audio) if math.isnan(end) else end
         seconds = last - (0.0 if math.isnan(start) else start)
     elif seconds <= 0:
-        raise UserError(f"{path}, line {number}: seconds is {seconds:g}; it must be above 0.")
-    values = (id_, str(audio), start, end, text, code, speaker, seconds, split)
-    return dict(zip(COLUMNS, values, strict=True)) | _votes(path, row)
+        raise UserError(f"seconds is {seconds:g}; it must be above 0.")
+    values = (id_, str(line.audio), start, end, text, line.language, speaker, seconds, line.split)
+    where = {WHERE: f"{path.name}, line {line.number}"}
+    return dict(zip(COLUMNS, values, strict=True)) | where | _votes(fields)
 
 
-def _audio_path(path: Path, row: Row) -> Path:
-    number, fields = row
-    name = fields["file_name"].strip()
+def _check_audio(path: Path, line: _Line, files: _Files) -> None:
+    name, audio = line.fields["file_name"].strip(), line.audio
     if not name or "\0" in name:
-        raise UserError(f"{path}, line {number}: file_name is {name!r}; name the recording.")
-    audio = path.parent / name
+        raise UserError(f"file_name is {name!r}; name the recording.")
     # Resolved, so that neither ".." nor a link reads what the folder does not hold.
     if not Path(os.path.realpath(audio)).is_relative_to(os.path.realpath(path.parent)):
-        raise UserError(
-            f"{path}, line {number}: {name!r} leaves the folder; move the recording into it."
-        )
-    if not os.path.isfile(audio):  # Path.is_file raises at a name of 300 characters
-        raise UserError(
-            f"{path}, line {number}: the audio file {audio} does not exist; correct file_name."
-        )
-    return audio
+        raise UserError(f"{name!r} leaves the folder; move the recording into it.")
+    if not os.path.isfile(audio):
+        near = files.near(name)
+        mend = f"is it {near!r}? Correct file_name." if near else "correct file_name."
+        raise UserError(f"the audio file {audio} does not exist; {mend}")
 
 
-def _check_named_once(path: Path, rows: list[Row]) -> None:
+def _check_named_once(path: Path, lines: list[_Line]) -> None:
     """No recording, or segment of one, may stand in two rows: one would be counted twice."""
     seen: dict[tuple[str, float, float], int] = {}
-    for number, fields in rows:
-        bounds = (_number(path, (number, fields), name) for name in ("start", "end"))
+    for line in lines:
+        bounds = (_number(line.fields, name) for name in ("start", "end"))
         start, end = (-1.0 if math.isnan(bound) else bound for bound in bounds)
-        place = (os.path.normpath(fields["file_name"].strip()), start, end)
+        place = (os.path.normpath(line.audio), start, end)
         if place in seen:
             raise UserError(
-                f"{path}, line {number}: {fields['file_name']!r} is named on line {seen[place]} "
-                "already; drop one of the rows or give them different segments."
+                f"{path}, line {line.number}: {line.fields['file_name']!r} is named on line "
+                f"{seen[place]} already; drop one of the rows or give them different segments."
             )
-        seen[place] = number
+        seen[place] = line.number
 
 
-def _check_none_left_over(path: Path, rows: list[Row]) -> None:
+def _check_none_left_over(path: Path, lines: list[_Line]) -> None:
     """Every recording below the folder has a row; a subfolder with metadata is its own corpus."""
-    named = {os.path.normpath(path.parent / fields["file_name"].strip()) for _, fields in rows}
+    named = {os.path.normpath(line.audio) for line in lines}
     extra = sorted(file for file in _recordings(path.parent) if os.path.normpath(file) not in named)
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
@@ -340,39 +381,29 @@ def _recordings(folder: Path) -> Iterator[Path]:
             yield Path(entry)
 
 
-def _number(path: Path, row: Row, name: str) -> float:
-    """A field in seconds; NaN where it is absent or empty."""
-    number, fields = row
+def _number(fields: dict[str, str], name: str) -> float:
+    """A field in seconds, its decimals after a point or comma; NaN where it is absent or empty."""
     if not (field := fields.get(name, "").strip()):
         return math.nan
     try:
-        value = float(field)
+        value = float(_DECIMAL_COMMA.sub(r"\1.\2", field))
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(
-            f"{path}, line {number}: {name} is {reprlib.repr(field)}; write seconds such as 1.25."
-        )
+        raise UserError(f"{name} is {reprlib.repr(field)}; write seconds such as 1.25.")
     return value
 
 
-def _votes(path: Path, row: Row) -> dict[str, int]:
-    number, fields = row
+def _votes(fields: dict[str, str]) -> dict[str, int]:
     votes = {name: fields.get(name, "").strip() or "0" for name in VOTES}
     for name, field in votes.items():
         if not (field.isascii() and field.isdigit() and len(field) <= _MAX_DIGITS):
-            raise UserError(
-                f"{path}, line {number}: {name} is {reprlib.repr(field)}; write a whole number."
-            )
+            raise UserError(f"{name} is {reprlib.repr(field)}; write a whole number.")
     return {name: int(field) for name, field in votes.items()}
 
 
-def _nothing_left(
-    path: Path, code: str, split: str, rows: list[Row], languages: list[str]
-) -> UserError:
-    held = Counter(
-        (language, row[1]["split"].strip()) for row, language in zip(rows, languages, strict=True)
-    )
+def _nothing_left(path: Path, code: str, split: str, lines: list[_Line]) -> UserError:
+    held = Counter((line.language, line.split) for line in lines)
     listed = ", ".join(f"{language} {name} ({n})" for (language, name), n in sorted(held.items()))
     return UserError(
         f"{path} has no rows of language {code!r} and split {split!r}: it holds {listed}."

@@ -16,6 +16,7 @@ import soundfile
 
 from distilwhisper_lib.config.settings import locate, resolve
 from distilwhisper_lib.data import own_folder
+from distilwhisper_lib.data.clips import WHERE
 from distilwhisper_lib.data.corpora import (
     COLUMNS,
     corpus_hash,
@@ -61,7 +62,8 @@ def test_columns_and_defaults(tmp_path):
     table = read_folder(
         write_csv(tmp_path / "own", [row("a.wav"), row("clips/b.wav")]), "ca", "train"
     )
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == [*COLUMNS, WHERE]
+    assert table[WHERE].tolist() == ["metadata.csv, line 2", "metadata.csv, line 3"]
     assert table["id"].tolist() == ["a", "b"]
     assert table["audio"].tolist() == [str(tmp_path / "own" / n) for n in ("a.wav", "clips/b.wav")]
     assert table["seconds"].tolist() == [1.0, 2.5]
@@ -112,7 +114,7 @@ def test_jsonl_gives_the_same_table(tmp_path):
     rows[0]["speaker"] = None
     lines = "".join(json.dumps(fields) + "\n" for fields in rows)
     from_jsonl = read_folder(write_text(tmp_path / "own", lines, "metadata.jsonl"), "ca", "train")
-    pd.testing.assert_frame_equal(from_csv, from_jsonl)
+    pd.testing.assert_frame_equal(from_csv.drop(columns=WHERE), from_jsonl.drop(columns=WHERE))
     assert from_csv["up_votes"].tolist() == [3, 2] and from_csv["down_votes"].tolist() == [0, 1]
 
 

@@ -1,0 +1,166 @@
+"""Own recordings with the sheets that people have: read as they were meant, or one sentence."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+import pytest
+import soundfile
+
+from distilwhisper_lib.data.corpora import read_folder
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.io.sheets import read_sheet
+
+COLUMNS = ("file_name", "text", "language", "split")
+PLAIN = "file_name,text,language,split\na.wav,així és,ca,train\nb.wav,adéu,ca,test\n"
+SHEETS = {
+    "commas": PLAIN.encode(),
+    "semicolons": PLAIN.replace(",", ";").encode(),
+    "tabs": PLAIN.replace(",", "\t").encode(),
+    "bars": PLAIN.replace(",", "|").encode(),
+    "named separator": ("sep=;\r\n" + PLAIN.replace(",", ";").replace("\n", "\r\n")).encode(),
+    "UTF-8 with a mark": PLAIN.encode("utf-8-sig"),
+    "UTF-16 with a mark": PLAIN.replace(",", "\t").encode("utf-16"),
+    "UTF-16, big end first": b"\xfe\xff" + PLAIN.encode("utf-16-be"),
+    "UTF-16 without a mark": PLAIN.encode("utf-16-le"),
+    "UTF-16 without a mark, big end first": PLAIN.encode("utf-16-be"),
+    "UTF-32": PLAIN.encode("utf-32"),
+    "capitals": PLAIN.replace("file_name,text,language,split", "FILE NAME,Text, LANGUAGE ,Split")
+    .encode(),
+    "line ends of old Macs": PLAIN.replace("\n", "\r").encode(),
+    "a margin of empty rows and columns": (
+        "file_name;text;language;split;;;\na.wav;així és;ca;train;;;\n;;;;;;\n"
+        "b.wav;adéu;ca;test;;;\n;;;;;;\n;;;;;;\n"
+    ).encode(),
+    "a column without name and fields": PLAIN.replace(",ca,", ",,ca,")
+    .replace("text,", "text,,").encode(),
+    "fields between quotes": PLAIN.replace("així és", '"així és"')
+    .replace("file_name", '"file_name"').encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SHEETS)
+def test_a_sheet_is_read_as_it_was_saved(tmp_path, kind):
+    (path := tmp_path / "metadata.csv").write_bytes(SHEETS[kind])
+    rows = [fields for _, fields in read_sheet(path, COLUMNS)]
+    assert rows == [
+        {"file_name": "a.wav", "text": "així és", "language": "ca", "split": "train"},
+        {"file_name": "b.wav", "text": "adéu", "language": "ca", "split": "test"},
+    ]
+
+
+def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
+    text = 'sep=;\nfile_name;text;language;split\n\na.wav;"two\nlines";ca;train\nb.wav;x;ca;train\n'
+    (path := tmp_path / "metadata.csv").write_text(text, encoding="utf-8")
+    assert [number for number, _ in read_sheet(path, COLUMNS)] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (PLAIN.encode("cp1252"), r"is not UTF-8: line 2 holds the byte 0xED.* 'CSV UTF-8'"),
+        (PLAIN.encode("utf-16")[:-1], "is not whole as UTF-16"),
+        (b"a,,b\n1,2,3\n", "line 2: '2' stands in a column without a name"),
+        (b"file_name;text\na.wav;x;y\n", "line 2: 3 fields, expected 2; put texts with semicolons"),
+    ],
+)
+def test_what_nobody_can_know_is_refused(tmp_path, content, message):
+    (path := tmp_path / "metadata.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_sheet(path, COLUMNS)
+
+
+def recorded(folder, *names: str):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / name, np.full(16_000, 0.1), 16_000)
+    return folder
+
+
+def sheet(folder, *rows: str):
+    lines = ("file_name,text,language,split", *rows)
+    (folder / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("word", "split"),
+    [
+        ("Train", "train"), ("TRAINING", "train"), (" train ", "train"), ("Dev", "validation"),
+        ("valid", "validation"), ("development", "validation"), ("Test", "test"),
+    ],
+)  # fmt: skip
+def test_a_split_is_what_its_word_means(tmp_path, word, split):
+    sheet(recorded(tmp_path, "a.wav"), f"a.wav,hola,ca,{word}")
+    assert read_folder(tmp_path, "ca", split)["split"].tolist() == [split]
+
+
+def test_a_split_that_means_nothing_is_an_error_with_its_line(tmp_path):
+    sheet(recorded(tmp_path, "a.wav", "b.wav"), "a.wav,hola,ca,train", "b.wav,adéu,ca,trian")
+    with pytest.raises(UserError, match="line 3: split is 'trian'; write train, validation or te"):
+        read_folder(tmp_path, "ca", "train")
+
+
+def test_every_faulty_line_is_counted_and_three_are_told(tmp_path):
+    names = [f"{n}.wav" for n in range(6)]
+    sheet(recorded(tmp_path, *names), *(f"{n},{'' if n >= '2' else 'x'},ca,train" for n in names))
+    with pytest.raises(UserError) as error:
+        read_folder(tmp_path, "ca", "train")
+    said = str(error.value)
+    assert [f"line {n}: the text is empty" in said for n in range(2, 8)] == [
+        False, False, True, True, True, False,
+    ]  # fmt: skip
+    assert said.endswith("And 1 more lines.")
+
+
+def test_the_same_name_in_two_folders_gives_two_ids(tmp_path):
+    recorded(tmp_path, "s1/001.wav", "s2/001.wav", "s2/002.wav")
+    sheet(tmp_path, *(f"{name},hola,ca,train" for name in ("s1/001.wav", "s2/001.wav")),
+          "s2/002.wav,hola,ca,train")  # fmt: skip
+    assert read_folder(tmp_path, "ca", "train")["id"].tolist() == ["s1/001", "s2/001", "002"]
+
+
+@pytest.mark.parametrize(
+    ("written", "file"),
+    [
+        ("a.wav", "a.WAV"),
+        ("Clips\\A.wav", "clips/a.wav"),
+        (unicodedata.normalize("NFD", "così.wav"), unicodedata.normalize("NFC", "così.wav")),
+        (unicodedata.normalize("NFC", "così.wav"), unicodedata.normalize("NFD", "così.wav")),
+    ],
+)
+def test_a_file_is_found_under_another_systems_name(tmp_path, written, file):
+    sheet(recorded(tmp_path, file), f"{written},hola,ca,train")
+    table = read_folder(tmp_path, "ca", "train")
+    assert table["audio"].tolist() == [str(tmp_path / file)]
+    assert table["id"].tolist()[0] in ("a", "A", unicodedata.normalize("NFC", "così"))
+
+
+def test_of_two_files_that_differ_in_case_alone_none_is_guessed(tmp_path):
+    sheet(recorded(tmp_path, "a.wav", "A.wav"), "a.WAV,hola,ca,train")
+    with pytest.raises(UserError, match=r"a\.WAV does not exist"):
+        read_folder(tmp_path, "ca", "train")
+
+
+@pytest.mark.parametrize(
+    ("written", "near"), [("a.mp3", "a.wav"), ("a", "a.wav"), ("intervew-1.wav", "interview-1.wav")]
+)
+def test_a_missing_file_is_told_with_the_one_it_may_be(tmp_path, written, near):
+    sheet(recorded(tmp_path, near), f"{written},hola,ca,train")
+    with pytest.raises(UserError, match=rf"does not exist; is it '{near}'\? Correct file_name"):
+        read_folder(tmp_path, "ca", "train")
+
+
+def test_seconds_may_have_a_decimal_comma(tmp_path):
+    recorded(tmp_path, "a.wav")
+    text = "file_name;text;language;split;start;end\na.wav;hola;ca;train;0,25;0,75\n"
+    (tmp_path / "metadata.csv").write_text(text, encoding="utf-8")
+    table = read_folder(tmp_path, "ca", "train")
+    assert table[["start", "end", "seconds"]].values.tolist() == [[0.25, 0.75, 0.5]]
+
+
+def test_another_sheet_in_the_folder_is_named(tmp_path):
+    (tmp_path / "List.xlsx").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"save List\.xlsx as metadata\.csv, in UTF-8"):
+        read_folder(tmp_path, "ca", "train")
