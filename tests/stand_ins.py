@@ -95,7 +95,7 @@ HOSTILE_KEPT = {
     "common_voice_ca_quote2": 'i va marxar", diu',
     "common_voice_ca_null": "null",
     "common_voice_ca_na": "NA",
-    "common_voice_ca_line": "una\u2028línia",
+    "common_voice_ca_line": "una línia",
 }
 
 

@@ -88,13 +88,13 @@ NOTEBOOK_OF = {
 # such a run covers nothing else, so that one run serves every training size and setting.
 OF_TESTS = {
     "method", "language", "seed", "in_domain", "out_of_domain", "test_size", "max_seconds",
-    "window_seconds", "max_new_tokens",
+    "window_seconds", "max_new_tokens", "keep_notes",
 }  # fmt: skip
 
 # What decides which clips a run reads, beside preset and language.
 OF_DATA = {
     "in_domain", "out_of_domain", "data_dir", "train_size", "train_subset", "validation_size",
-    "validation_subset", "test_size", "max_seconds",
+    "validation_subset", "test_size", "max_seconds", "keep_notes",
 }  # fmt: skip
 
 # Settings that name a file of clip ids.
@@ -147,6 +147,7 @@ class RunConfig:
     validation_subset: str | None = _setting(None)  # as train_subset
     test_size: int | None = _setting(None, PAPER)
     max_seconds: float = _setting(30.0)  # Whisper's window; longer clips are left out
+    keep_notes: bool = _setting(False)  # also clips whose text is but a note: "[music]"
     # Whole seconds that student and teacher hear at once, not all they can: see model/loading.py.
     window_seconds: int | None = _setting(None)
 

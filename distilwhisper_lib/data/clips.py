@@ -24,6 +24,7 @@ SENTENCE = "sentence_id"  # where a corpus has it: the same number in every lang
 TOO_LONG = "longer than the window"
 LABEL_TOO_LONG = "label over the limit"
 NO_TEXT = "empty text"
+NOTE = "nothing but a note in brackets"
 MISSING = "missing file"
 EMPTY = "empty file"
 UNREADABLE = "unreadable audio"
@@ -31,7 +32,7 @@ UNSAFE = "unsafe file name"
 MALFORMED = "malformed row"
 TWICE = "named twice"
 REASONS = (
-    TOO_LONG, LABEL_TOO_LONG, NO_TEXT, MISSING, EMPTY, UNREADABLE, UNSAFE, MALFORMED, TWICE,
+    TOO_LONG, LABEL_TOO_LONG, NO_TEXT, NOTE, MISSING, EMPTY, UNREADABLE, UNSAFE, MALFORMED, TWICE,
 )  # fmt: skip
 # Those that speak of a broken copy rather than of a clip that does not fit.
 BROKEN = (NO_TEXT, MISSING, EMPTY, UNREADABLE, UNSAFE, MALFORMED)
@@ -43,6 +44,17 @@ class Dropped(NamedTuple):
     id: str
     reason: str
     detail: str = ""
+
+
+class Changed(NamedTuple):
+    """A transcript that was cleaned: its clip's id, what was done, before and after, where it is
+    from."""
+
+    id: str
+    what: tuple[str, ...]  # of scoring.text.clean_transcript
+    before: str
+    after: str
+    where: str = ""
 
 
 class Inspection(NamedTuple):
@@ -57,13 +69,15 @@ class Inspection(NamedTuple):
 class Corpus:
     """One split of one corpus in one language, as a reader found it.
 
-    `table` has the columns of `COLUMNS` and may have `VOTES` and `SENTENCE`; `dropped` are the
-    rows that metadata alone rules out; `about` says name, licence, source and whatever else it
-    takes to find the same data again; `inspect` opens recordings, one result a path in order,
-    and raises `UserError` where the corpus is one in which nothing may be broken.
+    `table` has the columns of `COLUMNS` and may have `WHERE`, `VOTES` and `SENTENCE`; `dropped` are
+    the rows that metadata alone rules out, `changed` the texts that open_corpus() cleaned; `about`
+    says name, licence, source and whatever else it takes to find the same data again; `inspect`
+    opens recordings, one result a path in order, and raises `UserError` where the corpus is one in
+    which nothing may be broken.
     """
 
     table: pd.DataFrame
     about: dict[str, str]
     inspect: Callable[[Sequence[Path]], list[Inspection]]
     dropped: list[Dropped] = field(default_factory=list)
+    changed: list[Changed] = field(default_factory=list)

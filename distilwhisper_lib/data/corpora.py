@@ -10,17 +10,30 @@ import hashlib
 import json
 import math
 import re
+import reprlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 
-from distilwhisper_lib.data.clips import COLUMNS, SENTENCE, VOTES, Corpus
+from distilwhisper_lib.data.clips import (
+    COLUMNS,
+    NO_TEXT,
+    NOTE,
+    SENTENCE,
+    VOTES,
+    WHERE,
+    Changed,
+    Corpus,
+    Dropped,
+)
 from distilwhisper_lib.data.common_voice import open_common_voice
 from distilwhisper_lib.data.fleurs import open_fleurs
 from distilwhisper_lib.data.own_folder import open_folder, read_folder
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.scoring.text import clean_transcript, is_note, says_nothing
 
 __all__ = [
     "COLUMNS", "SENTENCE", "VOTES", "READERS", "corpus_hash", "file_digest", "load_corpus",
@@ -36,8 +49,13 @@ READERS: dict[str, Callable[[str, str, str, str], Corpus]] = {
 }
 
 
-def open_corpus(name: str, language: str, split: str, data_dir: str | Path) -> Corpus:
+def open_corpus(
+    name: str, language: str, split: str, data_dir: str | Path, keep_notes: bool = False
+) -> Corpus:
     """One split of a corpus in one language, by metadata; its recordings are still to be opened.
+
+    Transcripts are clean, whichever reader they come from: see `scoring.text.clean_transcript`.
+    Those that say nothing then are left out, unless with `keep_notes`, those that are but a note.
 
     A `data_dir` that starts with ``"embedded"`` is the package's demo. Raises `UserError` for an
     unknown corpus and as the reader does.
@@ -49,7 +67,26 @@ def open_corpus(name: str, language: str, split: str, data_dir: str | Path) -> C
             f"Unknown corpus {name!r}: the kinds are {known}; write for example 'folder/speech'."
         )
     rest = name.removeprefix(kind).removeprefix("/")
-    return READERS[kind](rest, language, split, str(data_dir))
+    return _clean(READERS[kind](rest, language, split, str(data_dir)), keep_notes)
+
+
+def _clean(corpus: Corpus, keep_notes: bool) -> Corpus:
+    """The corpus with clean transcripts, and without those that are none."""
+    table = corpus.table
+    places = table[WHERE] if WHERE in table else [""] * len(table)
+    texts, keep, changed, dropped = [], [], [], list(corpus.dropped)
+    for id_, before, where in zip(table["id"], table["text"], places, strict=True):
+        after, what = clean_transcript(before)
+        texts.append(after)
+        empty = says_nothing(after)
+        keep.append(not empty and (keep_notes or not is_note(after)))
+        if not keep[-1]:
+            told = [*([where] if where else []), reprlib.repr(before)]
+            dropped.append(Dropped(id_, NO_TEXT if empty else NOTE, ": ".join(told)))
+        elif what:
+            changed.append(Changed(id_, what, before, after, where))
+    table = table.assign(text=texts)[keep].reset_index(drop=True)
+    return replace(corpus, table=table, dropped=dropped, changed=changed)
 
 
 def load_corpus(name: str, language: str, split: str, data_dir: str | Path) -> pd.DataFrame:

@@ -39,6 +39,7 @@ _LINES = {
 }
 _FILLS = (BLUE, ORANGE, SKY, VERMILION, GREEN, YELLOW, PURPLE, GREY, LIGHT)
 _HATCHES = ("", "//", "", "\\\\", "", "..", "", "xx", "--")
+_AGAIN = "oo"  # of colours that come round again
 
 
 def preflight_overview(report: dict[str, Any]) -> Figure:
@@ -77,7 +78,8 @@ def _draw_dropped(axis: Axes, parts: dict[str, Any]) -> None:
     names = list(parts)
     counts = {n: Counter(clip["reason"] for clip in parts[n]["dropped"]) for n in names}
     left = np.zeros(len(names))
-    for reason, fill, hatch in zip(REASONS, _FILLS, _HATCHES, strict=True):
+    looks = [*zip(_FILLS, _HATCHES, strict=True), *((fill, _AGAIN) for fill in _FILLS)]
+    for reason, (fill, hatch) in zip(REASONS, looks, strict=False):
         widths = np.array([counts[name][reason] for name in names], dtype=float)
         if widths.any():
             axis.barh(

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from distilwhisper_lib.config.settings import TRAINED, RunConfig, locate
-from distilwhisper_lib.data.clips import Dropped
+from distilwhisper_lib.data.clips import Changed, Corpus, Dropped
 from distilwhisper_lib.data.corpora import corpus_hash, open_corpus
 from distilwhisper_lib.data.subsets import (
     Leak,
@@ -110,6 +110,7 @@ class RunData:
     out_of_domain: pd.DataFrame  # test
     corpora: dict[str, str]  # part -> corpus name
     dropped: dict[str, list[Dropped]]  # part -> clips that cannot be used, each with its reason
+    changed: dict[str, list[Changed]]  # part -> its clips whose transcript was cleaned
     leaks: list[Leak]  # sentences or ids that stand in two parts
     about: dict[str, dict[str, str]]  # part -> name, licence, source, ... of its corpus
     asked: dict[str, int | None]  # part -> the clips that the configuration wants, None for all
@@ -129,7 +130,7 @@ class RunData:
 
     def report(self) -> dict[str, Any]:
         """`describe` and, for each part, the number of clips that were asked for (None: all), its
-        speakers, and every clip that was left out, and why.
+        speakers, every clip that was left out, and why, and every transcript that was cleaned.
         """
         parts = self.describe()
         for part, table in self.tables().items():
@@ -137,6 +138,7 @@ class RunData:
                 "asked": self.asked[part],
                 "speakers": int(table["speaker"].replace("", pd.NA).nunique()),
                 "dropped": [clip._asdict() for clip in self.dropped[part]],
+                "changed": [c._asdict() | {"what": list(c.what)} for c in self.changed[part]],
             }
         leaks = [leak._asdict() | {"splits": list(leak.splits)} for leak in self.leaks]
         return {"parts": parts, "leaks": leaks}
@@ -190,10 +192,11 @@ def load_data(config: RunConfig) -> RunData:
     subsets = {"train": config.train_subset, "validation": config.validation_subset}
     tables: dict[str, pd.DataFrame] = {}
     dropped: dict[str, list[Dropped]] = {}
+    changed: dict[str, list[Changed]] = {}
     about: dict[str, dict[str, str]] = {}
     asked: dict[str, int | None] = {}
     for part, (name, split, size) in wanted.items():
-        corpus = open_corpus(name, config.language, split, config.data_dir)
+        corpus = open_part(config, name, split)
         choice: dict[str, Any] = {}
         if part == "train":
             choice["label_over"] = label_limit(config).over
@@ -209,18 +212,32 @@ def load_data(config: RunConfig) -> RunData:
             )
         tables[part], dropped[part], about[part] = table, left_out, corpus.about
         asked[part] = size
+        ours = set(table["id"])
+        changed[part] = [clip for clip in corpus.changed if clip.id in ours]
     corpora = {part: name for part, (name, _, _) in wanted.items()}
     # An id names a clip within its corpus only.
     named = {p: t.assign(id=f"{corpora[p]}:" + t["id"]) for p, t in tables.items()}
     leaks = check_disjoint(named)
     return RunData(
-        **tables, corpora=corpora, dropped=dropped, leaks=leaks, about=about, asked=asked
+        **tables,
+        corpora=corpora,
+        dropped=dropped,
+        changed=changed,
+        leaks=leaks,
+        about=about,
+        asked=asked,
     )
+
+
+def open_part(config: RunConfig, name: str, split: str, language: str | None = None) -> Corpus:
+    """A split of a corpus as a run sees it; in another language than the run's, where given."""
+    language = language or config.language
+    return open_corpus(name, language, split, config.data_dir, config.keep_notes)
 
 
 def sample_clips(config: RunConfig, count: int | None) -> pd.DataFrame:
     """The first clips of the in-domain test set alone, None for all: no other part is read."""
-    corpus = open_corpus(config.in_domain, config.language, "test", config.data_dir)
+    corpus = open_part(config, config.in_domain, "test")
     return take_usable(corpus, count, config.max_seconds)[0]
 
 

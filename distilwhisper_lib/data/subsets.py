@@ -21,6 +21,7 @@ from distilwhisper_lib.data.clips import (
     BROKEN,
     LABEL_TOO_LONG,
     TOO_LONG,
+    WHERE,
     Corpus,
     Dropped,
     Inspection,
@@ -91,7 +92,7 @@ def take_usable(
     ordered, long = within_window(ordered, max_seconds)
     _check_share(corpus, corpus.dropped, len(corpus.table) + len(corpus.dropped))
     dropped = list(corpus.dropped)
-    dropped += [_too_long(*row) for row in zip(long["id"], long["seconds"], strict=True)]
+    dropped += [_too_long(clip, clip.seconds) for clip in long.itertuples()]
     kept: list[int] = []
     seconds: list[float] = []
     looked_at, wanted = 0, len(ordered) if size is None else size
@@ -125,17 +126,22 @@ def _problem(
 ) -> Dropped | None:
     """Why a row cannot be used, now that its recording has been opened."""
     if result.reason:
-        return Dropped(clip.id, result.reason, result.detail)
+        return Dropped(clip.id, result.reason, _told(clip, result.detail))
     # The length of a file that holds many utterances says nothing of one.
     if math.isnan(clip.start) and math.isnan(clip.end) and result.seconds > max_seconds:
-        return _too_long(clip.id, result.seconds)
+        return _too_long(clip, result.seconds)
     if detail := label_over(clip.text):
-        return Dropped(clip.id, LABEL_TOO_LONG, detail)
+        return Dropped(clip.id, LABEL_TOO_LONG, _told(clip, detail))
     return None
 
 
-def _too_long(id_: str, seconds: float) -> Dropped:
-    return Dropped(id_, TOO_LONG, f"{seconds:.2f} s")
+def _too_long(clip: Any, seconds: float) -> Dropped:
+    return Dropped(clip.id, TOO_LONG, _told(clip, f"{seconds:.2f} s"))
+
+
+def _told(clip: Any, detail: str) -> str:
+    """A detail after the place of the clip's row, where the reader knows it."""
+    return ": ".join(filter(None, (getattr(clip, WHERE, ""), detail)))
 
 
 def _check_share(corpus: Corpus, dropped: list[Dropped], looked_at: int) -> None:

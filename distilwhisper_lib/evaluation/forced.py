@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 
 from distilwhisper_lib.config.settings import DOMAINS, WITH_EXPERTS, Record, RunConfig
-from distilwhisper_lib.data.corpora import open_corpus
+from distilwhisper_lib.data.splits import open_part
 from distilwhisper_lib.data.subsets import take_usable
 from distilwhisper_lib.errors import UserError, command
 from distilwhisper_lib.evaluation.decoding import read_hypotheses, transcribe
@@ -242,7 +242,7 @@ def _begin_domain(run: Run, domain: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _table(config: RunConfig, domain: str, rows: Sequence[Row]) -> pd.DataFrame:
     """The corpus table of the clips that the run heard; UserError when it is another one now."""
-    corpus = open_corpus(getattr(config, domain), config.language, "test", config.data_dir)
+    corpus = open_part(config, getattr(config, domain), "test")
     heard = [(row["id"], row["reference"]) for row in rows]
     table, _ = take_usable(corpus, None, config.max_seconds, ids=[id_ for id_, _ in heard])
     if list(zip(table["id"], table["text"], strict=True)) != heard:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from distilwhisper_lib.data.corpora import open_corpus
+from distilwhisper_lib.data.splits import open_part
 from distilwhisper_lib.data.subsets import take_usable
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.decoding import transcribe
@@ -43,7 +43,7 @@ def _hear(run: Run, task: str, language: str) -> dict[str, Any] | None:
     config = run.config
     size = min(config.forgetting_clips, config.test_size or config.forgetting_clips)
     try:
-        corpus = open_corpus(config.out_of_domain, language, "test", config.data_dir)
+        corpus = open_part(config, config.out_of_domain, "test", language)
         clips, _ = take_usable(corpus, size, config.max_seconds)
     except UserError as error:
         warnings.warn(f"forgetting: {language} is left out: {error}", stacklevel=2)

@@ -18,7 +18,7 @@ import numpy as np
 
 from distilwhisper_lib.config.settings import ORIGIN, TRAINED, WITH_EXPERTS, Record, RunConfig
 from distilwhisper_lib.data.clips import COLUMNS
-from distilwhisper_lib.data.corpora import open_corpus
+from distilwhisper_lib.data.splits import open_part
 from distilwhisper_lib.data.subsets import by_id, take_usable
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.run import RECORD, Run, load_run, read_config
@@ -217,14 +217,14 @@ def clips_of(run: ListedRun, domain: str, count: int) -> list[Clip]:
     config = run.config
     if run.folder is None:
         return [_example_clip(run)] if domain == "in_domain" else []
-    corpus = open_corpus(getattr(config, domain), config.language, "test", config.data_dir)
+    corpus = open_part(config, getattr(config, domain), "test")
     return take_usable(corpus, count, config.max_seconds)[0].to_dict("records")
 
 
 def _example_clip(run: ListedRun) -> Clip:
     example, config = run.example, run.config
     try:
-        corpus = open_corpus(config.in_domain, config.language, "test", config.data_dir)
+        corpus = open_part(config, config.in_domain, "test")
         return by_id(corpus.table, [example["id"]]).iloc[0].to_dict()
     except UserError:
         known = {"id": example["id"], "text": example["reference"], "language": run.language}

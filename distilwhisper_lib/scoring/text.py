@@ -51,6 +51,60 @@ _SOUNDED = regex.compile(
     r"(?V1)[[\p{Ll}\p{Lo}\p{Nd}]--[\p{Default_Ignorable_Code_Point}ꞌ\uFB50-\uFEFF]]"
 )
 
+# What other tools and models write around speech: <|endoftext|>, <|ca|>, <|0.00|>.
+_SPECIAL = regex.compile(r"<\|[^<>|]{0,40}\|>")
+# Format characters that show nothing: zero-width spaces, marks of order and direction, soft
+# hyphens. Joiners and the Mongolian separator are spelling where such a script's letter precedes.
+_JOINED = "".join(
+    rf"\p{{{script}}}"
+    for script in (
+        "Arab", "Syrc", "Mong", "Deva", "Beng", "Guru", "Gujr", "Orya", "Taml", "Telu", "Knda",
+        "Mlym", "Sinh", "Mymr", "Khmr", "Tibt",
+    )
+)  # fmt: skip
+_FORMAT = regex.compile(
+    rf"(?V1)[\p{{Cf}}&&\p{{Default_Ignorable_Code_Point}}--[\u200C\u200D\u180E]]"
+    rf"|(?<![{_JOINED}])[\u200C\u200D\u180E]"
+)
+_CONTROL = regex.compile(r"\p{Cc}")
+# A word that Whisper's rule takes for a note rather than for speech stands in one of these.
+_BRACKETS = re.compile(r"[\[(<]")
+
+# What clean_transcript() may have changed.
+TOKENS, FORM, INVISIBLE, SPACES = (
+    "special tokens taken out", "letters put together (NFC)", "invisible characters taken out",
+    "spaces and line breaks made one space",
+)  # fmt: skip
+
+
+def clean_transcript(text: str) -> tuple[str, tuple[str, ...]]:
+    """(a transcript as it can be learnt and scored, what had to be changed for it).
+
+    NFC, as models' own texts are; without special tokens of Whisper's, which a tokenizer would
+    take for its own, and without characters that show nothing; runs of white space one space, none
+    at the ends. Letters, marks, case and punctuation stay as they are.
+    """
+    changed = []
+    for what, step in _CLEANING.items():
+        if (cleaned := step(text)) != text:
+            changed.append(what)
+        text = cleaned
+    return text, tuple(changed)
+
+
+_CLEANING: dict[str, Callable[[str], str]] = {
+    TOKENS: lambda text: _SPECIAL.sub(" ", text),
+    INVISIBLE: lambda text: _FORMAT.sub("", text),
+    FORM: lambda text: unicodedata.normalize("NFC", text),
+    SPACES: lambda text: " ".join(_CONTROL.sub(" ", text).split()),
+}
+
+
+def is_note(text: str) -> bool:
+    """Whether a text says nothing under Whisper's rule, which drops what stands in brackets:
+    "[music]", "(laughs)"."""
+    return bool(_BRACKETS.search(text)) and not normalize_whisper(text)
+
 
 @lru_cache(maxsize=1)
 def _whisper_basic() -> Callable[[str], str]:

@@ -75,6 +75,7 @@ class Collator:
         self.tokenizer = processor.tokenizer
         self.conventions = conventions
         self.max_length = max_length
+        self._special = frozenset(self.tokenizer.get_added_vocab().values())
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         inputs, labels = zip(*(self.label_tokens(row) for row in rows), strict=True)
@@ -94,6 +95,12 @@ class Collator:
     def label_tokens(self, row: dict[str, Any]) -> tuple[list[int], list[int]]:
         """(decoder input, labels) of one row, equally long."""
         text = self.tokenizer(row["text"], add_special_tokens=False).input_ids
+        if special := self._special.intersection(text):
+            token = self.tokenizer.convert_ids_to_tokens(min(special))
+            raise UserError(
+                f"clip {row['id']!r} has the special token {token!r} in its text: take it out, or "
+                "read the corpus with data.open_corpus, which does"
+            )
         start, task, plain = map(
             self._token, ("<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>")
         )

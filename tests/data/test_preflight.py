@@ -106,6 +106,9 @@ def test_the_report_is_written_with_the_subsets(two_corpora, configure, labels, 
     assert {
         clip["id"]: clip["reason"] for clip in train["dropped"]
     }.keys() == HOSTILE_DROPPED.keys()
+    assert [(clip["id"], clip["after"]) for clip in train["changed"]] == [
+        ("common_voice_ca_line", "una línia")
+    ]
     assert set(read_subset(tmp_path / paths[1])) == set(HOSTILE_KEPT)
     preflight_overview(written).canvas.draw()
 

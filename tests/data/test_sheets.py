@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import unicodedata
 
 import numpy as np
 import pytest
 import soundfile
 
-from distilwhisper_lib.data.corpora import read_folder
+from distilwhisper_lib.data.clips import NO_TEXT, NOTE
+from distilwhisper_lib.data.corpora import corpus_hash, open_corpus, read_folder
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.sheets import read_sheet
+from distilwhisper_lib.scoring.text import FORM, INVISIBLE, SPACES, TOKENS
 
 COLUMNS = ("file_name", "text", "language", "split")
 PLAIN = "file_name,text,language,split\na.wav,així és,ca,train\nb.wav,adéu,ca,test\n"
@@ -164,3 +167,68 @@ def test_another_sheet_in_the_folder_is_named(tmp_path):
     (tmp_path / "List.xlsx").write_bytes(b"x")
     with pytest.raises(UserError, match=r"save List\.xlsx as metadata\.csv, in UTF-8"):
         read_folder(tmp_path, "ca", "train")
+
+
+NFD = unicodedata.normalize("NFD", "això és")
+PROMPT = "<|startoftranscript|><|ca|><|transcribe|><|notimestamps|>"
+UNCLEAN = {
+    "a": (NFD, "això és", (FORM,)),
+    "b": (f"{PROMPT} bon dia<|endoftext|>", "bon dia", (TOKENS, SPACES)),
+    "c": ("<|0.00|>hola<|1.20|>", "hola", (TOKENS, SPACES)),
+    "d": ("dues\n\u00a0línies\tja", "dues línies ja", (SPACES,)),
+    "e": ("invi\u200bsi\u00adble\ufeff", "invisible", (INVISIBLE,)),
+    "f": ("\u202bשלום\u202c", "שלום", (INVISIBLE,)),
+    "g": ("می\u200cخواهم", "می\u200cخواهم", ()),  # a joiner that is spelling
+    "h": ("क्\u200dष", "क्\u200dष", ()),
+    "i": ("[rialles] Sí, home: l·l!", "[rialles] Sí, home: l·l!", ()),
+    "j": ("a <| b |> c <|", "a c <|", (TOKENS, SPACES)),
+}
+
+
+def own_corpus(tmp_path, texts):
+    rows = [["file_name", "text", "language", "split"]]
+    rows += [[f"{id_}.wav", text, "ca", "train"] for id_, text in texts.items()]
+    recorded(tmp_path / "own", *(f"{id_}.wav" for id_ in texts))
+    with (tmp_path / "own" / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return tmp_path
+
+
+def test_one_place_cleans_every_transcript_and_says_what_it_did(tmp_path):
+    own_corpus(tmp_path, {id_: before for id_, (before, *_) in UNCLEAN.items()})
+    corpus = open_corpus("folder/own", "ca", "train", tmp_path)
+    assert dict(zip(corpus.table["id"], corpus.table["text"], strict=True)) == {
+        id_: after for id_, (_, after, _) in UNCLEAN.items()
+    }
+    told = {clip.id: clip for clip in corpus.changed}
+    assert {id_: told[id_].what for id_ in told} == {
+        id_: what for id_, (*_, what) in UNCLEAN.items() if what
+    }
+    assert told["a"].before == NFD and told["a"].after == "això és"
+    assert told["a"].where == "metadata.csv, line 2"
+
+
+def test_a_clean_corpus_keeps_its_hash_and_a_composed_one_gets_its_own(tmp_path):
+    plain = own_corpus(tmp_path / "nfc", {"a": "això és"})
+    other = own_corpus(tmp_path / "nfd", {"a": NFD})
+    hashes = {
+        corpus_hash(open_corpus("folder/own", "ca", "train", folder).table)
+        for folder in (plain, other)
+    }
+    assert len(hashes) == 1
+
+
+def test_a_text_that_says_nothing_is_left_out_and_told_unless_notes_are_asked_for(tmp_path):
+    own_corpus(
+        tmp_path,
+        {"a": "hola", "b": "[música]", "c": "(rialles)", "d": "<|endoftext|>", "e": "[x] adéu"},
+    )
+    corpus = open_corpus("folder/own", "ca", "train", tmp_path)
+    assert corpus.table["id"].tolist() == ["a", "e"]
+    assert [tuple(clip) for clip in corpus.dropped] == [
+        ("b", NOTE, "metadata.csv, line 3: '[música]'"),
+        ("c", NOTE, "metadata.csv, line 4: '(rialles)'"),
+        ("d", NO_TEXT, "metadata.csv, line 5: '<|endoftext|>'"),
+    ]
+    asked = open_corpus("folder/own", "ca", "train", tmp_path, keep_notes=True)
+    assert asked.table["id"].tolist() == ["a", "b", "c", "e"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -64,3 +66,11 @@ def test_a_dataset_reads_audio_when_asked(speech_folder):
     assert len(dataset) == 4
     assert dataset[1]["audio"].shape == (12_000,)
     assert dataset[1]["audio"].dtype == np.float32
+
+
+@pytest.mark.parametrize("token", ["<|endoftext|>", "<|startoftranscript|>", "<|ca|>"])
+@pytest.mark.parametrize("conventions", ["corrected", "authors"])
+def test_a_special_token_in_a_text_never_becomes_a_label(processor, conventions, token):
+    row = {"id": "x", "text": f"bon {token} dia", "language": "ca"}
+    with pytest.raises(UserError, match=f"clip 'x' has the special token '{re.escape(token)}' in"):
+        Collator(processor, conventions).label_tokens(row)
