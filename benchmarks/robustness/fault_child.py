@@ -26,7 +26,8 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from distilwhisper_lib.config.settings import resolve
-from distilwhisper_lib.data.splits import load_data, write_data_report
+from distilwhisper_lib.data.checklist import write_data_report
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.evaluation import decoding as evaluation
 from distilwhisper_lib.evaluation import record as runs
 from distilwhisper_lib.losses import target_files

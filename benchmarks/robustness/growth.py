@@ -110,8 +110,8 @@ def unpack_fleurs(clips: int) -> None:
 
 def data(clips: int) -> None:
     """Notebook 01's path: four tables, every clip decoded and hashed, the report written."""
-    from distilwhisper_lib.data.checklist import preflight
-    from distilwhisper_lib.data.splits import label_limit, load_data, write_data_report
+    from distilwhisper_lib.data.checklist import preflight, write_data_report
+    from distilwhisper_lib.data.splits import label_limit, load_data
 
     config = _config(clips)
     found = load_data(config)

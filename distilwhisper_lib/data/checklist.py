@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from typing import Any
 
 import pandas as pd
 
+from distilwhisper_lib.config.settings import RunConfig
 from distilwhisper_lib.data.clips import (
     EMPTY,
     LABEL_TOO_LONG,
@@ -18,6 +20,9 @@ from distilwhisper_lib.data.clips import (
 )
 from distilwhisper_lib.data.corpora import file_digest
 from distilwhisper_lib.data.splits import LabelLimit, RunData, asked_for
+from distilwhisper_lib.data.subsets import write_subset
+from distilwhisper_lib.io.files import write_atomic
+from distilwhisper_lib.io.leaks import mask_values
 from distilwhisper_lib.scoring.text import normalize_marks
 
 _BARS = 32  # of the histogram of label lengths
@@ -75,6 +80,25 @@ def dropped_table(report: dict[str, Any]) -> pd.DataFrame:
         for id_ in part["label_over_limit"]
     ]
     return pd.DataFrame(rows, columns=["part", "id", "reason", "detail"])
+
+
+def write_data_report(
+    config: RunConfig, data: RunData, report: dict[str, Any] | None = None
+) -> list[str]:
+    """Publish what the runs of this preset and language read; returns the files written.
+
+    ``config.data_report``: `report`, as preflight() makes it, or `RunData.report`.
+    ``subsets/``, by the same name, ``-<part>.txt``: the chosen clips with the list's SHA-256. The
+    report is written last: where it stands, the lists do, too.
+    """
+    about, path = {"preset": config.preset, "language": config.language}, config.data_report
+    told = mask_values(about | (report or data.report()), path)
+    lists = [
+        write_subset(table, config.results_dir / "subsets" / f"{path.stem}-{part}.txt")
+        for part, table in data.tables().items()
+    ]
+    write_atomic(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    return [str(written) for written in (path, *lists)]
 
 
 def _row(name: str, part: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:

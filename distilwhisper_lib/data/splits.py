@@ -20,11 +20,8 @@ from distilwhisper_lib.data.subsets import (
     check_disjoint,
     read_subset,
     take_usable,
-    write_subset,
 )
 from distilwhisper_lib.errors import UserError, reason
-from distilwhisper_lib.io.files import write_atomic
-from distilwhisper_lib.io.leaks import mask_values
 
 PROMPT = 4  # start, language, task, no-timestamps; the end token takes the place of the start
 _AT_ONCE = 500  # texts: a tokenizer remembers several kilobytes of each
@@ -244,22 +241,3 @@ def sample_clips(config: RunConfig, count: int | None) -> pd.DataFrame:
 def _count_reasons(dropped: list[Dropped]) -> str:
     counts = Counter(clip.reason for clip in dropped)
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-
-
-def write_data_report(
-    config: RunConfig, data: RunData, report: dict[str, Any] | None = None
-) -> list[str]:
-    """Publish what the runs of this preset and language read; returns the files written.
-
-    ``config.data_report``: `report`, as preflight.preflight makes it, or `RunData.report`.
-    ``subsets/``, by the same name, ``-<part>.txt``: the chosen clips with the list's SHA-256. The
-    report is written last: where it stands, the lists do, too.
-    """
-    about, path = {"preset": config.preset, "language": config.language}, config.data_report
-    told = mask_values(about | (report or data.report()), path)
-    lists = [
-        write_subset(table, config.results_dir / "subsets" / f"{path.stem}-{part}.txt")
-        for part, table in data.tables().items()
-    ]
-    write_atomic(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    return [str(written) for written in (path, *lists)]

@@ -28,10 +28,15 @@ from stand_ins import (
 from distilwhisper_lib import UserError, resolve
 from distilwhisper_lib.config.settings import locate
 from distilwhisper_lib.data import inspection, own_folder
-from distilwhisper_lib.data.checklist import dropped_table, preflight, preflight_table
+from distilwhisper_lib.data.checklist import (
+    dropped_table,
+    preflight,
+    preflight_table,
+    write_data_report,
+)
 from distilwhisper_lib.data.common_voice import unpack_common_voice
 from distilwhisper_lib.data.plots import preflight_overview
-from distilwhisper_lib.data.splits import LabelLimit, label_limit, load_data, write_data_report
+from distilwhisper_lib.data.splits import LabelLimit, label_limit, load_data
 from distilwhisper_lib.data.subsets import read_subset, write_subset
 
 

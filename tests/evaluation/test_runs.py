@@ -9,8 +9,9 @@ import weakref
 import pytest
 
 from distilwhisper_lib import UserError
+from distilwhisper_lib.data.checklist import write_data_report
 from distilwhisper_lib.data.clips import TOO_LONG
-from distilwhisper_lib.data.splits import load_data, write_data_report
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.data.subsets import read_subset
 from distilwhisper_lib.evaluation.decoding import read_hypotheses, transcribe
 from distilwhisper_lib.evaluation.forced import hear_forced

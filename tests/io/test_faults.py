@@ -21,7 +21,8 @@ import torch
 
 from benchmarks.robustness import faults
 from distilwhisper_lib import UserError
-from distilwhisper_lib.data.splits import load_data, write_data_report
+from distilwhisper_lib.data.checklist import write_data_report
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.evaluation.record import evaluate, record_run, scores_table
 from distilwhisper_lib.evaluation.run import CLAIM
 from distilwhisper_lib.evaluation.run import _alone as run_folder_alone
