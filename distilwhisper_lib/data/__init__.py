@@ -11,7 +11,13 @@ __all__, __getattr__, __dir__ = hand_on(
         "clips": ("Corpus",),
         "common_voice": ("download_common_voice", "unpack_common_voice"),
         "subsets": ("convert_row_numbers",),
-        "checklist": ("dropped_table", "preflight", "preflight_table", "write_data_report"),
+        "checklist": (
+            "clips_table",
+            "dropped_table",
+            "preflight",
+            "preflight_table",
+            "write_data_report",
+        ),
         "plots": ("corpus_overview", "preflight_overview"),
     },
 )

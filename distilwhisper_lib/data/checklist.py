@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections import defaultdict
@@ -25,7 +26,21 @@ from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.io.leaks import mask_values
 from distilwhisper_lib.scoring.text import normalize_marks
 
+_FIRST = 3  # of many clips
 _BARS = 32  # of the histogram of label lengths
+
+_BOM = "\ufeff"  # by which spreadsheets know UTF-8
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; }}
+</style>
+<h1>{title}</h1>
+{table}
+</html>
+"""
 
 # Column of the table -> the reasons it counts; all others go to "other".
 _COLUMNS = {
@@ -82,12 +97,36 @@ def dropped_table(report: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["part", "id", "reason", "detail"])
 
 
+def clips_table(report: dict[str, Any]) -> pd.DataFrame:
+    """A row for all that happened to clips alike: how many of a part are kept as they are, kept
+    and changed, or left out, why, and the first three, each with the place that can be mended.
+
+    Columns: part, clips ("kept", "changed" or "left out"), why, count, first. What was changed in
+    two ways is counted in both rows, and under "kept" as well.
+    """
+    rows = []
+    for name, part in report["parts"].items():
+        rows.append((name, "kept", "", part["clips"], ""))
+        cleaned, dropped = defaultdict(list), defaultdict(list)
+        for clip in part["changed"]:
+            told = f"{clip['where'] or clip['id']}: {clip['before']!r} -> {clip['after']!r}"
+            for what in clip["what"]:
+                cleaned[what].append(told)
+        for clip in part["dropped"]:
+            dropped[clip["reason"]].append(f"{clip['id']} ({clip['detail']})")
+        for what, clips in (("changed", cleaned), ("left out", dropped)):
+            for why, told in clips.items():
+                rows.append((name, what, why, len(told), "; ".join(told[:_FIRST])))
+    return pd.DataFrame(rows, columns=["part", "clips", "why", "count", "first"])
+
+
 def write_data_report(
     config: RunConfig, data: RunData, report: dict[str, Any] | None = None
 ) -> list[str]:
     """Publish what the runs of this preset and language read; returns the files written.
 
-    ``config.data_report``: `report`, as preflight() makes it, or `RunData.report`.
+    ``config.data_report``: `report`, as preflight() makes it, or `RunData.report`; beside it
+    `clips_table` as .csv and as a page, .html, for whoever made the recordings and their sheet.
     ``subsets/``, by the same name, ``-<part>.txt``: the chosen clips with the list's SHA-256. The
     report is written last: where it stands, the lists do, too.
     """
@@ -97,8 +136,17 @@ def write_data_report(
         write_subset(table, config.results_dir / "subsets" / f"{path.stem}-{part}.txt")
         for part, table in data.tables().items()
     ]
+    clips = clips_table(told)
+    page = _PAGE.format(
+        title=html.escape(f"What was read of {', '.join(dict.fromkeys(data.corpora.values()))}"),
+        table=clips.to_html(index=False, border=0, escape=True),
+    )
+    pages = [
+        write_atomic(path.with_suffix(".csv"), _BOM + clips.to_csv(index=False)),
+        write_atomic(path.with_suffix(".html"), page),
+    ]
     write_atomic(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    return [str(written) for written in (path, *lists)]
+    return [str(written) for written in (path, *lists, *pages)]
 
 
 def _row(name: str, part: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:

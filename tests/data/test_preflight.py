@@ -29,6 +29,7 @@ from distilwhisper_lib import UserError, resolve
 from distilwhisper_lib.config.settings import locate
 from distilwhisper_lib.data import inspection, own_folder
 from distilwhisper_lib.data.checklist import (
+    clips_table,
     dropped_table,
     preflight,
     preflight_table,
@@ -101,7 +102,16 @@ def test_the_report_is_written_with_the_subsets(two_corpora, configure, labels, 
     data = load_data(config)
     report = preflight(data, labels)
     paths = write_data_report(config, data, report)
-    assert len(paths) == 5
+    assert len(paths) == 7
+    table = pd.read_csv(tmp_path / paths[-2], keep_default_na=False)
+    pd.testing.assert_frame_equal(table, clips_table(report))
+    assert dict(zip(table["clips"], table["part"], strict=True)).keys() == {
+        "kept", "changed", "left out",
+    }  # fmt: skip
+    assert table["count"][table["clips"] == "left out"].sum() == sum(
+        len(part["dropped"]) for part in report["parts"].values()
+    )
+    assert "\\u2028línia" in (tmp_path / paths[-1]).read_text(encoding="utf-8")
     written = json.loads((tmp_path / paths[0]).read_text())
     assert written == {"preset": "demo", "language": "ca"} | report
     assert str(tmp_path) not in json.dumps(written)

@@ -176,7 +176,7 @@ def test_a_data_report_lists_what_a_run_reads(study):
     config = study("zero_shot", train_size=3)
     data = load_data(config)
     paths = write_data_report(config, data)
-    assert [p.split("/")[-2] for p in paths] == ["data"] + ["subsets"] * 4
+    assert [p.split("/")[-2] for p in paths] == ["data", *["subsets"] * 4, "data", "data"]
     report = json.loads(open(paths[0]).read())
     assert report["parts"]["train"]["clips"] == 3
     assert read_subset(paths[1]) == list(data.train["id"])
