@@ -101,20 +101,22 @@ def clips_table(report: dict[str, Any]) -> pd.DataFrame:
     """A row for all that happened to clips alike: how many of a part are kept as they are, kept
     and changed, or left out, why, and the first three, each with the place that can be mended.
 
-    Columns: part, clips ("kept", "changed" or "left out"), why, count, first. What was changed in
-    two ways is counted in both rows, and under "kept" as well.
+    Columns: part, clips ("kept", "changed" or "left out"), why, count, first. A part's first row
+    counts all that are kept, those included that the rows on recordings and texts are about.
     """
     rows = []
     for name, part in report["parts"].items():
         rows.append((name, "kept", "", part["clips"], ""))
-        cleaned, dropped = defaultdict(list), defaultdict(list)
+        noted, cleaned, dropped = defaultdict(list), defaultdict(list), defaultdict(list)
+        for clip in part["notes"]:
+            noted[clip["notes"]].append(clip["id"])
         for clip in part["changed"]:
             told = f"{clip['where'] or clip['id']}: {clip['before']!r} -> {clip['after']!r}"
             for what in clip["what"]:
                 cleaned[what].append(told)
         for clip in part["dropped"]:
             dropped[clip["reason"]].append(f"{clip['id']} ({clip['detail']})")
-        for what, clips in (("changed", cleaned), ("left out", dropped)):
+        for what, clips in (("kept", noted), ("changed", cleaned), ("left out", dropped)):
             for why, told in clips.items():
                 rows.append((name, what, why, len(told), "; ".join(told[:_FIRST])))
     return pd.DataFrame(rows, columns=["part", "clips", "why", "count", "first"])

@@ -18,6 +18,7 @@ import pandas as pd
 COLUMNS = ["id", "audio", "start", "end", "text", "language", "speaker", "seconds", "split"]
 VOTES = ["up_votes", "down_votes"]  # where a corpus has them: what the selection rule goes by
 WHERE = "where"  # where a reader knows it: the file and line that a person can mend
+NOTES = "notes"  # of clips that were opened: what is worth knowing of how they were read
 SENTENCE = "sentence_id"  # where a corpus has it: the same number in every language
 
 # Why a clip is left out.
@@ -28,11 +29,13 @@ NOTE = "nothing but a note in brackets"
 MISSING = "missing file"
 EMPTY = "empty file"
 UNREADABLE = "unreadable audio"
+SILENT = "silence"
 UNSAFE = "unsafe file name"
 MALFORMED = "malformed row"
 TWICE = "named twice"
 REASONS = (
-    TOO_LONG, LABEL_TOO_LONG, NO_TEXT, NOTE, MISSING, EMPTY, UNREADABLE, UNSAFE, MALFORMED, TWICE,
+    TOO_LONG, LABEL_TOO_LONG, NO_TEXT, NOTE, MISSING, EMPTY, UNREADABLE, SILENT, UNSAFE, MALFORMED,
+    TWICE,
 )  # fmt: skip
 # Those that speak of a broken copy rather than of a clip that does not fit.
 BROKEN = (NO_TEXT, MISSING, EMPTY, UNREADABLE, UNSAFE, MALFORMED)
@@ -58,11 +61,13 @@ class Changed(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """What the recording itself says: its seconds, or one of `REASONS` and the detail."""
+    """What the recording itself says: its seconds, or one of `REASONS` and the detail; and what is
+    worth knowing of how it was read (notes of speech/audio.py)."""
 
     seconds: float
     reason: str | None = None
     detail: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from distilwhisper_lib.data.clips import (
     NO_TEXT,
     REASONS,
     SENTENCE,
+    SILENT,
     UNREADABLE,
     Corpus,
     Dropped,
@@ -38,7 +39,7 @@ from distilwhisper_lib.io.files import alone, parse_json, told, write_atomic
 from distilwhisper_lib.languages import code_in, find_language
 from distilwhisper_lib.scoring.text import says_nothing
 from distilwhisper_lib.speech.audio import SAMPLE_RATE
-from distilwhisper_lib.speech.guarded import decoded_seconds
+from distilwhisper_lib.speech.guarded import listen
 
 REPOSITORY = "google/fleurs"
 # The hub's parquet files as they stood in September 2026; another is named behind "@".
@@ -277,9 +278,11 @@ def unpack_row(row: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
     if not data:
         return clip | {"reason": EMPTY, "detail": name}
     try:
-        seconds = decoded_seconds(data)
+        seconds, silent, _ = listen(data)
     except UserError as error:
         return clip | {"reason": UNREADABLE, "detail": str(error)}
+    if silent:
+        return clip | {"reason": SILENT, "detail": f"{seconds:.2f} s"}
     promised = (row.get("num_samples") or 0) / SAMPLE_RATE  # a WAV that was cut still decodes
     if seconds < 0.9 * promised:
         detail = f"cut short: {seconds:.2f} of {promised:.2f} s"

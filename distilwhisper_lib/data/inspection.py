@@ -13,17 +13,24 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from distilwhisper_lib.data.clips import EMPTY, MISSING, REASONS, UNREADABLE, UNSAFE, Inspection
+from distilwhisper_lib.data.clips import (
+    EMPTY,
+    MISSING,
+    REASONS,
+    SILENT,
+    UNREADABLE,
+    UNSAFE,
+    Inspection,
+)
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import parse_json, write_atomic
-from distilwhisper_lib.speech.guarded import decoded_seconds, header_seconds
+from distilwhisper_lib.speech.audio import LENGTH_SLACK
+from distilwhisper_lib.speech.guarded import header_seconds, listen
 
 # Each thread has a process that decodes; more than the cores do not help.
 _THREADS = min(8, os.cpu_count() or 1)
 FAR_SECONDS = 60.0  # twice Whisper's window
 MEMORY = ".clip_checks.json"  # in a corpus: what decoding said of each clip
-# An MP3 frame is 0.07 s, and who writes lengths down rounds them to a tenth.
-LENGTH_SLACK = 0.1
 _NAMED = 3  # of many broken recordings
 _MANY = 500  # clips from which on one would like to see progress
 
@@ -49,7 +56,8 @@ def inspect_clip(clip: Path, root: Path, far: float = FAR_SECONDS) -> Inspection
     if clip.stat().st_size == 0:
         return Inspection(math.nan, EMPTY, clip.name)
     try:
-        return Inspection(decoded_seconds(clip, far))
+        seconds, silent, notes = listen(clip, far)
+        return Inspection(seconds, SILENT if silent else None, notes=notes)
     except UserError as error:
         return Inspection(math.nan, UNREADABLE, str(error).replace(str(clip), clip.name))
 
@@ -86,11 +94,16 @@ class ClipChecks:
         try:
             stored = parse_json(self.memory.read_text(encoding="utf-8"))
             known = {
-                key: Inspection(math.nan if seconds is None else float(seconds), reason, detail)
-                for key, (seconds, reason, detail) in stored.items()
+                key: Inspection(
+                    math.nan if seconds is None else float(seconds), reason, detail, tuple(notes)
+                )
+                for key, (seconds, reason, detail, notes) in stored.items()
             }
             for result in known.values():
-                if result.reason not in (None, *REASONS) or not isinstance(result.detail, str):
+                texts = (result.detail, *result.notes)
+                if result.reason not in (None, *REASONS) or not all(
+                    isinstance(text, str) for text in texts
+                ):
                     return {}
             return known
         except (OSError, ValueError, TypeError, AttributeError, OverflowError):
@@ -111,7 +124,8 @@ class RequireWhole:
     """`ClipChecks` where nothing may be broken: whoever recorded `table` can mend it.
 
     Raises `UserError` that names the first recordings which cannot be decoded, or whose decoded
-    length is not that of their row in `table` (columns of `clips.COLUMNS`).
+    length is not that of their row in `table` (columns of `clips.COLUMNS`). Silence is no fault of
+    a copy: it is found, and left out.
     """
 
     def __init__(self, table: pd.DataFrame, root: Path, memory: Path) -> None:
@@ -128,7 +142,7 @@ class RequireWhole:
         faults = {
             clip: fault
             for clip, result in zip(clips, found, strict=True)
-            if (fault := result.detail or result.reason or self._wrong_length(clip, result.seconds))
+            if (fault := _broken(result) or self._wrong_length(clip, result.seconds))
         }
         if faults:
             first = " ".join(f"{fault.rstrip('.')}." for fault in list(faults.values())[:_NAMED])
@@ -148,6 +162,10 @@ class RequireWhole:
                     f"{last:.2f} s of it are {seconds:.2f} s."
                 )
         return None
+
+
+def _broken(result: Inspection) -> str | None:
+    return None if result.reason == SILENT else result.detail or result.reason
 
 
 def _key(clip: Path, folder: Path) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from distilwhisper_lib.config.settings import TRAINED, RunConfig, locate
-from distilwhisper_lib.data.clips import Changed, Corpus, Dropped
+from distilwhisper_lib.data.clips import NOTES, Changed, Corpus, Dropped
 from distilwhisper_lib.data.corpora import corpus_hash, open_corpus
 from distilwhisper_lib.data.subsets import (
     Leak,
@@ -127,7 +127,8 @@ class RunData:
 
     def report(self) -> dict[str, Any]:
         """`describe` and, for each part, the number of clips that were asked for (None: all), its
-        speakers, every clip that was left out, and why, and every transcript that was cleaned.
+        speakers, every clip that was left out, and why, every transcript that was cleaned, and what
+        is worth knowing of how recordings were read.
         """
         parts = self.describe()
         for part, table in self.tables().items():
@@ -135,6 +136,7 @@ class RunData:
                 "asked": self.asked[part],
                 "speakers": int(table["speaker"].replace("", pd.NA).nunique()),
                 "dropped": [clip._asdict() for clip in self.dropped[part]],
+                "notes": table[["id", NOTES]].explode(NOTES).dropna().to_dict("records"),
                 "changed": [c._asdict() | {"what": list(c.what)} for c in self.changed[part]],
             }
         leaks = [leak._asdict() | {"splits": list(leak.splits)} for leak in self.leaks]

@@ -20,6 +20,8 @@ import pandas as pd
 from distilwhisper_lib.data.clips import (
     BROKEN,
     LABEL_TOO_LONG,
+    NOTES,
+    SILENT,
     TOO_LONG,
     WHERE,
     Corpus,
@@ -95,6 +97,7 @@ def take_usable(
     dropped += [_too_long(clip, clip.seconds) for clip in long.itertuples()]
     kept: list[int] = []
     seconds: list[float] = []
+    notes: list[tuple[str, ...]] = []
     looked_at, wanted = 0, len(ordered) if size is None else size
     while looked_at < len(ordered) and len(kept) < wanted:
         chunk = ordered.iloc[looked_at : looked_at + min(_CHUNK, wanted - len(kept))]
@@ -105,9 +108,11 @@ def take_usable(
             else:
                 kept.append(looked_at + number)
                 seconds.append(result.seconds if math.isnan(clip.seconds) else clip.seconds)
+                notes.append(result.notes)
         looked_at += len(chunk)
         _check_share(corpus, dropped[len(corpus.dropped) :], looked_at)
-    return ordered.iloc[kept].reset_index(drop=True).assign(seconds=seconds), dropped
+    table = ordered.iloc[kept].reset_index(drop=True)
+    return table.assign(**{"seconds": seconds, NOTES: notes}), dropped
 
 
 def by_id(table: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
@@ -125,6 +130,8 @@ def _problem(
     clip: Any, result: Inspection, max_seconds: float, label_over: Callable[[str], str | None]
 ) -> Dropped | None:
     """Why a row cannot be used, now that its recording has been opened."""
+    if result.reason == SILENT:
+        return Dropped(clip.id, SILENT, _told(clip, f"{result.seconds:.2f} s"))
     if result.reason:
         return Dropped(clip.id, result.reason, _told(clip, result.detail))
     # The length of a file that holds many utterances says nothing of one.

@@ -31,10 +31,9 @@ from distilwhisper_lib.model.clsr import HARD_MODES
 from distilwhisper_lib.results.places import kit_folder, located, nothing_own
 from distilwhisper_lib.results.records import read_record
 from distilwhisper_lib.scoring.rates import utterance_errors
-from distilwhisper_lib.speech.audio import SAMPLE_RATE
+from distilwhisper_lib.speech.audio import SAMPLE_RATE, is_silent
 from distilwhisper_lib.speech.features import SAMPLES_PER_POSITION as POSITION
 from distilwhisper_lib.speech.guarded import read_audio
-from distilwhisper_lib.transcription.recordings import is_silent
 
 WINDOW = 30.0  # seconds of a clip that are played and drawn, at most
 NORMALIZER = "marks"

@@ -1,26 +1,32 @@
 """Audio files in, 16 kHz mono float32 out: the one place where a recording is decoded.
 
-Whatever libsndfile reads is accepted (WAV, FLAC, MP3, Ogg Vorbis, Ogg Opus, ...). Size, length,
-channels and sample rate are checked from the header before anything is decoded, and decoding
-goes block by block, so a hostile or mistaken file costs an error and not the memory.
+Whatever libsndfile reads is accepted (WAV, FLAC, MP3, Ogg Vorbis, Ogg Opus, ...), and with PyAV at
+hand what phones and browsers record (ffmpeg.py). Size, length, channels and sample rate are checked
+from the header before anything is decoded, and decoding goes block by block, so a hostile or
+mistaken file costs an error and not the memory. Files that lie end to end in one are all read, and
+what a container promises (containers.py) is decoded or is an error: nothing is lost without a word.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.speech import containers, ffmpeg
 
 POSITIONS_PER_SECOND = 50  # two convolutions turn mel frames of 10 ms into 20 ms
 
@@ -29,6 +35,19 @@ MAX_BYTES = 2**30
 MAX_SECONDS = 3 * 3600
 MAX_CHANNELS = 16
 MIN_RATE, MAX_RATE = 4_000, 384_000
+
+# An MP3 frame is 0.07 s, and who writes lengths down rounds them to a tenth.
+LENGTH_SLACK = 0.1
+# An encoder's delays, which a decoder takes off again: MPEG frames of samples.
+_DELAYS = 4 * 1152
+# Quieter than three steps of a 16-bit recording: nothing was recorded.
+SILENCE = 1e-4
+# Channels whose mean has less than this share of the louder one's energy (-20 dB) cancel out.
+_CANCELS = 0.01
+# What a person may want to know of how a recording was read.
+FFMPEG_READ = "decoded by FFmpeg"
+JOINED = "joined files read one after the other"
+LOUDER = "louder channel taken: their mean cancels out"
 
 # Segment ends come rounded, and codecs pad: this far outside the file is still inside.
 SLACK_SECONDS = 0.02
@@ -47,14 +66,24 @@ Source = Path | bytes
 class Header(NamedTuple):
     """What a file says of itself: `frames` samples in each of `channels` at `rate` Hz."""
 
-    frames: int
+    frames: int  # by FFmpeg's containers, roughly
     rate: int
     channels: int
     exact_seek: bool
+    parts: tuple[bytes, ...] = ()  # what is decoded one after the other in its place
+    demuxer: str | None = None  # FFmpeg's, where libsndfile cannot read it
 
     @property
     def seconds(self) -> float:
         return self.frames / self.rate
+
+
+class Heard(NamedTuple):
+    """What decoding a whole file told."""
+
+    seconds: float
+    silent: bool
+    notes: tuple[str, ...]  # what a person may want to know of how it was read
 
 
 def read_audio(
@@ -66,8 +95,9 @@ def read_audio(
 
     `source` is a path, or the bytes of a whole file as a data set or an upload holds them.
 
-    Returns float32 of shape (samples,), mono (the mean of the channels) at 16 kHz, in [-1, 1] for
-    integer formats; the caller owns the array. None or NaN for `start` or `end` means the file's.
+    Returns float32 of shape (samples,), mono (the mean of the channels, or the louder one where
+    they cancel out) at 16 kHz, in [-1, 1] for integer formats; the caller owns the array. None or
+    NaN for `start` or `end` means the file's.
 
     A segment is cut from the decoded whole, which a small cache keeps: seeking in Opus, Vorbis
     and MP3 does not give the samples that decoding from the beginning gives (libsndfile 1.2.2,
@@ -106,11 +136,30 @@ def decoded_seconds(source: Readable, far: float = math.inf) -> float:
 
     Where the header says more than `far` seconds, nothing is decoded and that is the answer.
     """
+    return listen(source, far).seconds
+
+
+def listen(source: Readable, far: float = math.inf) -> Heard:
+    """Decode a whole file and say what it is; errors as `read_audio`.
+
+    `far` as in `decoded_seconds`.
+    """
     source = _source(source)
     header = _header(source)
     if header.seconds > far:
-        return header.seconds
-    return sum(map(len, decode_blocks(source, 0, header.frames))) / header.rate
+        return Heard(header.seconds, False, ())
+    frames, loudest = 0, 0.0
+    for block in decode_blocks(source, header, 0, header.frames):
+        frames += len(block)
+        loudest = max(loudest, float(np.abs(block).max()))
+    notes = [FFMPEG_READ] * bool(header.demuxer) + [JOINED] * (len(header.parts) > 1)
+    notes += [LOUDER] * (_channel(source, header) is not None)
+    return Heard(frames / header.rate, loudest < SILENCE, tuple(notes))
+
+
+def is_silent(samples: np.ndarray) -> bool:
+    """Whether nothing in (samples,) is louder than SILENCE."""
+    return not len(samples) or float(np.abs(samples).max()) < SILENCE
 
 
 def check_segment(path: str | Path, start: float | None, end: float | None, seconds: float) -> None:
@@ -123,7 +172,7 @@ def _source(given: Readable) -> Source:
 
 
 def _header(source: Source) -> Header:
-    """libsndfile's reading of the header, after the caps."""
+    """The header as libsndfile reads it, else FFmpeg, after the caps, and held to its container."""
     size = len(source) if isinstance(source, bytes) else _file_size(source)
     if size == 0:
         raise UserError(f"{name_of(source)} is empty (0 bytes): copy or download it again.")
@@ -132,11 +181,103 @@ def _header(source: Source) -> Header:
     try:
         info = soundfile.info(_stream(source))
     except _READ_ERRORS as error:
-        raise _unreadable(source, error) from error
-    exact_seek = (info.format, info.subtype) in _EXACT_SEEK
-    header = Header(info.frames, info.samplerate, info.channels, exact_seek)
+        header = _joined_chunks(source) or _foreign(source, error)
+    else:
+        header = _held(source, info)
     _check_caps(source, header)
     return header
+
+
+def _held(source: Source, info: Any) -> Header:
+    """libsndfile's header, if its container holds that; else what it holds."""
+    with _whole(source) as data:
+        found = containers.streams(data, info.format)
+        if fault := next((stream.fault for stream in found if stream.fault), None):
+            raise _cut_short(source, fault)
+        if len(found) > 1 or not _agrees(found[0], info.frames):
+            return _in_parts(source, [_part(data, stream) for stream in found])
+    exact_seek = (info.format, info.subtype) in _EXACT_SEEK
+    return Header(info.frames, info.samplerate, info.channels, exact_seek)
+
+
+def _in_parts(source: Source, parts: list[bytes]) -> Header:
+    heads = [soundfile.info(io.BytesIO(part)) for part in parts]
+    kinds = list(dict.fromkeys((head.samplerate, head.channels) for head in heads))
+    if len(kinds) > 1:
+        told = " with one of ".join(f"{rate} Hz and {count} channels" for rate, count in kinds)
+        raise UserError(f"{name_of(source)} joins a recording of {told}: split it.")
+    return Header(sum(h.frames for h in heads), *kinds[0], exact_seek=False, parts=tuple(parts))
+
+
+def _joined_chunks(source: Source) -> Header | None:
+    """Joined WAV or AIFF files, which libsndfile refuses; None if it is anything else."""
+    with _whole(source) as data:
+        kind = {b"RIFF": "WAV", b"FORM": "AIFF"}.get(data[:4])
+        found = containers.streams(data, kind or "")
+        if len(found) == 1:
+            return None
+        if found[-1].fault:
+            raise _cut_short(source, found[-1].fault)
+        try:
+            return _in_parts(source, [_part(data, stream) for stream in found])
+        except _READ_ERRORS:
+            return None
+
+
+def _agrees(stream: containers.Stream, frames: int) -> bool:
+    """Whether what libsndfile will decode of a stream is what was counted."""
+    if stream.frames is None:
+        return True
+    if stream.told:  # what lacks is found when it is decoded
+        return stream.frames - frames <= _DELAYS
+    return abs(stream.frames - frames) <= _DELAYS
+
+
+def _part(data: containers.Bytes, stream: containers.Stream) -> bytes:
+    part = data[stream.first : stream.last]
+    if stream.frames and not _agrees(stream, soundfile.info(io.BytesIO(part)).frames):
+        return containers.with_length(part, stream.frames)
+    return part
+
+
+def _foreign(source: Source, error: Exception) -> Header:
+    """The header of what libsndfile cannot read, by FFmpeg; `error` is what libsndfile said."""
+    opened = source if isinstance(source, bytes) else str(source)
+    kind = ffmpeg.kind_of(opened)
+    if kind is None:
+        raise _unreadable(source, error) from error
+    demuxer, called = kind
+    if not ffmpeg.has_decoder():
+        raise UserError(
+            f"{name_of(source)} is {called} by its content, which takes PyAV to read: "
+            "pip install '.[recordings]', or convert it to WAV, FLAC, MP3 or Ogg."
+        ) from error
+    try:
+        sound = ffmpeg.sound_of(opened, demuxer)
+        seconds = sound.seconds or _counted(opened, demuxer, sound.rate)
+    except (UserError, *ffmpeg.errors()) as fault:
+        raise _unreadable(source, fault) from fault
+    frames = round(seconds * sound.rate)
+    return Header(frames, sound.rate, sound.channels, exact_seek=False, demuxer=demuxer)
+
+
+def _counted(opened: str | bytes, demuxer: str, rate: int) -> float:
+    """The seconds of a file whose container does not tell, up to a little more than is allowed."""
+    frames = 0
+    for block in ffmpeg.blocks(opened, demuxer):
+        frames += len(block)
+        if frames > MAX_SECONDS * rate:
+            break
+    return frames / rate
+
+
+@contextmanager
+def _whole(source: Source) -> Iterator[containers.Bytes]:
+    if isinstance(source, bytes):
+        yield source
+        return
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 def _file_size(path: Path) -> int:
@@ -175,46 +316,88 @@ def decode(source: Source, header: Header, first: int = 0, last: int | None = No
     # Never filled up: soxr rounds the length, and lossy files may hold less than they say.
     samples = np.empty(math.ceil(count * SAMPLE_RATE / header.rate) + 1, dtype=np.float32)
     filled = 0
-    for block in _resample(decode_blocks(source, first, count), header.rate):
+    for block in _resample(decode_blocks(source, header, first, count), header.rate):
+        if filled + len(block) > len(samples):  # an FFmpeg container counts roughly
+            room = np.empty(len(samples) + len(block), dtype=np.float32)
+            samples = np.concatenate([samples[:filled], room])
         samples[filled : filled + len(block)] = block
         filled += len(block)
     return samples[:filled]
 
 
-def decode_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarray]:
+def decode_blocks(source: Source, header: Header, first: int, count: int) -> Iterator[np.ndarray]:
     """`count` frames from `first` on as blocks of float32 (frames,), or an error if some lack."""
-    decoded = 0
+    decoded, channel = 0, _channel(source, header)
+    for block in _blocks(source, header, first, count):
+        if not np.isfinite(block).all():
+            raise UserError(f"{name_of(source)} holds NaN or infinite samples: export it again.")
+        decoded += len(block)
+        # (frames, channels) -> (frames,)
+        yield block.mean(axis=1) if channel is None else np.ascontiguousarray(block[:, channel])
+    if count - decoded > LENGTH_SLACK * header.rate:
+        raise _cut_short(source, f"{decoded} of {count} frames could be decoded")
+
+
+def _cut_short(source: Source, what: str) -> UserError:
+    return UserError(f"{name_of(source)} is cut short: {what}; copy or download it again.")
+
+
+def _channel(source: Source, header: Header) -> int | None:
+    """The louder channel of a file whose channels cancel out in their mean, else None."""
+    if header.channels == 1:
+        return None
+    if isinstance(source, bytes):
+        return _louder(source, header)
+    status = os.stat(source)
+    return _remembered(str(source), header, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _remembered(path: str, header: Header, *_: int) -> int | None:
+    return _louder(Path(path), header)
+
+
+def _louder(source: Source, header: Header) -> int | None:
+    """Decided by the whole file, so that no segment and no block of it goes another way."""
+    channels, mean = np.zeros(header.channels), 0.0
+    for block in _blocks(source, header, 0, header.frames):
+        channels += np.square(block, dtype=np.float64).sum(axis=0)
+        mean += float(np.square(block.mean(axis=1), dtype=np.float64).sum())
+    return int(channels.argmax()) if mean < _CANCELS * channels.max() else None
+
+
+def _blocks(source: Source, header: Header, first: int, count: int) -> Iterator[np.ndarray]:
+    """Float32 (frames, channels): up to `count` frames from `first` on, all of FFmpeg's."""
+    broken = (*_READ_ERRORS, *(ffmpeg.errors() if header.demuxer else ()))
     try:
-        for block in _mono_blocks(source, first, count):
-            if not np.isfinite(block).all():
-                raise UserError(
-                    f"{name_of(source)} holds NaN or infinite samples: export it again."
-                )
-            decoded += len(block)
-            yield block
-    except _READ_ERRORS as error:
+        if header.demuxer:
+            yield from _foreign_blocks(source, header)
+            return
+        for part in header.parts or (_stream(source),):
+            yield from _read_blocks(io.BytesIO(part) if header.parts else part, first, count)
+    except broken as error:
         raise _unreadable(source, error) from error
-    # Lossy headers count roughly; a tenth missing is a broken copy.
-    if decoded < 0.9 * count:
-        raise UserError(
-            f"{name_of(source)} is cut short: {decoded} of {count} frames could be decoded; "
-            "copy or download it again."
-        )
 
 
-def _mono_blocks(source: Source, first: int, count: int) -> Iterator[np.ndarray]:
-    """Up to `count` frames from `first` on, as float32 (frames,): the mean of the channels.
+def _foreign_blocks(source: Source, header: Header) -> Iterator[np.ndarray]:
+    opened, frames = source if isinstance(source, bytes) else str(source), 0
+    for block in ffmpeg.blocks(opened, header.demuxer):
+        frames += len(block)
+        if frames > MAX_SECONDS * header.rate:
+            raise UserError(f"{name_of(source)} is longer than {MAX_SECONDS} s: split it.")
+        yield block
 
-    Not SoundFile.blocks: soundfile 0.14 fills up with leftover memory where a file ends early.
-    """
-    with soundfile.SoundFile(_stream(source)) as file:
+
+def _read_blocks(stream: str | io.BytesIO, first: int, count: int) -> Iterator[np.ndarray]:
+    # Not SoundFile.blocks: soundfile 0.14 fills up with leftover memory where a file ends early.
+    with soundfile.SoundFile(stream) as file:
         if first:
             file.seek(first)
         while count > 0:
             block = file.read(min(count, BLOCK_FRAMES), dtype="float32", always_2d=True)
             if not len(block):
                 return
-            yield block.mean(axis=1)  # (frames, channels) -> (frames,)
+            yield block
             count -= len(block)
 
 

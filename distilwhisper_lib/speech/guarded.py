@@ -6,9 +6,9 @@ crash takes the whole process along. So a recording is decoded here first: when 
 What has passed is read in place by `audio.read_audio` from then on, at no extra cost; file and
 check are tied together by size and date, and in records by digest.
 
-These are caps, not a jail: the child has its user's rights. It needs numpy, soundfile and soxr
-only, and is started as a program of its own, so that it works in notebooks, without a guard in
-``__main__``, and on every system. It ends with its parent.
+These are caps, not a jail: the child has its user's rights. It needs numpy, soundfile, soxr and,
+for what these cannot read, PyAV, and is started as a program of its own, so that it works in
+notebooks, without a guard in ``__main__``, and on every system. It ends with its parent.
 
     python -m distilwhisper_lib.speech.guarded    (what `Child` starts; it speaks over its pipes)
 """
@@ -42,7 +42,7 @@ _START_SECONDS = 120.0  # of a child, on a machine that is busy
 _LENGTH = struct.Struct("<Q")
 _WORK = {
     "header_seconds": lambda source, given: audio.audio_seconds(source),
-    "decoded_seconds": lambda source, given: audio.decoded_seconds(source, *given),
+    "listen": lambda source, given: audio.listen(source, *given),
     "read_audio": lambda source, given: audio.read_audio(source, *given),
 }
 
@@ -54,7 +54,13 @@ def header_seconds(path: str | Path) -> float:
 
 def decoded_seconds(source: audio.Readable, far: float = math.inf) -> float:
     """`audio.decoded_seconds` in a child."""
-    return _ask("decoded_seconds", source, far)
+    return listen(source, far).seconds
+
+
+def listen(source: audio.Readable, far: float = math.inf) -> audio.Heard:
+    """`audio.listen` in a child."""
+    seconds, silent, notes = _ask("listen", source, far)
+    return audio.Heard(seconds, silent, tuple(notes))
 
 
 def read_audio(
@@ -188,7 +194,7 @@ class Child:
         answer = json.loads(told)
         if "error" in answer:
             raise UserError(answer["error"].replace(place or "\0", str(source)))
-        return answer["seconds"] if "seconds" in answer else np.frombuffer(samples, np.float32)
+        return answer["told"] if "told" in answer else np.frombuffer(samples, np.float32)
 
 
 def _size(path: str | Path) -> int:
@@ -270,7 +276,7 @@ def _answer(question: dict[str, Any], raw: bytearray) -> tuple[dict[str, Any], A
     found = _WORK[question["work"]](source, question["given"])
     if isinstance(found, np.ndarray):
         return {}, memoryview(np.ascontiguousarray(found)).cast("B")
-    return {"seconds": found}, b""
+    return {"told": found}, b""
 
 
 def _limit(address_bytes: int) -> None:

@@ -14,8 +14,6 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.speech.audio import SAMPLE_RATE, samples_of
 from distilwhisper_lib.speech.guarded import read_audio
 
-# Quieter than three steps of a 16-bit recording: nothing was recorded.
-SILENCE = 1e-4
 # Where to cut: the quietest tenth of a second in the last half of what may be decoded at once.
 _HOP, _QUIET_HOPS = SAMPLE_RATE // 50, 5
 
@@ -43,11 +41,6 @@ def read_recording(given: Any, rate: int) -> np.ndarray:
     if isinstance(given, (str, Path)):
         return read_audio(locate(str(given)))
     return read_audio(given) if isinstance(given, bytes) else samples_of(given, rate)
-
-
-def is_silent(samples: np.ndarray) -> bool:
-    """Whether nothing in (samples,) is louder than SILENCE."""
-    return not len(samples) or float(np.abs(samples).max()) < SILENCE
 
 
 def is_many(source: Any) -> bool:

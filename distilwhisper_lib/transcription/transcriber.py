@@ -22,14 +22,12 @@ from distilwhisper_lib.evaluation.run import is_run, load_run
 from distilwhisper_lib.hardware import best_device
 from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model.loading import load_model
-from distilwhisper_lib.speech.audio import SAMPLE_RATE
+from distilwhisper_lib.speech.audio import SAMPLE_RATE, SILENCE, is_silent
 from distilwhisper_lib.speech.features import extract_features
 from distilwhisper_lib.transcription.recordings import (
-    SILENCE,
     cut_at_silence,
     find_recordings,
     is_many,
-    is_silent,
     read_recording,
 )
 from distilwhisper_lib.transcription.transcripts import MODEL, WINDOWS, Segment, Transcript

@@ -210,10 +210,10 @@ def test_only_as_many_clips_are_opened_as_a_subset_needs(tmp_path, place):
 def test_a_clip_is_decoded_once_until_it_changes(tmp_path, place, monkeypatch):
     release(place, three_tables(2))
     decoded = []
-    check = inspection.decoded_seconds
+    check = inspection.listen
     monkeypatch.setattr(
         inspection,
-        "decoded_seconds",
+        "listen",
         lambda path, far: decoded.append(path.name) or check(path, far),
     )
     first = take_usable(read(tmp_path), None, 30.0)[0]
@@ -352,7 +352,7 @@ def test_a_clip_far_beyond_the_window_is_not_decoded(tmp_path, place, monkeypatc
     write_clip(place, "common_voice_ca_train000.mp3", encoded(61.0, 0, "WAV"))
     decoded, decode = [], audio.decode_blocks
     # Here rather than in a child, where it cannot be seen.
-    monkeypatch.setattr(inspection, "decoded_seconds", audio.decoded_seconds)
+    monkeypatch.setattr(inspection, "listen", audio.listen)
     monkeypatch.setattr(
         audio,
         "decode_blocks",

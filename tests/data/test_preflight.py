@@ -272,9 +272,9 @@ def test_own_recordings_are_decoded_once_and_not_where_a_run_does_not_look(
     (tmp_path / "data").mkdir()
     speech_folder("data/speech")
     decoded = []
-    check = inspection.decoded_seconds
+    check = inspection.listen
     monkeypatch.setattr(
-        inspection, "decoded_seconds", lambda *given: decoded.append(given[0].name) or check(*given)
+        inspection, "listen", lambda *given: decoded.append(given[0].name) or check(*given)
     )
     config = configure("folder/speech", "folder/speech", max_seconds=30)
     load_data(config)
@@ -321,7 +321,7 @@ def test_the_token_histogram_holds_every_clip(speech_folder, tmp_path, configure
 def test_two_segments_of_a_file_are_two_recordings(tmp_path, configure, labels):
     folder = tmp_path / "data" / "speech"
     folder.mkdir(parents=True)
-    soundfile.write(folder / "a.wav", np.zeros(32_000), 16_000)
+    soundfile.write(folder / "a.wav", np.full(32_000, 0.1), 16_000)
     lines = ["file_name,id,text,language,split,start,end"]
     for i, split in enumerate(["train", "validation", "test"]):
         lines.append(f"a.wav,{split},frase {i},ca,{split},{i / 2},{i / 2 + 0.5}")

@@ -1,0 +1,245 @@
+"""What a sound file holds, counted from its container and not believed of its header.
+
+libsndfile believes headers: it plays the first of several joined files, the half that an MP3
+without a length header seems to have, and of a WAV that was cut short what is there, without a
+word. Here the containers that recorders write and `cat` joins are gone through once, undecoded.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from distilwhisper_lib.errors import UserError
+
+Bytes = bytes | mmap.mmap  # a whole file
+
+
+class Stream(NamedTuple):
+    """One of the files that lie end to end in a file, mostly its only one."""
+
+    first: int  # its bytes: first to last
+    last: int
+    frames: int | None = None  # MP3: samples a channel, the codec's delays among them
+    told: bool = True  # whether it has a header that tells its length
+    fault: str | None = None  # what of it is missing
+
+
+def streams(data: Bytes, kind: str) -> list[Stream]:
+    """The streams of a whole file of libsndfile's format ``kind``; one where there is no counting.
+
+    A ``fault`` is a promise of the container that the file does not keep.
+    """
+    count = _COUNTS.get(kind)
+    return (list(count(data)) if count else []) or [Stream(0, len(data))]
+
+
+# WAV, AIFF, AU: chunks that say how long they are -------------------------------------------
+
+
+def _chunked(data: Bytes, order: str, sound: bytes) -> Iterator[Stream]:
+    """RIFF and FORM files: a chunk of another file begins where this one's ends."""
+    first = 0
+    while first < len(data):
+        stream, end = _one_form(data, first, order, sound)
+        # What follows a file is another, or a tail that some program left: that is no sound.
+        again = data[end : end + 4] == data[:4] and len(data) - end > 12
+        yield stream._replace(last=end if again else len(data))
+        if not again:
+            return
+        first = end
+
+
+def _one_form(data: Bytes, first: int, order: str, sound: bytes) -> tuple[Stream, int]:
+    place, start = first + 12, data[first : first + 4]
+    while place + 8 <= len(data):
+        name = data[place : place + 4]
+        if name == start:  # another file, whatever this one's first line says
+            break
+        (size,) = struct.unpack_from(f"{order}I", data, place + 4)
+        end = place + 8 + size
+        # Who writes to a pipe cannot come back and fill in the size.
+        piped = not size or size in _PIPED
+        if name == sound and (piped or end > len(data) + _SLACK):
+            fault = None if piped else _short(size, len(data) - place - 8)
+            return Stream(first, len(data), fault=fault), len(data)
+        place = end + size % 2
+    return Stream(first, min(place, len(data))), min(place, len(data))
+
+
+# Sizes that stand for "until the end", as sox, ffmpeg and arecord write them.
+_PIPED = range(0x7FFF0000, 0x100000000)
+_SLACK = 1024  # bytes that careless programs miscount: less than a frame of codecs
+
+
+def _short(promised: int, there: int) -> str:
+    return f"{there} of {promised} bytes of sound are there"
+
+
+def _au(data: Bytes) -> Iterator[Stream]:
+    offset, size = struct.unpack_from(">II", data, 4) if len(data) >= 12 else (0, 0)
+    there = len(data) - offset
+    cut = size not in _PIPED and there + _SLACK < size
+    yield Stream(0, len(data), fault=_short(size, there) if cut else None)
+
+
+# FLAC: a marker, then a block of 34 bytes ---------------------------------------------------
+
+_FLAC = b"fLaC\x00\x00\x00\x22"
+
+
+def _flac(data: Bytes) -> Iterator[Stream]:
+    first, later = 0, data.find(_FLAC, max(data.find(_FLAC), 0) + 1)
+    while later > 0:
+        yield Stream(first, later)
+        first, later = later, data.find(_FLAC, later + 1)
+    yield Stream(first, len(data))
+
+
+# Ogg: pages ---------------------------------------------------------------------------------
+
+
+def _ogg(data: Bytes) -> Iterator[Stream]:
+    """A stream begins with pages that say so; streams side by side begin together."""
+    first = place = 0
+    begun = False  # other pages of the stream were met
+    while place < len(data):
+        page = _page(data, place)
+        if page is None:
+            fault = "its last page is not whole" if _is_page(data, place) else None
+            yield Stream(first, len(data), fault=fault)
+            return
+        begins, end = page
+        if begins and begun:
+            yield Stream(first, place)
+            first, begun = place, False
+        begun = begun or not begins
+        place = end
+    yield Stream(first, len(data))
+
+
+def _is_page(data: Bytes, place: int) -> bool:
+    return b"OggS".startswith(data[place : place + 4])
+
+
+def _page(data: Bytes, place: int) -> tuple[bool, int] | None:
+    """(whether it begins a stream, where it ends), or None where no whole page is."""
+    if len(data) - place < 27 or data[place : place + 4] != b"OggS":
+        return None
+    segments = data[place + 26]
+    body = place + 27 + segments
+    end = body + sum(data[place + 27 : body])
+    return (bool(data[place + 5] & 2), end) if end <= len(data) else None
+
+
+# MP3: frames one after the other --------------------------------------------------------------
+
+# By version (0: 2.5, 2: 2, 3: 1). Source: ISO 11172-3, 13818-3, layer III.
+_RATES = {0: (11025, 12000, 8000), 2: (22050, 24000, 16000), 3: (44100, 48000, 32000)}
+_KILOBITS = {
+    3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+
+
+class _Frame(NamedTuple):
+    length: int  # bytes
+    samples: int
+    tag: int  # where a frame that holds no sound has its tag
+
+
+def _frame(data: Bytes, place: int) -> _Frame | None:
+    if place + 4 > len(data):
+        return None
+    (head,) = struct.unpack_from(">I", data, place)
+    version, layer, bits, rate = head >> 19 & 3, head >> 17 & 3, head >> 12 & 15, head >> 10 & 3
+    if head >> 21 != 0x7FF or version == 1 or layer != 1 or bits in (0, 15) or rate == 3:
+        return None
+    samples = 1152 if version == 3 else 576
+    kilobits = _KILOBITS[3 if version == 3 else 2][bits]
+    length = samples // 8 * kilobits * 1000 // _RATES[version][rate] + (head >> 9 & 1)
+    mono = head >> 6 & 3 == 3
+    side = (17 if mono else 32) if version == 3 else (9 if mono else 17)
+    return _Frame(length, samples, place + 4 + side)
+
+
+def _is_tag(data: Bytes, place: int, frame: _Frame) -> bool:
+    """Whether a frame is a length header (Xing's, LAME's, Fraunhofer's) rather than sound."""
+    xing, vbri = data[frame.tag : frame.tag + 4], data[place + 36 : place + 40]
+    return xing in (b"Xing", b"Info") or vbri == b"VBRI"
+
+
+def _mp3(data: Bytes) -> Iterator[Stream]:
+    """A stream begins with a tag or a length header."""
+    first = place = frames = 0
+    told = False
+    while place < len(data):
+        frame = _frame(data, place)
+        ends = frame is None or place + frame.length > len(data)
+        head = frame is not None and not ends and _is_tag(data, place, frame)
+        tag = _id3(data, place)
+        if frames and (head or tag):
+            yield Stream(first, place, frames, told)
+            first, frames, told = place, 0, False
+        told = told or head
+        if tag:
+            place += tag
+        elif ends:
+            place = _next_frame(data, place + 1)
+        else:
+            frames += 0 if head else frame.samples
+            place += frame.length
+    if frames or not first:
+        yield Stream(first, len(data), frames or None, told)
+
+
+def _id3(data: Bytes, place: int) -> int:
+    """The length of an ID3v2 tag that begins here, or 0."""
+    if data[place : place + 3] != b"ID3" or place + 10 > len(data):
+        return 0
+    size = 0
+    for byte in data[place + 6 : place + 10]:
+        size = size << 7 | byte & 127
+    return 10 + size
+
+
+def _next_frame(data: Bytes, place: int) -> int:
+    """The next place with two frames in a row, or a tag: tags at the end and noise lie between."""
+    while (place := data.find(b"\xff", place)) >= 0:
+        frame = _frame(data, place)
+        if frame and _frame(data, place + frame.length):
+            return place
+        place += 1
+    return len(data)
+
+
+def with_length(data: bytes, frames: int) -> bytes:
+    """An MP3 behind a length header that tells its frames (samples): else only what a guess from
+    its first bit rate gives is decoded."""
+    place = _id3(data, 0)
+    frame = _frame(data, place)
+    if frame is None:
+        place = _next_frame(data, place)
+        frame = _frame(data, place)
+    if frame is None:
+        raise UserError("no MPEG frame")
+    head = bytearray(data[place : place + 4])
+    head[1] |= 1  # no checksum
+    head[2] = head[2] & 0x0C | 9 << 4  # a bit rate with room for it, no padding
+    silent = _frame(bytes(head), 0)
+    body = bytes(head) + bytes(frame.tag - place - 4) + b"Xing"
+    body += struct.pack(">II", 1, frames // frame.samples)
+    return body.ljust(silent.length, b"\0") + data[place:]
+
+
+_COUNTS: dict[str, Callable[[Bytes], Iterator[Stream]]] = {
+    "WAV": lambda data: _chunked(data, "<", b"data"),
+    "WAVEX": lambda data: _chunked(data, "<", b"data"),
+    "AIFF": lambda data: _chunked(data, ">", b"SSND"),
+    "AU": _au,
+    "FLAC": _flac,
+    "OGG": _ogg,
+    "MP3": _mp3,
+}

@@ -1,0 +1,286 @@
+"""All that a file holds is heard, or an error says what is missing: by content, not by header."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.speech import containers, ffmpeg, guarded
+from distilwhisper_lib.speech.audio import (
+    FFMPEG_READ,
+    JOINED,
+    LOUDER,
+    SAMPLE_RATE,
+    audio_seconds,
+    listen,
+    read_audio,
+)
+
+RECORDINGS = Path(__file__).parent / "recordings"
+SPOKEN = 1.296  # seconds
+FOREIGN = ("phone.m4a", "voice.3gp", "browser.webm")
+
+
+def tone(seconds: float = 1.0, rate: int = SAMPLE_RATE, hertz: float = 220.0) -> np.ndarray:
+    return 0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def encoded(samples: np.ndarray, kind: str, subtype: str | None = None, rate=SAMPLE_RATE) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
+KINDS = [
+    ("WAV", "PCM_16"), ("WAVEX", "PCM_24"), ("AIFF", "PCM_16"), ("FLAC", "PCM_16"),
+    ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"),
+]  # fmt: skip
+
+
+# Joined end to end --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "subtype"), KINDS)
+@pytest.mark.parametrize("named", [True, False])
+def test_joined_files_are_read_whole(tmp_path, kind, subtype, named):
+    first, second, third = (
+        encoded(tone(seconds, hertz=hertz), kind, subtype)
+        for seconds, hertz in ((1.0, 220), (0.5, 440), (0.7, 330))
+    )
+    (path := tmp_path / "joined").write_bytes(first + second + third)
+    source = path if named else path.read_bytes()
+    heard = listen(source)
+    assert heard.seconds == pytest.approx(2.2, abs=0.1) and heard.notes == (JOINED,)
+    assert guarded.listen(source) == heard
+    samples = read_audio(source)
+    assert len(samples) / SAMPLE_RATE == pytest.approx(heard.seconds, abs=1e-3)
+    alone = np.concatenate([read_audio(part) for part in (first, second, third)])
+    np.testing.assert_allclose(samples, alone, atol=1e-7)
+    np.testing.assert_allclose(read_audio(source, 0.5, 1.5), alone[8_000:24_000], atol=1e-7)
+
+
+@pytest.mark.parametrize(("kind", "subtype"), KINDS)
+def test_one_file_is_read_as_ever(kind, subtype):
+    data = encoded(tone(2.0), kind, subtype)
+    assert len(containers.streams(data, kind)) == 1
+    heard = listen(data)
+    assert heard.notes == () and not heard.silent
+    decoded, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    # mpg123 rounds as its buffers happen to lie.
+    np.testing.assert_allclose(read_audio(data), decoded, atol=1e-7 if kind == "MP3" else 0)
+
+
+def test_joined_recordings_of_two_rates_are_refused():
+    data = encoded(tone(), "WAV") + encoded(tone(rate=8_000), "WAV", rate=8_000)
+    told = "joins a recording of 16000 Hz and 1 channels with one of 8000 Hz and 1 channels: split"
+    with pytest.raises(UserError, match=told):
+        listen(data)
+
+
+@pytest.mark.parametrize(
+    "tail", [b"LIST\x04\0\0\0INFO", b"\0" * 5000, b"id3 \x02\0\0\0xx" + b"\0" * 99]
+)
+def test_what_programs_write_after_the_sound_is_no_recording(tail):
+    data = encoded(tone(), "WAV")
+    heard = listen(data + tail)
+    assert heard.seconds == 1.0 and heard.notes == ()
+
+
+# MP3 ----------------------------------------------------------------------------------------
+
+
+def test_an_mp3_without_a_length_header_is_read_to_its_end():
+    path = RECORDINGS / "vbr_noxing.mp3"
+    assert soundfile.info(path).duration < 0.6  # a guess from its first bit rate
+    heard = listen(path)
+    assert heard.seconds == pytest.approx(SPOKEN, abs=0.05) and heard.notes == ()
+    assert audio_seconds(path) == pytest.approx(heard.seconds)
+    assert len(read_audio(path)) / SAMPLE_RATE == pytest.approx(heard.seconds, abs=1e-3)
+    end = read_audio(path, 1.0)
+    assert np.abs(end).max() > 0.05  # speech, not what a guess leaves out
+
+
+def test_two_mp3_without_length_headers_are_read_whole():
+    data = (RECORDINGS / "vbr_noxing.mp3").read_bytes()
+    assert listen(data + data).seconds == pytest.approx(2 * SPOKEN, abs=0.1)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_mpeg_frames_are_counted_at_any_rate(rate, channels):
+    samples = np.stack([tone(3.0, rate)] * channels, axis=1)
+    data = encoded(samples, "MP3", rate=rate)
+    (stream,) = containers.streams(data, "MP3")
+    assert stream.told and 0 <= stream.frames - 3 * rate <= 4 * 1152
+    tagged = b"ID3\x04\0\0\0\0\x02\0" + b"\xff\xfb\x90\0" * 64 + data + b"TAG" + bytes(125)
+    (again,) = containers.streams(tagged, "MP3")
+    assert again.frames == stream.frames
+
+
+# Cut short ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [*KINDS, ("AU", "PCM_16")])
+def test_half_of_a_file_is_an_error(kind, subtype):
+    data = encoded(tone(4.0) + np.random.default_rng(0).normal(0, 0.01, 64_000), kind, subtype)
+    with pytest.raises(UserError, match=r"cut short|cannot be read"):
+        listen(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("lacking", [2_000, 20_000, 200_000])
+def test_a_wav_that_lacks_bytes_says_how_many(lacking):
+    data = encoded(tone(10.0), "WAV")[:-lacking]
+    there = 320_000 - lacking
+    with pytest.raises(UserError, match=rf"cut short: {there} of 320000 bytes of sound are there"):
+        listen(data)
+
+
+def test_what_a_careless_program_miscounts_is_no_loss():
+    assert listen(encoded(tone(10.0), "WAV")[:-500]).seconds == pytest.approx(10.0, abs=0.02)
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000])
+def test_a_wav_written_to_a_pipe_goes_to_its_end(size):
+    data = bytearray(encoded(tone(2.0), "WAV"))
+    place = data.index(b"data") + 4
+    data[place : place + 4] = struct.pack("<I", size)
+    data[4:8] = struct.pack("<I", size)
+    assert listen(bytes(data)).seconds == 2.0
+
+
+def test_a_long_header_of_a_short_flac_is_found_when_decoded():
+    data = encoded(np.random.default_rng(0).normal(0, 0.1, 160_000), "FLAC")
+    with pytest.raises(UserError, match=r"cut short|cannot be read"):
+        listen(data[: round(len(data) * 0.95)])
+
+
+# Two channels -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_of_channels_that_cancel_out_the_louder_is_taken(tmp_path, kind):
+    left = tone(3.0)
+    soundfile.write(path := tmp_path / f"a.{kind}", np.stack([left, -0.9 * left], 1), SAMPLE_RATE)
+    heard = listen(path)
+    assert heard.notes == (LOUDER,) and not heard.silent
+    np.testing.assert_allclose(read_audio(path), left, atol=1e-4)
+    np.testing.assert_array_equal(read_audio(path, 1.0, 2.0), read_audio(path)[16_000:32_000])
+    np.testing.assert_array_equal(guarded.read_audio(path), read_audio(path))
+
+
+@pytest.mark.parametrize("right", [1.0, 0.5, 0.0, -0.5])
+def test_other_channels_are_mixed_as_ever(tmp_path, right):
+    left = tone()
+    soundfile.write(path := tmp_path / "a.wav", np.stack([left, right * left], 1), SAMPLE_RATE)
+    assert listen(path).notes == ()
+    samples, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    np.testing.assert_array_equal(read_audio(path), samples.mean(axis=1))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_silence_is_told(channels):
+    assert listen(encoded(np.zeros((8_000, channels)), "WAV")).silent
+    assert listen(encoded(np.full((8_000, channels), 5e-5), "WAV", "FLOAT")).silent
+    assert not listen(encoded(np.full((8_000, channels), 5e-4), "WAV", "FLOAT")).silent
+
+
+# What phones and browsers record --------------------------------------------------------------
+
+av = pytest.importorskip("av")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("suffix", ["", ".mp3", ".wav"])
+def test_phones_and_browsers_are_heard_whatever_the_file_is_called(tmp_path, name, suffix):
+    (path := tmp_path / f"x{suffix}").write_bytes((RECORDINGS / name).read_bytes())
+    heard = guarded.listen(path)
+    assert heard.seconds == pytest.approx(SPOKEN, abs=0.06) and heard.notes == (FFMPEG_READ,)
+    assert abs(guarded.header_seconds(path) - heard.seconds) < 0.1
+    samples = guarded.read_audio(path)
+    assert len(samples) / SAMPLE_RATE == pytest.approx(heard.seconds, abs=1e-3)
+    np.testing.assert_array_equal(read_audio(path.read_bytes()), samples)
+    # The same words: the loudest tenth of a second falls where it does in another encoding.
+    mp3 = read_audio(RECORDINGS / "vbr_noxing.mp3")
+    assert abs(int(loudness(samples).argmax()) - int(loudness(mp3).argmax())) <= 1
+
+
+def loudness(samples: np.ndarray) -> np.ndarray:
+    return np.square(samples[: len(samples) // 1600 * 1600].reshape(-1, 1600)).sum(1)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_without_pyav_the_sentence_names_content_and_extra(monkeypatch, name):
+    real = builtins.__import__
+
+    def without(module, *rest, **named):
+        if module == "av":
+            raise ImportError
+        return real(module, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"is (MPEG-4|WebM).* by its content.*'\.\[recordings\]'"):
+        listen(RECORDINGS / name)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_part_of_such_a_file_is_an_error_or_is_read_to_the_end_that_it_tells(name, share):
+    data = (RECORDINGS / name).read_bytes()
+    with pytest.raises(UserError, match=r"cut short|cannot be read"):
+        listen(data[: round(len(data) * share)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
+        b"ffconcat version 1.0\nfile '/etc/passwd'\n",
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=audio 5004 RTP/AVP 96\n",
+        b"<?xml version='1.0'?><MPD></MPD>",
+    ],
+)
+def test_lists_that_name_other_files_are_never_opened(text):
+    assert ffmpeg.kind_of(text) is None
+    with pytest.raises(UserError, match="cannot be read"):
+        listen(text)
+
+
+def test_a_film_gives_its_sound_and_one_without_sound_says_so(tmp_path):
+    for name, with_sound in (("a.mp4", True), ("b.mp4", False)):
+        with av.open(str(tmp_path / name), "w") as film:
+            picture = film.add_stream("mpeg4", rate=25)
+            picture.width = picture.height = 32
+            sound = film.add_stream("aac", rate=SAMPLE_RATE) if with_sound else None
+            for _ in range(50):
+                frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")
+                film.mux(picture.encode(frame))
+            film.mux(picture.encode(None))
+            if sound:
+                samples = tone(2.0)[None].astype(np.float32)
+                frame = av.AudioFrame.from_ndarray(samples, "fltp", "mono")
+                frame.sample_rate = SAMPLE_RATE
+                film.mux(sound.encode(frame))
+                film.mux(sound.encode(None))
+    assert listen(tmp_path / "a.mp4").seconds == pytest.approx(2.0, abs=0.15)
+    with pytest.raises(UserError, match=r"b\.mp4 cannot be read \(it holds no sound\)"):
+        listen(tmp_path / "b.mp4")
+
+
+def test_the_child_loads_pyav_only_for_what_needs_it():
+    program = (
+        "import sys; from distilwhisper_lib.speech.audio import listen; listen(sys.argv[1]);"
+        "print('av' in sys.modules)"
+    )
+    for name, loaded in (("vbr_noxing.mp3", "False"), ("phone.m4a", "True")):
+        run = [sys.executable, "-c", program, str(RECORDINGS / name)]
+        said = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        assert said.strip() == loaded
