@@ -11,35 +11,38 @@ from __future__ import annotations
 
 import io
 import math
-import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.speech import containers, ffmpeg
+from distilwhisper_lib.speech import ffmpeg
+from distilwhisper_lib.speech.headers import (
+    MAX_SECONDS,
+    READ_ERRORS,
+    Header,
+    Readable,
+    Source,
+    cut_short,
+    header_of,
+    name_of,
+    stream_of,
+    unreadable,
+)
 
 POSITIONS_PER_SECOND = 50  # two convolutions turn mel frames of 10 ms into 20 ms
 
 SAMPLE_RATE = 16_000  # Whisper's
-MAX_BYTES = 2**30
-MAX_SECONDS = 3 * 3600
-MAX_CHANNELS = 16
-MIN_RATE, MAX_RATE = 4_000, 384_000
-
 # An MP3 frame is 0.07 s, and who writes lengths down rounds them to a tenth.
 LENGTH_SLACK = 0.1
-# An encoder's delays, which a decoder takes off again: MPEG frames of samples.
-_DELAYS = 4 * 1152
 # Quieter than three steps of a 16-bit recording: nothing was recorded.
 SILENCE = 1e-4
 # Channels whose mean has less than this share of the louder one's energy (-20 dB) cancel out.
@@ -54,28 +57,6 @@ SLACK_SECONDS = 0.02
 # Decoded containers kept for the next segment: 512 MiB are 2.3 hours.
 CACHE_BYTES = 512 * 2**20
 BLOCK_FRAMES = 2**20
-# Formats and codings in which seeking gives the very samples that decoding from the start gives.
-_EXACT_SEEK = {("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")}
-# soundfile takes a name that ends in .raw for samples without a header: TypeError.
-_READ_ERRORS = (soundfile.SoundFileError, OSError, TypeError)
-
-Readable = str | Path | bytes | bytearray | memoryview  # what callers give
-Source = Path | bytes
-
-
-class Header(NamedTuple):
-    """What a file says of itself: `frames` samples in each of `channels` at `rate` Hz."""
-
-    frames: int  # by FFmpeg's containers, roughly
-    rate: int
-    channels: int
-    exact_seek: bool
-    parts: tuple[bytes, ...] = ()  # what is decoded one after the other in its place
-    demuxer: str | None = None  # FFmpeg's, where libsndfile cannot read it
-
-    @property
-    def seconds(self) -> float:
-        return self.frames / self.rate
 
 
 class Heard(NamedTuple):
@@ -109,13 +90,13 @@ def read_audio(
     start, end = _bound(start), _bound(end)
     source = _source(source)
     if isinstance(source, bytes):
-        samples = decode(source, _header(source))
+        samples = decode(source, header_of(source))
         first, last = _segment(source, start, end, len(samples))
         return samples[first:last]
     if start is None and end is None:
-        return decode(source, _header(source))
+        return decode(source, header_of(source))
     if (samples := CACHE.get(source)) is None:
-        header = _header(source)
+        header = header_of(source)
         if header.rate == SAMPLE_RATE and header.exact_seek:
             first, last = _segment(source, start, end, header.frames)
             return decode(source, header, first, last)
@@ -128,7 +109,7 @@ def read_audio(
 
 def audio_seconds(path: str | Path) -> float:
     """The length of a file in seconds, from its header; errors as `read_audio`."""
-    return _header(Path(path)).seconds
+    return header_of(Path(path)).seconds
 
 
 def decoded_seconds(source: Readable, far: float = math.inf) -> float:
@@ -145,7 +126,7 @@ def listen(source: Readable, far: float = math.inf) -> Heard:
     `far` as in `decoded_seconds`.
     """
     source = _source(source)
-    header = _header(source)
+    header = header_of(source)
     if header.seconds > far:
         return Heard(header.seconds, False, ())
     frames, loudest = 0, 0.0
@@ -169,142 +150,6 @@ def check_segment(path: str | Path, start: float | None, end: float | None, seco
 
 def _source(given: Readable) -> Source:
     return bytes(given) if isinstance(given, bytes | bytearray | memoryview) else Path(given)
-
-
-def _header(source: Source) -> Header:
-    """The header as libsndfile reads it, else FFmpeg, after the caps, and held to its container."""
-    size = len(source) if isinstance(source, bytes) else _file_size(source)
-    if size == 0:
-        raise UserError(f"{name_of(source)} is empty (0 bytes): copy or download it again.")
-    if size > MAX_BYTES:
-        raise UserError(f"{name_of(source)} has {size} bytes, more than {MAX_BYTES}: split it.")
-    try:
-        info = soundfile.info(_stream(source))
-    except _READ_ERRORS as error:
-        header = _joined_chunks(source) or _foreign(source, error)
-    else:
-        header = _held(source, info)
-    _check_caps(source, header)
-    return header
-
-
-def _held(source: Source, info: Any) -> Header:
-    """libsndfile's header, if its container holds that; else what it holds."""
-    with _whole(source) as data:
-        found = containers.streams(data, info.format)
-        if fault := next((stream.fault for stream in found if stream.fault), None):
-            raise _cut_short(source, fault)
-        if len(found) > 1 or not _agrees(found[0], info.frames):
-            return _in_parts(source, [_part(data, stream) for stream in found])
-    exact_seek = (info.format, info.subtype) in _EXACT_SEEK
-    return Header(info.frames, info.samplerate, info.channels, exact_seek)
-
-
-def _in_parts(source: Source, parts: list[bytes]) -> Header:
-    heads = [soundfile.info(io.BytesIO(part)) for part in parts]
-    kinds = list(dict.fromkeys((head.samplerate, head.channels) for head in heads))
-    if len(kinds) > 1:
-        told = " with one of ".join(f"{rate} Hz and {count} channels" for rate, count in kinds)
-        raise UserError(f"{name_of(source)} joins a recording of {told}: split it.")
-    return Header(sum(h.frames for h in heads), *kinds[0], exact_seek=False, parts=tuple(parts))
-
-
-def _joined_chunks(source: Source) -> Header | None:
-    """Joined WAV or AIFF files, which libsndfile refuses; None if it is anything else."""
-    with _whole(source) as data:
-        kind = {b"RIFF": "WAV", b"FORM": "AIFF"}.get(data[:4])
-        found = containers.streams(data, kind or "")
-        if len(found) == 1:
-            return None
-        if found[-1].fault:
-            raise _cut_short(source, found[-1].fault)
-        try:
-            return _in_parts(source, [_part(data, stream) for stream in found])
-        except _READ_ERRORS:
-            return None
-
-
-def _agrees(stream: containers.Stream, frames: int) -> bool:
-    """Whether what libsndfile will decode of a stream is what was counted."""
-    if stream.frames is None:
-        return True
-    if stream.told:  # what lacks is found when it is decoded
-        return stream.frames - frames <= _DELAYS
-    return abs(stream.frames - frames) <= _DELAYS
-
-
-def _part(data: containers.Bytes, stream: containers.Stream) -> bytes:
-    part = data[stream.first : stream.last]
-    if stream.frames and not _agrees(stream, soundfile.info(io.BytesIO(part)).frames):
-        return containers.with_length(part, stream.frames)
-    return part
-
-
-def _foreign(source: Source, error: Exception) -> Header:
-    """The header of what libsndfile cannot read, by FFmpeg; `error` is what libsndfile said."""
-    opened = source if isinstance(source, bytes) else str(source)
-    kind = ffmpeg.kind_of(opened)
-    if kind is None:
-        raise _unreadable(source, error) from error
-    demuxer, called = kind
-    if not ffmpeg.has_decoder():
-        raise UserError(
-            f"{name_of(source)} is {called} by its content, which takes PyAV to read: "
-            "pip install '.[recordings]', or convert it to WAV, FLAC, MP3 or Ogg."
-        ) from error
-    try:
-        sound = ffmpeg.sound_of(opened, demuxer)
-        seconds = sound.seconds or _counted(opened, demuxer, sound.rate)
-    except (UserError, *ffmpeg.errors()) as fault:
-        raise _unreadable(source, fault) from fault
-    frames = round(seconds * sound.rate)
-    return Header(frames, sound.rate, sound.channels, exact_seek=False, demuxer=demuxer)
-
-
-def _counted(opened: str | bytes, demuxer: str, rate: int) -> float:
-    """The seconds of a file whose container does not tell, up to a little more than is allowed."""
-    frames = 0
-    for block in ffmpeg.blocks(opened, demuxer):
-        frames += len(block)
-        if frames > MAX_SECONDS * rate:
-            break
-    return frames / rate
-
-
-@contextmanager
-def _whole(source: Source) -> Iterator[containers.Bytes]:
-    if isinstance(source, bytes):
-        yield source
-        return
-    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        yield data
-
-
-def _file_size(path: Path) -> int:
-    if not os.path.exists(path):  # Path.exists raises at a name of 300 characters
-        raise UserError(f"Audio file {path} does not exist: check its name and folder.")
-    if not path.is_file():
-        raise UserError(f"Audio file {path} is not a regular file: give the path of a recording.")
-    return path.stat().st_size
-
-
-def _check_caps(source: Source, header: Header) -> None:
-    if not MIN_RATE <= header.rate <= MAX_RATE:
-        raise UserError(
-            f"{name_of(source)} has a sample rate of {header.rate} Hz, "
-            f"expected {MIN_RATE} to {MAX_RATE}: convert it to 16 kHz."
-        )
-    if not 1 <= header.channels <= MAX_CHANNELS:
-        raise UserError(
-            f"{name_of(source)} has {header.channels} channels, expected 1 to {MAX_CHANNELS}: "
-            "mix it down to one."
-        )
-    if header.frames <= 0:
-        raise UserError(f"{name_of(source)} holds no samples: leave it out or record it again.")
-    if header.seconds > MAX_SECONDS:
-        raise UserError(
-            f"{name_of(source)} is {header.seconds:.0f} s long, more than {MAX_SECONDS}: split it."
-        )
 
 
 def decode(source: Source, header: Header, first: int = 0, last: int | None = None) -> np.ndarray:
@@ -335,11 +180,7 @@ def decode_blocks(source: Source, header: Header, first: int, count: int) -> Ite
         # (frames, channels) -> (frames,)
         yield block.mean(axis=1) if channel is None else np.ascontiguousarray(block[:, channel])
     if count - decoded > LENGTH_SLACK * header.rate:
-        raise _cut_short(source, f"{decoded} of {count} frames could be decoded")
-
-
-def _cut_short(source: Source, what: str) -> UserError:
-    return UserError(f"{name_of(source)} is cut short: {what}; copy or download it again.")
+        raise cut_short(source, f"{decoded} of {count} frames could be decoded")
 
 
 def _channel(source: Source, header: Header) -> int | None:
@@ -368,15 +209,15 @@ def _louder(source: Source, header: Header) -> int | None:
 
 def _blocks(source: Source, header: Header, first: int, count: int) -> Iterator[np.ndarray]:
     """Float32 (frames, channels): up to `count` frames from `first` on, all of FFmpeg's."""
-    broken = (*_READ_ERRORS, *(ffmpeg.errors() if header.demuxer else ()))
+    broken = (*READ_ERRORS, *(ffmpeg.errors() if header.demuxer else ()))
     try:
         if header.demuxer:
             yield from _foreign_blocks(source, header)
             return
-        for part in header.parts or (_stream(source),):
+        for part in header.parts or (stream_of(source),):
             yield from _read_blocks(io.BytesIO(part) if header.parts else part, first, count)
     except broken as error:
-        raise _unreadable(source, error) from error
+        raise unreadable(source, error) from error
 
 
 def _foreign_blocks(source: Source, header: Header) -> Iterator[np.ndarray]:
@@ -429,94 +270,9 @@ def _segment(
     return round(first * SAMPLE_RATE), min(round(last * SAMPLE_RATE), length)
 
 
-def samples_of(array: object, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Samples in memory as read_audio() gives a file's: float32 (samples,), mono, 16 kHz.
-
-    ``array``: what numpy takes for one, of shape (samples,), (samples, channels) or (channels,
-    samples); floats from -1 to 1, or integers of 8 (unsigned), 16 or 32 bits at full scale.
-    ``rate``: its samples a second. Raises `UserError` for anything else, and above the caps of
-    files.
-    """
-    if (
-        isinstance(rate, bool)
-        or not isinstance(rate, (int, float))
-        or not (MIN_RATE <= rate <= MAX_RATE)
-    ):
-        raise UserError(
-            f"Sample rate {rate!r} is out of range: expected {MIN_RATE} to {MAX_RATE} Hz, "
-            "such as rate=16000."
-        )
-    try:
-        samples = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
-    except (TypeError, ValueError) as error:  # a ragged list
-        raise UserError(f"The audio is no array of numbers ({error}): give samples.") from None
-    samples = _mono(_full_scale(samples))
-    seconds = len(samples) / rate
-    if seconds > MAX_SECONDS:
-        raise UserError(f"The array is {seconds:.0f} s long, more than {MAX_SECONDS}: split it.")
-    samples = np.ascontiguousarray(samples, dtype=np.float32)
-    return samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE)
-
-
-# Integer samples -> what is silence, and what is full scale.
-_INTEGERS = {"uint8": (128, 2**7), "int16": (0, 2**15), "int32": (0, 2**31)}
-_MAX_FLOAT = 10.0  # floats may clip over 1; a 16-bit recording as floats reaches thousands
-
-
-def _full_scale(samples: np.ndarray) -> np.ndarray:
-    """Samples of any accepted type as floats in about [-1, 1]."""
-    if samples.dtype.name in _INTEGERS:
-        zero, full = _INTEGERS[samples.dtype.name]
-        return (samples.astype(np.float32) - zero) / full
-    if not np.issubdtype(samples.dtype, np.floating):
-        raise UserError(
-            f"The array holds {samples.dtype.name}, expected floats from -1 to 1 or "
-            f"{', '.join(_INTEGERS)}: convert it."
-        )
-    if not np.isfinite(samples).all():
-        raise UserError("The array holds NaN or infinite samples: export it again.")
-    if samples.size and (peak := float(np.abs(samples).max())) > _MAX_FLOAT:
-        raise UserError(
-            f"The array holds floats up to {peak:g}, expected -1 to 1: divide 16-bit samples by "
-            "32768."
-        )
-    return samples
-
-
-def _mono(samples: np.ndarray) -> np.ndarray:
-    """(samples,), (samples, channels) or (channels, samples) -> (samples,)."""
-    if samples.ndim == 2 and min(samples.shape) <= MAX_CHANNELS < max(samples.shape):
-        samples = samples.mean(axis=int(np.argmin(samples.shape)))
-    if samples.ndim != 1 or not len(samples):
-        raise UserError(
-            f"The array has shape {samples.shape}, expected (samples,) or (samples, channels) "
-            f"with at most {MAX_CHANNELS} channels."
-        )
-    return samples
-
-
 def _bound(seconds: float | None) -> float | None:
     """None for NaN, which is how a table says "the whole file"."""
     return None if seconds is None or math.isnan(seconds) else float(seconds)
-
-
-def _unreadable(source: Source, error: Exception) -> UserError:
-    return UserError(
-        f"{name_of(source)} cannot be read ({str(error).rsplit(': ', 1)[-1].rstrip('.')}): "
-        "convert it to WAV, FLAC, MP3 or Ogg."
-    )
-
-
-def name_of(source: Readable, noun: str = "Audio") -> str:
-    """How messages call a file, or bytes that have no name."""
-    named = isinstance(source, str | Path)
-    given = source if named else f"of {len(source)} bytes in memory"
-    return f"{noun} file {given}"
-
-
-def _stream(source: Source) -> str | io.BytesIO:
-    """What libsndfile opens; it knows the format by its content."""
-    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
 
 
 class DecodedFiles:

@@ -32,7 +32,7 @@ import numpy as np
 
 from distilwhisper_lib import PACKAGE
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.speech import audio
+from distilwhisper_lib.speech import audio, headers
 
 # Generous: decoding an hour of Opus takes seconds. A cap this side of for ever is all it takes.
 SECONDS, SECONDS_PER_MIB = 30.0, 5.0
@@ -52,19 +52,19 @@ def header_seconds(path: str | Path) -> float:
     return _ask("header_seconds", path)
 
 
-def decoded_seconds(source: audio.Readable, far: float = math.inf) -> float:
+def decoded_seconds(source: headers.Readable, far: float = math.inf) -> float:
     """`audio.decoded_seconds` in a child."""
     return listen(source, far).seconds
 
 
-def listen(source: audio.Readable, far: float = math.inf) -> audio.Heard:
+def listen(source: headers.Readable, far: float = math.inf) -> audio.Heard:
     """`audio.listen` in a child."""
     seconds, silent, notes = _ask("listen", source, far)
     return audio.Heard(seconds, silent, tuple(notes))
 
 
 def read_audio(
-    source: audio.Readable, start: float | None = None, end: float | None = None
+    source: headers.Readable, start: float | None = None, end: float | None = None
 ) -> np.ndarray:
     """`audio.read_audio` in a child: float32 (samples,), 16 kHz, mono.
 
@@ -74,7 +74,7 @@ def read_audio(
     return _ask("read_audio", source, start, end)
 
 
-def _ask(work: str, source: audio.Readable, *given: Any) -> Any:
+def _ask(work: str, source: headers.Readable, *given: Any) -> Any:
     """Let a free child do it, or a new one; a child that was lost is not used again."""
     child = _take()
     try:
@@ -165,7 +165,7 @@ class Child:
                     pass
             self.process.wait()
 
-    def ask(self, work: str, source: audio.Readable, given: list[Any]) -> Any:
+    def ask(self, work: str, source: headers.Readable, given: list[Any]) -> Any:
         """The answer; `UserError` for the child's own, and when it is lost."""
         raw = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else None
         size = len(raw) if raw is not None else _size(source)
@@ -199,13 +199,13 @@ class Child:
 
 def _size(path: str | Path) -> int:
     try:
-        return min(os.stat(path).st_size, audio.MAX_BYTES)
+        return min(os.stat(path).st_size, headers.MAX_BYTES)
     except (OSError, ValueError):  # the child says what is wrong
         return 0
 
 
-def _lost(source: audio.Readable, cap: float | None, child: subprocess.Popen) -> UserError:
-    name = audio.name_of(source)
+def _lost(source: headers.Readable, cap: float | None, child: subprocess.Popen) -> UserError:
+    name = headers.name_of(source)
     if cap is not None:
         what = f"its decoder ran for more than {cap:.0f} s"
     elif child.returncode and child.returncode < 0:
@@ -266,7 +266,7 @@ def _serve(parent: int) -> None:
         except MemoryError:
             source = json.loads(told)["path"] or bytes(raw)
             said = "decoding it takes more memory than any recording should"
-            answer = {"error": f"{audio.name_of(source)} cannot be read ({said}): leave it out."}
+            answer = {"error": f"{headers.name_of(source)} cannot be read ({said}): leave it out."}
             samples = b""
         _write(answers, json.dumps(answer).encode(), samples)
 

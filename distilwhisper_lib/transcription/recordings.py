@@ -11,7 +11,8 @@ import numpy as np
 from distilwhisper_lib.config.settings import locate
 from distilwhisper_lib.data.own_folder import RECORDINGS
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.speech.audio import SAMPLE_RATE, samples_of
+from distilwhisper_lib.speech.arrays import samples_of
+from distilwhisper_lib.speech.audio import SAMPLE_RATE
 from distilwhisper_lib.speech.guarded import read_audio
 
 # Where to cut: the quietest tenth of a second in the last half of what may be decoded at once.

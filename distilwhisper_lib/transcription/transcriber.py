@@ -121,7 +121,7 @@ class Transcriber:
     ) -> Iterator[Transcript]:
         """The transcripts of ``source``, each as soon as it is finished.
 
-        ``source``: a path, the bytes of a file, an array (see audio.samples_of(); ``rate`` is its
+        ``source``: a path, the bytes of a file, an array (see arrays.samples_of(); ``rate`` is its
         sample rate), a folder, which is searched with its sub-folders, or a list of these.
         ``language``: name or code; None lets Whisper choose for each recording. ``task``:
         "transcribe" or, into English and through the shared branch, "translate". ``generate``:

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.speech import audio
+from distilwhisper_lib.speech import audio, headers
 from distilwhisper_lib.speech.audio import (
     SAMPLE_RATE,
     audio_seconds,
@@ -108,7 +108,7 @@ def test_bytes_that_are_no_audio(data, message):
 def test_bytes_are_capped_too(monkeypatch, tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(1.0), SAMPLE_RATE)
     data = (tmp_path / "a.wav").read_bytes()
-    monkeypatch.setattr(audio, "MAX_BYTES", 1000)
+    monkeypatch.setattr(headers, "MAX_BYTES", 1000)
     with pytest.raises(UserError, match="more than 1000"):
         read_audio(data)
     monkeypatch.undo()
@@ -274,7 +274,7 @@ def test_caps_hold_before_anything_is_decoded(tmp_path, monkeypatch, cap, value,
     path = tmp_path / "a.wav"
     soundfile.write(path, np.stack([tone(1.0, 8000)] * 2, axis=1), 8000)
     read_audio(path)
-    monkeypatch.setattr(audio, cap, value)
+    monkeypatch.setattr(headers, cap, value)
     monkeypatch.setattr(audio, "decode", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError, match=message) as error:
         read_audio(path)

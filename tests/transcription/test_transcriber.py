@@ -17,7 +17,8 @@ from distilwhisper_lib.data.corpora import load_corpus
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.decoding import transcribe as transcribe_table
 from distilwhisper_lib.gates.recorder import GateRecorder
-from distilwhisper_lib.speech.audio import read_audio, samples_of
+from distilwhisper_lib.speech.arrays import samples_of
+from distilwhisper_lib.speech.audio import read_audio
 from distilwhisper_lib.transcription import recordings
 from distilwhisper_lib.transcription import transcriber as module
 from distilwhisper_lib.transcription.command import main
