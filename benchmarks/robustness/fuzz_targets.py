@@ -62,11 +62,33 @@ RUN = "js-ca-s77-e3ebbf23"
 
 @cache
 def recording(form: str) -> bytes:
-    """Half a second of a tone as a file of a format."""
+    """Half a second of a tone as a file of a format; "joined ..." is two such files end to end."""
+    if form.startswith("joined "):
+        return 2 * recording(form.removeprefix("joined "))
     tone = 0.3 * np.sin(np.arange(12_000) / 9)
+    if form in PHONES:
+        return of_a_phone(form, tone)
     buffer = io.BytesIO()
     name, coding = {"opus": ("OGG", "OPUS"), "vorbis": ("OGG", "VORBIS")}.get(form, (form, None))
     soundfile.write(buffer, tone, 24_000, format=name, subtype=coding)
+    return buffer.getvalue()
+
+
+# What PyAV reads: the container and the codec of each.
+PHONES = {"m4a": ("mp4", "aac"), "3gp": ("3gp", "aac"), "webm": ("webm", "libopus")}
+
+
+def of_a_phone(form: str, tone: np.ndarray) -> bytes:
+    import av
+
+    container, codec = PHONES[form]
+    buffer, rate = io.BytesIO(), 24_000
+    with av.open(buffer, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate)
+        frame = av.AudioFrame.from_ndarray(tone[None].astype(np.float32), "fltp", "mono")
+        frame.sample_rate = rate
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
     return buffer.getvalue()
 
 
@@ -94,9 +116,13 @@ def own_folder(form: str) -> Files:
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    text = table.to_csv(index=False) if form == "csv" else lines
-    memory = json.dumps({"0.wav/1/1": [0.5, None, ""]}).encode()
-    files = {f"speech/metadata.{form}": text.encode(), f"speech/{MEMORY}": memory}
+    text = lines if form == "jsonl" else table.to_csv(index=False, sep=";,"[form == "csv"])
+    memory = json.dumps({"0.wav/1/1": [0.5, None, "", []]}).encode()
+    if form == "spreadsheet":
+        sheet = {"speech/metadata.csv": f"sep=;\r\n{text}".encode("utf-16")}
+    else:
+        sheet = {f"speech/metadata.{form}": text.encode()}
+    files = sheet | {f"speech/{MEMORY}": memory}
     return files | {f"speech/{i}.wav": recording("wav") for i in range(3)}
 
 
@@ -364,10 +390,28 @@ TARGETS: dict[str, Target] = {
             lambda form=form: {f"a.{form}": recording(form)},
             lambda folder, form=form: read_recording(folder / f"a.{form}"),
         )
-        for form in ("wav", "flac", "mp3", "vorbis", "opus", "aiff", "w64", "caf", "au")
+        for form in (
+            "wav",
+            "flac",
+            "mp3",
+            "vorbis",
+            "opus",
+            "aiff",
+            "w64",
+            "caf",
+            "au",
+            *PHONES,
+            "joined wav",
+            "joined mp3",
+            "joined opus",
+            "joined flac",
+        )
     },
     "common voice": Target(common_voice, lambda folder: read_corpus("common_voice", folder)),
     "folder csv": Target(lambda: own_folder("csv"), lambda f: read_corpus("folder/speech", f)),
+    "folder spreadsheet": Target(
+        lambda: own_folder("spreadsheet"), lambda f: read_corpus("folder/speech", f)
+    ),
     "folder jsonl": Target(lambda: own_folder("jsonl"), lambda f: read_corpus("folder/speech", f)),
     "fleurs parquet": Target(fleurs_parquet, lambda folder: read_corpus("fleurs", folder)),
     "fleurs index": Target(fleurs_index, lambda folder: read_corpus("fleurs", folder)),
