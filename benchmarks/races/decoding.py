@@ -125,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(
                 f"{form:<5} here {found['here']:.2f} ms, child {found['child']:.2f} ms a clip, "
                 f"child / here {found['child'] / found['here']:.2f}; CPU {cpu_here:.2f} and "
-                f"{cpu_child:.2f} ms, here / libsndfile alone {counting(paths):.2f}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+                f"{cpu_child:.2f} ms, here / libsndfile alone {counting(paths):.2f}, "
+                f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
             )
     return 0
 
