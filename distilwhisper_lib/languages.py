@@ -8,8 +8,12 @@ the others; Common Voice calls most of them as Whisper does, and its folders dec
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from functools import cache
+
+import langcodes
+from langcodes.tag_parser import LanguageTagError
 
 from distilwhisper_lib.errors import UserError
 
@@ -83,6 +87,11 @@ _FLEURS = {
 # Of Whisper's other languages: Chinese, Cantonese, Japanese, Lao, Khmer, Burmese, Tibetan.
 _UNSPACED = {"zh", "yue", "ja", "lo", "km", "my", "bo"}
 
+# What BCP 47 calls languages that Whisper has under another code.
+_WHISPERS = {"nb": "no", "fil": "tl", "jv": "jw"}
+
+_SHORT, _LONGEST = 3, 40  # letters of a code, which is like many others; of a name
+
 # Whisper accepts these other names for languages of the table.
 ALIASES = {"valencian": "ca", "flemish": "nl", "moldavian": "ro", "moldovan": "ro"}
 
@@ -98,18 +107,31 @@ def find_language(name_or_code: str) -> Language:
     """The language known under this name or code, in any case.
 
     Accepts the codes, English names and aliases of every language that Whisper knows (``"ca"``,
-    ``"Catalan"``, ``"Valencian"``, ``"eu"``) and the FLEURS codes of those that FLEURS has
-    (``"ca_es"``). Raises `UserError` with examples.
+    ``"Catalan"``, ``"Valencian"``, ``"eu"``), the FLEURS codes of those that FLEURS has
+    (``"ca_es"``), and tags of BCP 47 and codes of ISO 639 (``"pt-BR"``, ``"nb"``, ``"iw"``,
+    ``"deu"``, ``"cmn"``). Raises `UserError` with near names or examples.
     """
     key = name_or_code.strip().lower() if isinstance(name_or_code, str) else None
-    known = _BY_ANY_NAME.get(key) or (key and _others().get(key))
+    known = _BY_ANY_NAME.get(key) or (key and (_others().get(key) or _by_tag(key)))
     if not known:
-        examples = ", ".join(f"{language.code} ({language.name})" for language in _ALL)
+        names = {*_BY_ANY_NAME, *_others()} if key and len(key) > _SHORT else ()
+        near = difflib.get_close_matches((key or "")[:_LONGEST], names)
+        examples = ", ".join(near or (f"{language.code} ({language.name})" for language in _ALL))
         raise UserError(
             f"Unknown language {name_or_code!r}: give the code or English name of a language that "
             f"Whisper knows, such as {examples}."
         )
     return known
+
+
+def _by_tag(tag: str) -> Language | None:
+    """The language that a tag of BCP 47 or a code of ISO 639 means, its region and script aside."""
+    try:
+        meant = langcodes.Language.get(langcodes.standardize_tag(tag, macro=True)).language
+    except LanguageTagError:
+        return None
+    code = _WHISPERS.get(meant, meant)
+    return LANGUAGES.get(code) or _others().get(code)
 
 
 @cache

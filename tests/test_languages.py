@@ -45,6 +45,31 @@ def test_any_case_name_code_alias_and_fleurs_code(given):
     assert find_language(given) is LANGUAGES["ca"]
 
 
+@pytest.mark.parametrize(
+    ("tag", "code"),
+    [
+        ("ca-ES", "ca"), ("ca-valencia", "ca"), ("pt-BR", "pt"), ("pt_PT", "pt"), ("zh-CN", "zh"),
+        ("zh-Hant-TW", "zh"), ("zh-yue", "yue"), ("nb", "no"), ("nb-NO", "no"), ("nn", "nn"),
+        ("jv", "jw"), ("fil", "tl"), ("fil-PH", "tl"), ("iw", "he"), ("in", "id"), ("cmn", "zh"),
+        ("cat", "ca"), ("deu", "de"), ("ger", "de"), ("ces", "cs"), ("cze", "cs"), ("arb", "ar"),
+        ("swh", "sw"), ("prs", "fa"), ("sr-Latn-RS", "sr"), ("es-419", "es"), ("EN-us", "en"),
+    ],
+)  # fmt: skip
+def test_tags_of_bcp_47_and_codes_of_iso_639(tag, code):
+    assert find_language(tag).code == code
+
+
+@pytest.mark.parametrize("unknown", ["ast", "wuu", "und", "x-private", "en--", "日本語", "a" * 300])
+def test_a_tag_of_no_language_of_whisper_is_one_sentence(unknown):
+    with pytest.raises(UserError, match="Unknown language '.*': give the code or English name of"):
+        find_language(unknown)
+
+
+def test_a_misspelt_name_is_told_with_those_that_are_near():
+    with pytest.raises(UserError, match="such as catalan"):
+        find_language("Catlan")
+
+
 def test_unspaced_languages_are_headlined_by_characters():
     assert find_language("thai").headline == "cer"
     assert find_language("tamil").headline == "wer"

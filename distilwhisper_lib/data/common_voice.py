@@ -86,35 +86,53 @@ def open_common_voice(rest: str, language: str, split: str, data_dir: str) -> Co
 def find_release(data_dir: Path, code: str, release: str = "") -> Path:
     """The folder of one language: ``common_voice/<code>``, or ``<code>`` in a cv-corpus-* folder.
 
-    The latter may lie in `data_dir`, in ``data_dir/common_voice`` or in the former. Raises
-    `UserError`, saying how to get one, when there is none, and when there are several.
+    The latter may lie in `data_dir`, in ``data_dir/common_voice`` or in the former. `release` is
+    ``<release>``, ``<locale>`` or ``<release>/<locale>``, the locale one of those that a language
+    is split into, such as zh-TW. Raises `UserError`, saying how to get one, when there is none, and
+    when there are several.
     """
-    if release and (Path(release).name != release or release in (".", "..")):
-        raise UserError(f"Release {release!r} is not the name of a folder: write for example "
-                        "'common_voice/cv-corpus-13.0-2023-03-09'.")  # fmt: skip
+    release, locale = _release_and_locale(release, code)
     root = data_dir / FOLDER
     places = [data_dir, root, root / code]
     releases = sorted(found for place in places for found in place.glob(release or _RELEASES))
     parents = releases if release else [root, root / code, *releases]
     # Of some languages the folder also names the country, such as sv-SE.
-    folders = [p for parent in parents for p in (parent / code, *sorted(parent.glob(f"{code}-*")))]
+    patterns = [locale] if locale else [code, f"{code}-*"]
+    folders = [p for parent in parents for name in patterns for p in sorted(parent.glob(name))]
     found = [p for p in folders if any((p / table).is_file() for table in TABLES.values())]
     # A delta release has validated clips only, and may lie beside the whole one.
     found = [p for p in found if any((p / TABLES[s]).is_file() for s in _SPLITS)] or found
     if not found:
         wanted = f"release {release} of Common Voice" if release else "Common Voice"
         raise UserError(
-            f"There is no {wanted} for {code!r} in {root}: get the language's archive from {SITE} "
-            "(it left the Hugging Face hub in October 2025) and unpack it there with "
+            f"There is no {wanted} for {locale or code!r} in {root}: get the language's archive "
+            f"from {SITE} (it left the Hugging Face hub in October 2025) and unpack it there with "
             "distilwhisper_lib.data.common_voice.unpack_common_voice."
         )
     if len(found) > 1:
         listed = ", ".join(str(path.relative_to(data_dir)) for path in found)
+        of_one = len({path.parent for path in found}) == 1
+        example = found[-1].name if of_one else "cv-corpus-13.0-2023-03-09"
         raise UserError(
             f"There are several releases of Common Voice for {code!r}, {listed}: name one, as in "
-            "'common_voice/cv-corpus-13.0-2023-03-09'."
+            f"'common_voice/{example}'."
         )
     return found[0]
+
+
+def _release_and_locale(given: str, code: str) -> tuple[str, str]:
+    """What the rest of a corpus's name says: a release, a locale of the language, or both."""
+    release, slash, locale = given.partition("/")
+    if not slash and release.startswith(f"{code}-"):
+        release, locale = "", release
+    names = [name for name in (release, locale) if name]
+    odd = any(Path(name).name != name or name in (".", "..") for name in names)
+    if odd or (slash and not locale.startswith(f"{code}-")):
+        raise UserError(
+            f"Release {given!r} is not the name of a folder: write for example "
+            f"'common_voice/cv-corpus-13.0-2023-03-09', or 'common_voice/{code}-XX' for a locale."
+        )
+    return release, locale
 
 
 def _read_table(

@@ -44,7 +44,7 @@ __all__ = [
 # language, split and data folder.
 READERS: dict[str, Callable[[str, str, str, str], Corpus]] = {
     "folder": open_folder,  # folder/<subfolder of data_dir>
-    "common_voice": open_common_voice,  # common_voice[/<release>]
+    "common_voice": open_common_voice,  # common_voice[/<release>][/<locale>]
     "fleurs": open_fleurs,  # fleurs[/<text field>][@<revision>]
 }
 

@@ -179,9 +179,13 @@ def load_data(config: RunConfig) -> RunData:
 
     Left out are clips over the window, broken recordings of corpora that have such, and, where a
     transcript has to be learnt, those too long for the decoder. A corpus with fewer clips than
-    asked for gives all that it has; tables and reports say so. Raises UserError when a corpus or
-    a recording that must be readable is not, and when a part is empty.
+    asked for gives all that it has; tables and reports say so. Raises UserError when the run's
+    models cannot do what it asks, before anything is read, when a corpus or a recording that must
+    be readable is not, and when a part is empty.
     """
+    from distilwhisper_lib.model.checkpoint import check_models  # seconds, with transformers
+
+    check_models(config)
     wanted = {
         "train": (config.in_domain, "train", config.train_size),
         "validation": (config.in_domain, "validation", config.validation_size),

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.losses.chunked import States
 from distilwhisper_lib.losses.divergences import divergence
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
@@ -49,17 +48,6 @@ class TeacherSource(NamedTuple):
     about: dict[str, str]  # the record's: name and hash of its weights
     config: PretrainedConfig
     load: Callable[[], Teacher]
-
-
-def check_pair(teacher: PretrainedConfig, student: PretrainedConfig) -> None:
-    """Raise UserError unless both speak the same vocabulary and hear the same mel bins."""
-    for name in ("vocab_size", "num_mel_bins", "max_source_positions"):
-        theirs, mine = getattr(teacher, name), getattr(student, name)
-        if mine != theirs:
-            raise UserError(
-                f"the teacher has {name} {theirs}, the student {mine}: distil between Whispers "
-                "that share tokenizer and features (large-v2, not large-v3, for whisper-small)"
-            )
 
 
 @torch.no_grad()

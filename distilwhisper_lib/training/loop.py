@@ -32,7 +32,8 @@ from distilwhisper_lib.gates.recorder import PROMPT_TOKENS
 from distilwhisper_lib.hardware import best_device, peak_memory, precision_here
 from distilwhisper_lib.io.files import alone, flush_to_disk, write_atomic
 from distilwhisper_lib.losses.targets import StoredTargets, stored_targets
-from distilwhisper_lib.losses.teacher import Teacher, TeacherSource, check_pair
+from distilwhisper_lib.losses.teacher import Teacher, TeacherSource
+from distilwhisper_lib.model.checkpoint import check_pair
 from distilwhisper_lib.model.hub import Source, loading
 from distilwhisper_lib.model.loading import (
     load_student,

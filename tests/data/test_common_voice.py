@@ -123,6 +123,24 @@ def test_the_release_s_folder_decides_what_a_language_is_called(tmp_path, folder
     assert len(table) == 3 and set(table["language"]) == {"sv"}
 
 
+def test_of_the_three_chinese_locales_one_is_named(tmp_path):
+    version = tmp_path / "common_voice" / "cv-corpus-13.0"
+    for clips, locale in enumerate(("zh-CN", "zh-HK", "zh-TW"), start=2):
+        release(version / locale, three_tables(clips))
+    several = r"several releases .*/zh-CN, .*/zh-HK, .*zh-TW: name one, as in 'common_voice/zh-TW'"
+    with pytest.raises(UserError, match=several):
+        open_corpus("common_voice", "zh-TW", "train", tmp_path)
+    for name, clips in (
+        ("common_voice/zh-CN", 2), ("common_voice/zh-HK", 3), ("common_voice/zh-TW", 4),
+        ("common_voice/cv-corpus-13.0/zh-TW", 4),
+    ):  # fmt: skip
+        table = open_corpus(name, "zh", "train", tmp_path).table
+        assert len(table) == clips and set(table["language"]) == {"zh"}
+    for name in ("common_voice/zh-SG", "common_voice/cv-corpus-13.0/zh-SG"):
+        with pytest.raises(UserError, match="Common Voice for 'zh-SG' in"):
+            open_corpus(name, "zh", "train", tmp_path)
+
+
 def test_no_release_and_two_releases(tmp_path):
     with pytest.raises(UserError, match=r"no Common Voice for 'ca' .*mozilladatacollective.*Octob"):
         read(tmp_path)
