@@ -28,7 +28,9 @@ class Stream(NamedTuple):
 
 
 def streams(data: Bytes, kind: str) -> list[Stream]:
-    """The streams of a whole file of libsndfile's format ``kind``; one where there is no counting.
+    """The streams of a whole file of a ``kind``; one where there is no counting.
+
+    ``kind`` is libsndfile's format, or FFmpeg's demuxer (in small letters) for what FFmpeg reads.
 
     A ``fault`` is a promise of the container that the file does not keep.
     """
@@ -36,7 +38,7 @@ def streams(data: Bytes, kind: str) -> list[Stream]:
     return (list(count(data)) if count else []) or [Stream(0, len(data))]
 
 
-# WAV, AIFF, AU: chunks that say how long they are -------------------------------------------
+# WAV, AIFF, AU, W64, CAF, MPEG-4: chunks that say how long they are ---------------------------
 
 
 def _chunked(data: Bytes, order: str, sound: bytes) -> Iterator[Stream]:
@@ -54,14 +56,19 @@ def _chunked(data: Bytes, order: str, sound: bytes) -> Iterator[Stream]:
 
 def _one_form(data: Bytes, first: int, order: str, sound: bytes) -> tuple[Stream, int]:
     place, start = first + 12, data[first : first + 4]
+    large = 0
     while place + 8 <= len(data):
         name = data[place : place + 4]
         if name == start:  # another file, whatever this one's first line says
             break
         (size,) = struct.unpack_from(f"{order}I", data, place + 4)
+        if name == b"ds64" and place + 24 <= len(data):  # RF64: the sound's size, in 64 bits
+            (large,) = struct.unpack_from("<Q", data, place + 16)
+        if name == sound and size == 0xFFFFFFFF and 0 < large < 1 << 63:
+            size = large
         end = place + 8 + size
         # Who writes to a pipe cannot come back and fill in the size.
-        piped = not size or size in _PIPED
+        piped = not size or size in _PIPED and size != large
         if name == sound and (piped or end > len(data) + _SLACK):
             fault = None if piped else _short(size, len(data) - place - 8)
             return Stream(first, len(data), fault=fault), len(data)
@@ -74,27 +81,89 @@ _PIPED = range(0x7FFF0000, 0x100000000)
 _SLACK = 1024  # bytes that careless programs miscount: less than a frame of codecs
 
 
-def _short(promised: int, there: int) -> str:
-    return f"{there} of {promised} bytes of sound are there"
+def _short(promised: int, there: int, what: str = " of sound") -> str:
+    return f"{there} of {promised} bytes{what} are there"
 
 
-def _au(data: Bytes) -> Iterator[Stream]:
-    offset, size = struct.unpack_from(">II", data, 4) if len(data) >= 12 else (0, 0)
-    there = len(data) - offset
-    cut = size not in _PIPED and there + _SLACK < size
-    yield Stream(0, len(data), fault=_short(size, there) if cut else None)
+def _sized(
+    data: Bytes, mark: bytes, length: Callable[[Bytes, int], int | None], at: int = 0
+) -> Iterator[Stream]:
+    """Files with ``mark`` at their byte ``at`` that are ``length(data, first)`` bytes long.
+
+    None is a length that nobody told: to the end. What follows a file is another if it has the
+    mark, and else a tail that is no sound.
+    """
+    first = 0
+    while True:
+        size = length(data, first)
+        there = len(data) - first
+        if size is None or size > there:
+            cut = size is not None and size > there + _SLACK
+            yield Stream(first, len(data), fault=_short(size, there, "") if cut else None)
+            return
+        last = first + size
+        again = size > 0 and data[last + at : last + at + len(mark)] == mark
+        yield Stream(first, last if again else len(data))
+        if not again:
+            return
+        first = last
 
 
-# FLAC: a marker, then a block of 34 bytes ---------------------------------------------------
+def _au_length(data: Bytes, first: int) -> int | None:
+    offset, size = struct.unpack_from(">II", data, first + 4) if len(data) - first >= 12 else (0, 0)
+    return None if size in _PIPED else offset + size
 
-_FLAC = b"fLaC\x00\x00\x00\x22"
+
+def _w64_length(data: Bytes, first: int) -> int | None:
+    """After a name of 16 bytes; what a pipe was given is not told."""
+    (size,) = struct.unpack_from("<Q", data, first + 16) if len(data) - first >= 24 else (0,)
+    return size if 0 < size < 1 << 63 else None
 
 
-def _flac(data: Bytes) -> Iterator[Stream]:
-    first, later = 0, data.find(_FLAC, max(data.find(_FLAC), 0) + 1)
+def _caf_length(data: Bytes, first: int) -> int | None:
+    """Chunks of a name and 64 bits; those of a sound whose size was never filled in have -1."""
+    place = first + 8
+    while place + 12 <= len(data) and data[place : place + 4] != b"caff":
+        (size,) = struct.unpack_from(">q", data, place + 4)
+        if size < 0:
+            return None
+        if place + 12 + size > len(data) and data[place : place + 4] != b"data":
+            break  # a tail
+        place += 12 + size
+    return place - first
+
+
+def _mov_length(data: Bytes, first: int) -> int | None:
+    """Boxes of 32 bits and a name, or of 64 bits behind it; the one of size 0 is the last."""
+    place = first
+    while place + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, place)
+        if name == b"ftyp" and place > first:
+            break
+        if size == 1 and place + 16 <= len(data):
+            (size,) = struct.unpack_from(">Q", data, place + 8)
+        if size < 8:  # to the end, or no box
+            return None
+        if place + size > len(data) and name not in (b"mdat", b"moov", b"moof"):
+            break  # a tail
+        place += size
+    return place - first
+
+
+# Files that begin with a mark which nothing else has -----------------------------------------
+
+_MARKS = {
+    "FLAC": b"fLaC\x00\x00\x00\x22",  # and a block of 34 bytes
+    "amr": b"#!AMR",
+    "asf": b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c",
+}
+
+
+def _marked(data: Bytes, mark: bytes) -> Iterator[Stream]:
+    first, later = 0, data.find(mark, max(data.find(mark), 0) + 1)
     while later > 0:
         yield Stream(first, later)
-        first, later = later, data.find(_FLAC, later + 1)
+        first, later = later, data.find(mark, later + 1)
     yield Stream(first, len(data))
 
 
@@ -238,8 +307,15 @@ _COUNTS: dict[str, Callable[[Bytes], Iterator[Stream]]] = {
     "WAV": lambda data: _chunked(data, "<", b"data"),
     "WAVEX": lambda data: _chunked(data, "<", b"data"),
     "AIFF": lambda data: _chunked(data, ">", b"SSND"),
-    "AU": _au,
-    "FLAC": _flac,
+    "RF64": lambda data: _chunked(data, "<", b"data"),
+    "AU": lambda data: _sized(data, b".snd", _au_length),
+    "W64": lambda data: _sized(data, b"riff", _w64_length),
+    "CAF": lambda data: _sized(data, b"caff", _caf_length),
+    "caf": lambda data: _sized(data, b"caff", _caf_length),
+    "mov": lambda data: _sized(data, b"ftyp", _mov_length, at=4),
+    "FLAC": lambda data: _marked(data, _MARKS["FLAC"]),
+    "amr": lambda data: _marked(data, _MARKS["amr"]),
+    "asf": lambda data: _marked(data, _MARKS["asf"]),
     "OGG": _ogg,
     "MP3": _mp3,
 }

@@ -70,7 +70,10 @@ def _held(source: Source, info: Any) -> Header:
         if fault := next((stream.fault for stream in found if stream.fault), None):
             raise cut_short(source, fault)
         if len(found) > 1 or not _agrees(found[0], info.frames):
-            return _in_parts(source, [_part(data, stream) for stream in found])
+            try:
+                return _in_parts(source, [_part(data, stream) for stream in found])
+            except READ_ERRORS as error:  # what follows the first file is broken
+                raise unreadable(source, error) from error
     exact_seek = (info.format, info.subtype) in _EXACT_SEEK
     return Header(info.frames, info.samplerate, info.channels, exact_seek)
 
@@ -122,6 +125,15 @@ def _foreign(source: Source, error: Exception) -> Header:
     if kind is None:
         raise unreadable(source, error) from error
     demuxer, called = kind
+    with _whole(source) as data:
+        found = containers.streams(data, demuxer)
+    if found[-1].fault:
+        raise cut_short(source, found[-1].fault)
+    if len(found) > 1:  # FFmpeg would play the first
+        raise UserError(
+            f"{name_of(source)} is {len(found)} files of {called} joined end to end, of which only "
+            "the first can be read: split it."
+        )
     if not ffmpeg.has_decoder():
         raise UserError(
             f"{name_of(source)} is {called} by its content, which takes PyAV to read: "

@@ -42,7 +42,8 @@ def encoded(samples: np.ndarray, kind: str, subtype: str | None = None, rate=SAM
 
 KINDS = [
     ("WAV", "PCM_16"), ("WAVEX", "PCM_24"), ("AIFF", "PCM_16"), ("FLAC", "PCM_16"),
-    ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"),
+    ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("RF64", "PCM_16"),
+    ("W64", "PCM_16"), ("CAF", "PCM_16"), ("AU", "PCM_16"),
 ]  # fmt: skip
 
 
@@ -84,6 +85,19 @@ def test_joined_recordings_of_two_rates_are_refused():
     told = "joins a recording of 16000 Hz and 1 channels with one of 8000 Hz and 1 channels: split"
     with pytest.raises(UserError, match=told):
         listen(data)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "W64", "OGG", "MP3"])
+def test_a_joined_file_that_is_broken_is_refused_in_a_sentence(kind):
+    data = encoded(tone(), kind)
+    broken = {
+        "WAV": data[:8] + b"WAVExxxx" + data[16:],
+        "W64": data[:40] + bytes(16) + data[56:],
+        "OGG": data[:30] + bytes(20) + data[50:],
+        "MP3": b"ID3\x04\0\0\0\0\0\x05xxxxx" + data[:4] + bytes(len(data) - 4),
+    }[kind]
+    with pytest.raises(UserError, match=r"in memory (cannot be read|is cut short)"):
+        listen(data + broken)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +143,7 @@ def test_mpeg_frames_are_counted_at_any_rate(rate, channels):
 # Cut short ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "subtype"), [*KINDS, ("AU", "PCM_16")])
+@pytest.mark.parametrize(("kind", "subtype"), KINDS)
 def test_half_of_a_file_is_an_error(kind, subtype):
     data = encoded(tone(4.0) + np.random.default_rng(0).normal(0, 0.01, 64_000), kind, subtype)
     with pytest.raises(UserError, match=r"cut short|cannot be read"):
@@ -237,6 +251,30 @@ def test_a_part_of_such_a_file_is_an_error_or_is_read_to_the_end_that_it_tells(n
     data = (RECORDINGS / name).read_bytes()
     with pytest.raises(UserError, match=r"cut short|cannot be read"):
         listen(data[: round(len(data) * share)])
+
+
+@pytest.mark.parametrize("name", ["phone.m4a", "voice.3gp"])
+def test_joined_recordings_of_which_ffmpeg_would_play_the_first_are_refused(name):
+    data = (RECORDINGS / name).read_bytes()
+    with pytest.raises(UserError, match="is 3 files of MPEG-4 .* joined end to end.*: split it"):
+        listen(data * 3)
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 500, b"TAGsome title" + bytes(115), b"xyz"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_tail_of_such_a_file_is_no_recording(name, tail):
+    data = (RECORDINGS / name).read_bytes()
+    assert listen(data + tail).seconds == listen(data).seconds
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "amr", "asf"])
+def test_files_that_begin_with_a_mark_are_counted(kind):
+    data = containers._MARKS[kind] + bytes(100)
+    assert [s[:2] for s in containers.streams(2 * data, kind)] == [
+        (0, len(data)),
+        (len(data), 2 * len(data)),
+    ]
+    assert len(containers.streams(data, kind)) == 1
 
 
 @pytest.mark.parametrize(
