@@ -398,6 +398,7 @@ TARGETS: dict[str, Target] = {
             "opus",
             "aiff",
             "w64",
+            "rf64",
             "caf",
             "au",
             *PHONES,
@@ -405,6 +406,8 @@ TARGETS: dict[str, Target] = {
             "joined mp3",
             "joined opus",
             "joined flac",
+            "joined w64",
+            "joined webm",
         )
     },
     "common voice": Target(common_voice, lambda folder: read_corpus("common_voice", folder)),
