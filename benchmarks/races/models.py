@@ -61,6 +61,8 @@ class Numbers:
     def get_vocab(self) -> dict[str, int]:
         return SPECIAL
 
+    get_added_vocab = get_vocab
+
 
 PROCESSOR = SimpleNamespace(feature_extractor=WhisperFeatureExtractor(), tokenizer=Numbers())
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from distilwhisper_lib.data.clips import (
@@ -85,7 +86,7 @@ def _clean(corpus: Corpus, keep_notes: bool) -> Corpus:
             dropped.append(Dropped(id_, NO_TEXT if empty else NOTE, ": ".join(told)))
         elif what:
             changed.append(Changed(id_, what, before, after, where))
-    table = table.assign(text=texts)[keep].reset_index(drop=True)
+    table = table.assign(text=texts)[np.array(keep, dtype=bool)].reset_index(drop=True)
     return replace(corpus, table=table, dropped=dropped, changed=changed)
 
 

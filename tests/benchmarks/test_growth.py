@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,7 +49,10 @@ def corpora(tmp_path_factory):
 def test_data_preparation_holds_rows_and_no_audio(corpora, monkeypatch):
     """Notebook 01's path: archive, parquet, four tables decoded, hashed and reported."""
     config, student = growth._config, locate("embedded/student")
-    monkeypatch.setattr(growth, "_config", lambda clips: config(clips, student))
+    teacher = locate("embedded/teacher")
+    monkeypatch.setattr(
+        growth, "_config", lambda clips: replace(config(clips, student), teacher=teacher)
+    )
     peaks = {}
     for clips in (10, FEW, MANY):  # the first pays for what is imported
         monkeypatch.chdir(corpora / str(clips))
