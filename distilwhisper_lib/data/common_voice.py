@@ -8,6 +8,7 @@ reported rather than refused.
 
 from __future__ import annotations
 
+import glob
 import gzip
 import importlib
 import math
@@ -97,7 +98,7 @@ def find_release(data_dir: Path, code: str, release: str = "") -> Path:
     releases = sorted(found for place in places for found in place.glob(release or _RELEASES))
     parents = releases if release else [root, root / code, *releases]
     # Of some languages the folder also names the country, such as sv-SE.
-    patterns = [locale] if locale else [code, f"{code}-*"]
+    patterns = [glob.escape(locale)] if locale else [code, f"{code}-*"]
     folders = [p for parent in parents for name in patterns for p in sorted(parent.glob(name))]
     found = [p for p in folders if any((p / table).is_file() for table in TABLES.values())]
     # A delta release has validated clips only, and may lie beside the whole one.

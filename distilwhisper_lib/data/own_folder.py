@@ -6,7 +6,6 @@ folder can mend it, so nothing is left out silently: every mistake is an error w
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -35,8 +34,8 @@ from distilwhisper_lib.speech.guarded import header_seconds
 _NEEDED = ("file_name", "text", "language", "split")
 # What a user takes for a recording, readable or not.
 RECORDINGS = {
-    ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg",
-    ".opus", ".w64", ".wav", ".webm", ".wma",
+    ".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga",
+    ".ogg", ".opus", ".w64", ".wav", ".webm", ".wma",
 }  # fmt: skip
 # Of a corpus, and the words for them in sheets, in any case.
 SPLITS = {
@@ -223,14 +222,14 @@ class _Files:
         return alike[0] if len(alike) == 1 else self.folder / name.replace("\\", "/")
 
     def near(self, name: str) -> str | None:
-        """The name of a recording that `name` may stand for, if one is like it."""
-        known = {_plain(str(p.relative_to(self.folder))): p for (p, *_) in self._known.values()}
-        stems = {os.path.splitext(key)[0]: key for key in known}
+        """The recording that has this name but for its suffix, if there is one."""
         wanted = _plain(name)
-        if key := stems.get(wanted) or stems.get(os.path.splitext(wanted)[0]):
-            return str(known[key].relative_to(self.folder))
-        close = difflib.get_close_matches(wanted[:_LONGEST], known, n=1, cutoff=0.8)
-        return str(known[close[0]].relative_to(self.folder)) if close else None
+        found = self._by_stem.get(wanted) or self._by_stem.get(os.path.splitext(wanted)[0])
+        return found and str(found.relative_to(self.folder))
+
+    @cached_property
+    def _by_stem(self) -> dict[str, Path]:
+        return {os.path.splitext(name)[0]: paths[0] for name, paths in self._known.items()}
 
     @cached_property
     def _known(self) -> dict[str, list[Path]]:

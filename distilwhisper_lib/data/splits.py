@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,7 +19,7 @@ from distilwhisper_lib.data.subsets import (
     read_subset,
     take_usable,
 )
-from distilwhisper_lib.errors import UserError, reason
+from distilwhisper_lib.errors import UserError
 
 PROMPT = 4  # start, language, task, no-timestamps; the end token takes the place of the start
 _AT_ONCE = 500  # texts: a tokenizer remembers several kilobytes of each
@@ -64,27 +62,13 @@ class LabelLimit:
 
 def label_limit(config: RunConfig) -> LabelLimit:
     """The limit of the model that a run trains; `UserError` when it cannot be found."""
+    from distilwhisper_lib.model.checkpoint import Source, read_fields  # seconds: transformers
+
     source, revision = locate(config.student), config.student_revision
+    fields = read_fields(Source(source, {"revision": revision}))
     return LabelLimit(
-        _settings(source, revision).get("max_target_positions", 448),
-        lambda: _load_tokenizer(source, revision),
+        fields.get("max_target_positions", 448), lambda: _load_tokenizer(source, revision)
     )
-
-
-def _settings(source: str, revision: str) -> dict[str, Any]:
-    """A model's config.json, without transformers: that takes seconds to import."""
-    path = Path(source) / "config.json"
-    try:
-        if not path.parent.is_dir():
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(source, "config.json", revision=revision))
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Model {source!r} has no readable config.json ({reason(error)}): check the name, the "
-            "revision and the network."
-        ) from error
 
 
 def _load_tokenizer(source: str, revision: str) -> Any:
@@ -183,7 +167,7 @@ def load_data(config: RunConfig) -> RunData:
     models cannot do what it asks, before anything is read, when a corpus or a recording that must
     be readable is not, and when a part is empty.
     """
-    from distilwhisper_lib.model.checkpoint import check_models  # seconds, with transformers
+    from distilwhisper_lib.model.checkpoint import check_models  # seconds: transformers
 
     check_models(config)
     wanted = {

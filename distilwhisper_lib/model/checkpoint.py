@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from distilwhisper_lib.config.settings import DISTILLED, RunConfig
 from distilwhisper_lib.errors import UserError, reason
+from distilwhisper_lib.model import authors
 from distilwhisper_lib.model.hub import NotThere, Source
 from distilwhisper_lib.model.layers import DistilWhisperConfig
 from distilwhisper_lib.model.loading import shorten_config
@@ -33,7 +35,7 @@ def check_models(config: RunConfig) -> None:
     for role in ("student", "teacher") if with_teacher else ("student",):
         name, revision = getattr(config, role), getattr(config, f"{role}_revision")
         source = Source(name, {"revision": revision})
-        fields[role] = _json(source, "config.json")
+        fields[role] = read_fields(source)
         check_language(fields[role], _generation(source), config.language, f"{role} {name!r}")
         for names in _PROCESSOR:
             source.find(names, f"the {role} needs it; copy it from the Whisper it stems from")
@@ -53,23 +55,16 @@ def check_language(
     ``fields``: its config.json; ``generation``: its generation_config.json, empty without one;
     ``model``: how the message calls it.
     """
-    tokens = generation.get("lang_to_id")
-    english = not tokens and fields.get("vocab_size") == ENGLISH_ONLY
+    english = not generation.get("lang_to_id") and fields.get("vocab_size") == ENGLISH_ONLY
     if english or generation.get("is_multilingual") is False:
         raise UserError(
             f"the {model} is an English-only Whisper, without tokens for languages: take the "
             "multilingual one of its size, such as 'openai/whisper-small'"
         )
-    if not tokens:
-        raise UserError(
-            f"the {model} has no lang_to_id in a generation_config.json, so the token of language "
-            f"{code!r} is unknown: give it that file of the Whisper it stems from"
-        )
-    if f"<|{code}|>" not in tokens:
-        raise UserError(
-            f"the {model} has no token for language {code!r} among its {len(tokens)}: take a "
-            "Whisper that knows it (Cantonese, 'yue': large-v3 and what stems from it)"
-        )
+    try:
+        authors.language_token(SimpleNamespace(**generation), code)
+    except UserError as error:
+        raise UserError(f"the {model} cannot be used: {error}") from None
 
 
 def check_pair(teacher: PretrainedConfig, student: PretrainedConfig) -> None:
@@ -83,7 +78,8 @@ def check_pair(teacher: PretrainedConfig, student: PretrainedConfig) -> None:
             )
 
 
-def _json(source: Source, name: str) -> dict[str, Any]:
+def read_fields(source: Source, name: str = "config.json") -> dict[str, Any]:
+    """One of a checkpoint's JSON files; UserError when it is missing or unreadable."""
     try:
         path = source.find([name], "check the name, the revision and the network")
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -98,6 +94,6 @@ def _json(source: Source, name: str) -> dict[str, Any]:
 
 def _generation(source: Source) -> dict[str, Any]:
     try:
-        return _json(source, "generation_config.json")
+        return read_fields(source, "generation_config.json")
     except NotThere:
         return {}

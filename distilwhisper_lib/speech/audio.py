@@ -3,8 +3,8 @@
 Whatever libsndfile reads is accepted (WAV, FLAC, MP3, Ogg Vorbis, Ogg Opus, ...), and with PyAV at
 hand what phones and browsers record (ffmpeg.py). Size, length, channels and sample rate are checked
 from the header before anything is decoded, and decoding goes block by block, so a hostile or
-mistaken file costs an error and not the memory. Files that lie end to end in one are all read, and
-what a container promises (containers.py) is decoded or is an error: nothing is lost without a word.
+mistaken file costs an error and not the memory. What a container promises is decoded or is an
+error, and of the containers that containers.py goes through, joined files are all read or refused.
 """
 
 from __future__ import annotations
@@ -129,12 +129,12 @@ def listen(source: Readable, far: float = math.inf) -> Heard:
     header = header_of(source)
     if header.seconds > far:
         return Heard(header.seconds, False, ())
-    frames, loudest = 0, 0.0
-    for block in decode_blocks(source, header, 0, header.frames):
+    frames, loudest, channel = 0, 0.0, _channel(source, header)
+    for block in decode_blocks(source, header, channel, 0, header.frames):
         frames += len(block)
         loudest = max(loudest, float(np.abs(block).max()))
     notes = [FFMPEG_READ] * bool(header.demuxer) + [JOINED] * (len(header.parts) > 1)
-    notes += [LOUDER] * (_channel(source, header) is not None)
+    notes += [LOUDER] * (channel is not None)
     return Heard(frames / header.rate, loudest < SILENCE, tuple(notes))
 
 
@@ -161,7 +161,8 @@ def decode(source: Source, header: Header, first: int = 0, last: int | None = No
     # Never filled up: soxr rounds the length, and lossy files may hold less than they say.
     samples = np.empty(math.ceil(count * SAMPLE_RATE / header.rate) + 1, dtype=np.float32)
     filled = 0
-    for block in _resample(decode_blocks(source, header, first, count), header.rate):
+    blocks = decode_blocks(source, header, _channel(source, header), first, count)
+    for block in _resample(blocks, header.rate):
         if filled + len(block) > len(samples):  # an FFmpeg container counts roughly
             room = np.empty(len(samples) + len(block), dtype=np.float32)
             samples = np.concatenate([samples[:filled], room])
@@ -170,9 +171,14 @@ def decode(source: Source, header: Header, first: int = 0, last: int | None = No
     return samples[:filled]
 
 
-def decode_blocks(source: Source, header: Header, first: int, count: int) -> Iterator[np.ndarray]:
-    """`count` frames from `first` on as blocks of float32 (frames,), or an error if some lack."""
-    decoded, channel = 0, _channel(source, header)
+def decode_blocks(
+    source: Source, header: Header, channel: int | None, first: int, count: int
+) -> Iterator[np.ndarray]:
+    """`count` frames from `first` on as blocks of float32 (frames,), or an error if some lack.
+
+    ``channel``: the one that is heard, None for the mean of all.
+    """
+    decoded = 0
     for block in _blocks(source, header, first, count):
         if not np.isfinite(block).all():
             raise UserError(f"{name_of(source)} holds NaN or infinite samples: export it again.")
@@ -193,7 +199,7 @@ def _channel(source: Source, header: Header) -> int | None:
     return _remembered(str(source), header, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=2**17)  # a training reads each file of a corpus again in every epoch
 def _remembered(path: str, header: Header, *_: int) -> int | None:
     return _louder(Path(path), header)
 
@@ -216,6 +222,8 @@ def _blocks(source: Source, header: Header, first: int, count: int) -> Iterator[
             return
         for part in header.parts or (stream_of(source),):
             yield from _read_blocks(io.BytesIO(part) if header.parts else part, first, count)
+    except UserError:  # which is a ValueError, as some of PyAV's are
+        raise
     except broken as error:
         raise unreadable(source, error) from error
 

@@ -12,8 +12,6 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from distilwhisper_lib.errors import UserError
-
 Bytes = bytes | mmap.mmap  # a whole file
 
 
@@ -31,7 +29,6 @@ def streams(data: Bytes, kind: str) -> list[Stream]:
     """The streams of a whole file of a ``kind``; one where there is no counting.
 
     ``kind`` is libsndfile's format, or FFmpeg's demuxer (in small letters) for what FFmpeg reads.
-
     A ``fault`` is a promise of the container that the file does not keep.
     """
     count = _COUNTS.get(kind)
@@ -275,7 +272,7 @@ def _id3(data: Bytes, place: int) -> int:
 
 
 def _next_frame(data: Bytes, place: int) -> int:
-    """The next place with two frames in a row, or a tag: tags at the end and noise lie between."""
+    """The next place with two frames in a row: tags at the end and noise lie between."""
     while (place := data.find(b"\xff", place)) >= 0:
         frame = _frame(data, place)
         if frame and _frame(data, place + frame.length):
@@ -288,12 +285,9 @@ def with_length(data: bytes, frames: int) -> bytes:
     """An MP3 behind a length header that tells its frames (samples): else only what a guess from
     its first bit rate gives is decoded."""
     place = _id3(data, 0)
-    frame = _frame(data, place)
-    if frame is None:
+    if _frame(data, place) is None:
         place = _next_frame(data, place)
-        frame = _frame(data, place)
-    if frame is None:
-        raise UserError("no MPEG frame")
+    frame = _frame(data, place)
     head = bytearray(data[place : place + 4])
     head[1] |= 1  # no checksum
     head[2] = head[2] & 0x0C | 9 << 4  # a bit rate with room for it, no padding

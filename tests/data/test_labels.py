@@ -55,7 +55,7 @@ def test_the_limit_is_the_student_s(tmp_path):
     other = resolve("clsr", "demo", "ca", 1, {"student": str(tmp_path)})
     assert label_limit(other).limit == 448
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="has no readable config.json"):
+    with pytest.raises(UserError, match="config.json of .* cannot be read"):
         label_limit(other)
-    with pytest.raises(UserError, match="'nobody/nothing' has no readable config.json"):
+    with pytest.raises(UserError, match="config.json .*'nobody/nothing'"):
         label_limit(resolve("clsr", "demo", "ca", 1, {"student": "nobody/nothing"}))

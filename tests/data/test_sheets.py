@@ -146,9 +146,7 @@ def test_of_two_files_that_differ_in_case_alone_none_is_guessed(tmp_path):
         read_folder(tmp_path, "ca", "train")
 
 
-@pytest.mark.parametrize(
-    ("written", "near"), [("a.mp3", "a.wav"), ("a", "a.wav"), ("intervew-1.wav", "interview-1.wav")]
-)
+@pytest.mark.parametrize(("written", "near"), [("a.mp3", "a.wav"), ("A", "a.wav")])
 def test_a_missing_file_is_told_with_the_one_it_may_be(tmp_path, written, near):
     sheet(recorded(tmp_path, near), f"{written},hola,ca,train")
     with pytest.raises(UserError, match=rf"does not exist; is it '{near}'\? Correct file_name"):

@@ -38,12 +38,20 @@ def refused(config, monkeypatch, message: str) -> None:
 @pytest.mark.parametrize(
     ("file", "fields", "message"),
     [
-        ("generation_config.json", {"lang_to_id": {"<|cs|>": 1}}, "no token for language 'ca' amo"),
-        ("generation_config.json", {"lang_to_id": None}, "no lang_to_id in a generation_config"),
+        (
+            "generation_config.json",
+            {"lang_to_id": {"<|cs|>": 1}},
+            "'ca' is not in this model",
+        ),
+        (
+            "generation_config.json",
+            {"lang_to_id": None},
+            "has no lang_to_id: give it the",
+        ),
         (
             "generation_config.json",
             {"lang_to_id": None, "forced_decoder_ids": [[1, 2], [2, 3]]},
-            "no lang_to_id in a generation_config",
+            "has no lang_to_id: give it the",
         ),
         ("generation_config.json", {"is_multilingual": False}, "is an English-only Whisper"),
         ("config.json", None, "no config.json in"),

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.speech import containers, ffmpeg, guarded
+from distilwhisper_lib.speech import audio, containers, ffmpeg, guarded
 from distilwhisper_lib.speech.audio import (
     FFMPEG_READ,
     JOINED,
@@ -229,6 +229,13 @@ def test_phones_and_browsers_are_heard_whatever_the_file_is_called(tmp_path, nam
 
 def loudness(samples: np.ndarray) -> np.ndarray:
     return np.square(samples[: len(samples) // 1600 * 1600].reshape(-1, 1600)).sum(1)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_more_than_a_container_promised_is_capped_while_it_is_decoded(monkeypatch, name):
+    monkeypatch.setattr(audio, "MAX_SECONDS", 0.5)  # of decoding; headers have their own
+    with pytest.raises(UserError, match=r"is longer than 0\.5 s: split it\.$"):
+        listen(RECORDINGS / name)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
