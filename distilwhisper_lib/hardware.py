@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+from functools import cache
 
 import torch
 
@@ -34,6 +36,17 @@ def multiplies_bf16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+@cache
+def profile_here() -> tuple[str, bool]:
+    """The profile of presets.py for this machine, and whether its memory is short for training
+    whisper-small with eight clips of 30 s at once: 12 GiB hold that."""
+    if not torch.cuda.is_available():
+        return "cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 12 * 2**30
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    name = "t4" if memory < 20 else "l4" if memory < 36 else "a100"
+    return name, memory < 12
 
 
 def peak_memory() -> int:

@@ -1,6 +1,7 @@
 """What a batch shows while it runs, and the table of what came of it.
 
-One line for each task that ends; on a terminal also what runs at the moment, below them.
+One line for each task that ends, and while one trains, one for each of its epochs; on a terminal
+also what runs at the moment, below them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import TextIO
 from distilwhisper_lib.batch.task import Outcome, Task
 from distilwhisper_lib.batch.tasks import METHODS
 from distilwhisper_lib.config.settings import METHODS as ORDER
+from distilwhisper_lib.config.settings import PROGRESS
 
 SHOWN = 16  # running tasks that the live table names
 WIDEST = 20  # characters of a heading
+SOON = 90  # seconds that need no word
 
 
 class Progress:
@@ -30,6 +33,7 @@ class Progress:
         self.counts: Counter[str] = Counter()
         self.began = time.monotonic()
         self.starts: dict[str, float] = {}
+        self.epochs: dict[str, str] = {}  # what was last told of a training
         self._footer = 0  # lines of the live table on the screen
         self._lock = threading.Lock()  # a cluster's threads have something to say, too
         self.is_live = self.out.isatty() and os.environ.get("TERM") != "dumb"
@@ -62,15 +66,24 @@ class Progress:
         self.say(line)
 
     def tick(self, running: Collection[Task], waiting: int) -> None:
-        """Draw the live table again."""
+        """Draw the live table again; without a terminal, a line for each epoch that began."""
+        now, trained = time.monotonic(), {task.name: _trained(task) for task in running}
         if not self.is_live:
+            for name, line in trained.items():
+                # Not of what is over in a moment.
+                epoch = line.partition(":")[0]
+                if epoch != self.epochs.get(name, "") and now - self.starts[name] > SOON:
+                    self.epochs[name] = epoch
+                    self.say(f"{name}: {line}")
             return
-        now = time.monotonic()
         told = [f"{len(running)} running", f"{waiting} waiting"]
         told += [f"{number} {status}" for status, number in self.counts.items()]
         lines = [f"-- {_minutes(now - self.began)} min: {', '.join(told)}"]
         for task in list(running)[:SHOWN]:
-            lines.append(f"   {_minutes(now - self.starts[task.name]):>6} min  {task.name}")
+            lines.append(
+                f"   {_minutes(now - self.starts[task.name]):>6} min  {task.name}"
+                f"  {trained[task.name]}".rstrip()
+            )
         if len(running) > SHOWN:
             lines.append(f"   and {len(running) - SHOWN} more")
         columns = os.get_terminal_size(self.out.fileno()).columns
@@ -144,6 +157,16 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.1f}"
+
+
+def _trained(task: Task) -> str:
+    """How far the training of a task is, as its run notes it; "" where none is."""
+    for record in task.records:
+        try:
+            return (Path(record).parent / PROGRESS).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            continue
+    return ""
 
 
 def _relative(path: str) -> str:

@@ -163,9 +163,11 @@ PRESETS: dict[str, Preset] = {
         },
         {"decisive": {"learning_rate": 1e-3}},  # as LoRA
     ),
-    # Own recordings (data/speech, data/speech_ood) with the paper's models: one GPU of 16 GB or
-    # more. Experts are trained by the recipe whose gates decide: on real speech the paper's lose to
-    # LoRA at six times its size (results/README.md). recipe="paper" has the paper's method.
+    # Own recordings (data/speech, data/speech_ood) with the paper's models, a few dozen clips or
+    # thousands. Experts are trained by the recipe whose gates decide: on real speech the paper's
+    # lose to LoRA at six times its size (results/README.md). recipe="paper" has the paper's method.
+    # How much of it: as in "mini", where it was chosen for 200 clips; fewer are gone through again
+    # until there are as many, so that 40 clips make as many steps and are validated as seldom.
     "own": Preset(
         "your recordings in data/speech and data/speech_ood; the paper's models, decisive gates",
         KIT,
@@ -173,8 +175,18 @@ PRESETS: dict[str, Preset] = {
             "in_domain": "folder/speech",
             "out_of_domain": "folder/speech_ood",
             "recipe": "decisive",
+            "hardware": "auto",
+            "epochs": 5,
+            "epoch_clips": 200,
+            "batch_size": 8,
+            "label_smoothing": 0.0,
+            "validation_size": 100,
         },
-        recipes={"decisive": {"learning_rate": 1e-3}},  # where it was chosen: "mini"
+        {
+            "full": {"learning_rate": 2e-5},
+            "lora": {"learning_rate": 1e-3},
+        },
+        {"decisive": {"learning_rate": 1e-3}},
     ),
     # The paper's settings. Everything not named here is a default of RunConfig or a setting of
     # the method (METHOD_SETTINGS). Nobody of this project has run them yet; one GPU of 16 GB or
@@ -206,6 +218,9 @@ PRESETS: dict[str, Preset] = {
 # Sized for whisper-small, 30 s clips and a large-v2 teacher beside it in float32. What a training
 # step of experts keeps was measured on a CPU under bf16 autocast: 0.7 GiB a row, 0.2 GiB with
 # activation checkpointing (a fifth slower). Memory on GPUs is estimated from that, not measured.
+# "auto" is the one that fits the machine at hand, but for what a run id covers: that must not move
+# when a run goes on elsewhere, so rows at once are AUTO's everywhere, and what runs short of memory
+# keeps no activations.
 PROFILES: dict[str, dict[str, Any]] = {
     "none": {},  # as the preset says
     "cpu": {
@@ -240,9 +255,19 @@ def recipe_settings(preset: str, recipe: str) -> dict[str, Any]:
     return {"recipe": recipe} | RECIPES[recipe] | PRESETS[preset].recipes.get(recipe, {})
 
 
+AUTO: dict[str, Any] = {"micro_batch": 8, "precision": "auto"}
+
+
+def _auto() -> dict[str, Any]:
+    from distilwhisper_lib.hardware import profile_here  # seconds: torch
+
+    name, is_short = profile_here()
+    return PROFILES[name] | AUTO | ({"activation_checkpointing": True} if is_short else {})
+
+
 def settings_for(hardware: str, batch_size: int) -> dict[str, Any]:
     """A profile's settings, its micro-batch cut down to one that divides ``batch_size``."""
-    profile = dict(PROFILES[hardware])
+    profile = _auto() if hardware == "auto" else dict(PROFILES[hardware])
     if profile and batch_size > 0:
         limit = min(profile["micro_batch"], batch_size)
         profile["micro_batch"] = next(n for n in range(limit, 0, -1) if batch_size % n == 0)

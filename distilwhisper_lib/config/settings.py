@@ -39,6 +39,7 @@ from distilwhisper_lib.io.checked import one_of
 from distilwhisper_lib.languages import find_language
 
 # What runs leave, and what is published: only `results publish` and `results readme` write there.
+PROGRESS = "progress.txt"  # in a run's folder while it trains: how far it is, for who waits
 OWN_RESULTS, PUBLISHED_RESULTS = Path("outputs/results"), Path("results")
 CAME_WITH_KIT = "came with the kit"  # how published results are marked beside one's own
 
@@ -153,6 +154,9 @@ class RunConfig:
 
     # Optimisation (AdamW, linear decay).
     epochs: int = _setting(10, PAPER)
+    # An epoch goes through fewer training clips as many times as come nearest to this number; 0:
+    # once. So few clips are trained for long enough, and validated as seldom as many are.
+    epoch_clips: int = _setting(0)
     max_steps: int = _setting(-1)  # above 0: stop each stage there, for smoke runs
     learning_rate: float = _setting(1e-4, PAPER)
     batch_size: int = _setting(16, PAPER)  # per optimiser step; accumulated
@@ -172,7 +176,7 @@ class RunConfig:
     # Keep no activations of a layer, run it again in the backward pass: same gradients, less memory
     activation_checkpointing: bool = _setting(False, hashed=False)
     # A profile of presets.py: micro_batch, eval_batch_size, precision, activation_checkpointing.
-    hardware: Literal["none", "cpu", "t4", "l4", "a100"] = _setting("none", hashed=False)
+    hardware: Literal["none", "auto", "cpu", "t4", "l4", "a100"] = _setting("none", hashed=False)
     workers: int = _setting(0, hashed=False)  # processes that read audio
 
     # The method's training as the paper has it, or as gates come to decide: presets.RECIPES, which
@@ -270,7 +274,8 @@ class RunConfig:
 
     def overrides(self) -> dict[str, Any]:
         """The settings in which this run differs from its preset, method and hardware profile."""
-        profile = {} if self.hardware == "none" else {"hardware": self.hardware}
+        usual = PRESETS[self.preset].common.get("hardware", "none")
+        profile = {} if self.hardware == usual else {"hardware": self.hardware}
         if self.recipe != usual_recipe(self.preset, self.method):
             profile["recipe"] = self.recipe
         usual = resolve(self.method, self.preset, self.language, self.seed, profile)
@@ -334,6 +339,10 @@ class RunConfig:
         if self.method not in DISTILLED:
             return None
         return "online" if self.conventions == "authors" else self.teacher_targets
+
+    def passes(self, clips: int) -> int:
+        """How often an epoch goes through a training set of so many clips, see epoch_clips."""
+        return max(1, round(self.epoch_clips / clips))
 
     @property
     def inference_gates(self) -> str:

@@ -70,7 +70,7 @@ _POSITIVE = ("batch_size", "micro_batch", "epochs", "gate_dim", "expert_rank", "
              "clip_norm", "lora_alpha", "max_seconds", "train_size", "validation_size", "test_size",
              "forgetting_clips", "window_seconds")  # fmt: skip
 _NOT_NEGATIVE = ("gate_noise", "weight_decay", "gate_weight", "task_weight", "distil_weight",
-                 "router_epochs", "workers")  # fmt: skip
+                 "router_epochs", "epoch_clips", "workers")  # fmt: skip
 _FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_dropout", "skip",
               "budget", "lora_dropout", "adam_beta1", "adam_beta2",
               "expert_warmup", "straight_through_from")  # fmt: skip

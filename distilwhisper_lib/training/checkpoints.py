@@ -104,6 +104,36 @@ class Clock(TrainerCallback):
         return self.earlier + time.perf_counter() - self.begin
 
 
+class TimeLeft(TrainerCallback):
+    """Says how far a training is: a line after each epoch, and in ``note`` for who waits outside.
+
+    ``name``: of its stage, "" of the only one; ``after``: how many times its own steps come after
+    it. Counts at the pace of this call, validations included; tests, which follow, are not in it.
+    """
+
+    def __init__(self, note: Path, name: str, after: float) -> None:
+        self.note, self.name, self.after = note, name, after
+        self.begin, self.first = time.perf_counter(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.begin, self.first = time.perf_counter(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if ranks.is_first() and state.global_step > self.first:
+            write_atomic(self.note, self._line(state))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if ranks.is_first() and state.global_step > self.first:
+            print(self._line(state), flush=True)
+
+    def _line(self, state: Any) -> str:
+        pace = (time.perf_counter() - self.begin) / (state.global_step - self.first)
+        left = pace * (state.max_steps * (1 + self.after) - state.global_step)
+        minutes = f"about {left / 60:.0f} minutes" if left >= 90 else "a minute or less"
+        epoch = f"epoch {math.ceil(state.epoch)} of {math.ceil(state.num_train_epochs)}"
+        return f"{self.name}{', ' if self.name else ''}{epoch}: {minutes} of training left"
+
+
 class LossWatch(TrainerCallback):
     """Stops before an optimiser step in which a loss is no number, and names its clips.
 

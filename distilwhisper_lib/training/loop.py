@@ -19,6 +19,7 @@ from transformers import AutoConfig, PretrainedConfig, TrainerState, WhisperProc
 
 from distilwhisper_lib import ranks
 from distilwhisper_lib.config.settings import (
+    PROGRESS,
     TRAINED,
     WITH_EXPERTS,
     RunConfig,
@@ -117,6 +118,7 @@ def _train(config: RunConfig, data: RunData) -> Run:
         _save_trained(model, processor, config)
         write_atomic(finished, json.dumps(summary, indent=1))
         shutil.rmtree(checkpoints, ignore_errors=True)
+        (config.output_dir / PROGRESS).unlink(missing_ok=True)
     return Run(config.output_dir, config, model.eval(), processor, models, summary)
 
 

@@ -59,6 +59,18 @@ class Stage:
         return self.run.router_epochs if self.gates_alone else self.run.epochs
 
     @property
+    def title(self) -> str:
+        """What a progress line calls it; "" of all that there is."""
+        return self.name if self.run.router_epochs else ""
+
+    @property
+    def after(self) -> float:
+        """How many times its own steps the stage after it has."""
+        if self.gates_alone or not self.run.router_epochs:
+            return 0.0
+        return 1.0 if self.run.max_steps > 0 else self.run.router_epochs / self.run.epochs
+
+    @property
     def distils(self) -> bool:
         """Whether it learns from the teacher."""
         wanted = self.run.method in DISTILLED

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from distilwhisper_lib import ranks
-from distilwhisper_lib.config.settings import WITH_EXPERTS
+from distilwhisper_lib.config.settings import PROGRESS, WITH_EXPERTS
 from distilwhisper_lib.data.splits import RunData
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.decoding import transcribe
@@ -55,6 +56,7 @@ from distilwhisper_lib.training.checkpoints import (
     Clock,
     LogAtEpochEnd,
     LossWatch,
+    TimeLeft,
     checkpoint_path,
     keep_only,
     kept,
@@ -328,13 +330,15 @@ def make_trainer(
     read = None
     if isinstance(teacher, StoredTargets):
         read, teacher = teacher.read, teacher.teacher()
+    time_left = TimeLeft(config.output_dir / PROGRESS, stage.title, stage.after)
+    train = pd.concat([data.train] * config.passes(len(data.train)))
     return DistilTrainer(
         model=model,
-        args=training_arguments(stage, len(data.train)),
-        train_dataset=SpeechDataset(data.train, read),
+        args=training_arguments(stage, len(train)),
+        train_dataset=SpeechDataset(train, read),
         eval_dataset=SpeechDataset(data.validation),
         data_collator=partial(_with_ids, collator),
-        callbacks=[LogAtEpochEnd(), clock],
+        callbacks=[LogAtEpochEnd(), clock, time_left],
         stage=stage,
         data=data,
         processor=processor,

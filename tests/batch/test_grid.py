@@ -505,6 +505,32 @@ def test_a_terminal_shows_what_runs_below_the_lines(kit, monkeypatch):
     assert "\x1b[2F\x1b[J[1/2] done     03_lora_baseline-ca-s77  3.0 s\n" in drawn
 
 
+def test_a_batch_tells_how_far_its_trainings_are(kit, monkeypatch):
+    (task,) = expand(kit, methods=["lora"], tables=False)
+    note = Path(task.records[0]).parent / "progress.txt"
+    note.parent.mkdir(parents=True)
+    progress = Progress([task], out := io.StringIO())
+    progress.started(task)
+    progress.tick([task], 0)
+    note.write_text("epoch 1 of 5: about 9 minutes of training left")
+    progress.tick([task], 0)
+    assert out.getvalue() == ""  # it began a moment ago
+    progress.starts[task.name] -= 100
+    for line in ("epoch 1 of 5: about 8", "epoch 2 of 5: about 7", "epoch 2 of 5: about 6"):
+        note.write_text(f"{line} minutes of training left")
+        progress.tick([task], 0)
+    assert out.getvalue().splitlines() == [
+        f"{task.name}: epoch {line} minutes of training left"
+        for line in ("1 of 5: about 8", "2 of 5: about 7")
+    ]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("os.get_terminal_size", lambda number: os.terminal_size((99, 9)))
+    live = Progress([task], out := Terminal())
+    live.started(task)
+    live.tick([task], 0)
+    assert out.getvalue().endswith("-ca-s77  epoch 2 of 5: about 6 minutes of training left\n")
+
+
 def test_the_table_has_a_block_for_each_study_and_no_cell_without_a_word(kit):
     text = (
         "methods: [lora]\nlanguages: [ca, cs]\nstudies: [{}, {seeds: [1], overrides: {epochs: 1}}]"

@@ -7,10 +7,11 @@ import html
 import json
 import re
 import shlex
+from types import SimpleNamespace
 
 import pytest
 
-from distilwhisper_lib import PACKAGE, UserError, resolve
+from distilwhisper_lib import PACKAGE, UserError, hardware, resolve
 from distilwhisper_lib.config.presets import (
     CODE,
     KIT,
@@ -99,11 +100,44 @@ def test_a_recipe_leaves_methods_without_experts_alone():
         assert named == plain
 
 
+# What preset "own" set when the ids below were given.
+OWN_AT_FIRST = {
+    "hardware": "none", "epochs": 10, "epoch_clips": 0, "batch_size": 16, "label_smoothing": 0.1,
+    "validation_size": 1000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gpu", "memory", "eval_batch", "checkpointing"),
+    [(False, 6, 8, True), (False, 24, 8, False), (True, 8, 16, True), (True, 15.6, 16, True),
+     (True, 22.5, 32, False), (True, 79, 64, False)],
+)  # fmt: skip
+def test_auto_fits_the_machine_and_leaves_the_run_id(
+    gpu, memory, eval_batch, checkpointing, monkeypatch
+):
+    usual = resolve("clsr", "own", "ca").run_id
+    device = SimpleNamespace(total_memory=memory * 2**30)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: device)
+    monkeypatch.setattr("os.sysconf", lambda name: memory * 2**30 if "PHYS" in name else 1)
+    hardware.profile_here.cache_clear()
+    try:
+        config = resolve("clsr", "own", "ca")
+        half = resolve("clsr", "own", "ca", overrides={"batch_size": 12})
+    finally:
+        hardware.profile_here.cache_clear()
+    assert (config.hardware, config.micro_batch, config.precision) == ("auto", 8, "auto")
+    assert (config.eval_batch_size, config.activation_checkpointing) == (eval_batch, checkpointing)
+    assert (config.run_id, config.overrides(), half.micro_batch) == (usual, {}, 6)
+
+
 def test_own_recordings_take_the_decisive_recipe_and_can_have_the_papers():
     own, paper = (resolve("clsr", "own", "ca", 77, o) for o in ({}, {"recipe": "paper"}))
     assert (own.expert, own.overrides()) == ("low_rank", {})
     assert (paper.expert, paper.overrides()) == ("ffn", {"recipe": "paper"})
-    assert paper.run_id == "clsr-ca-s77-9493c9c0"
+    assert resolve("clsr", "own", "ca", 77, paper.overrides() | OWN_AT_FIRST).run_id == (
+        "clsr-ca-s77-9493c9c0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +148,12 @@ def test_own_recordings_take_the_decisive_recipe_and_can_have_the_papers():
         ("js-cs-s78-aefad441", "js", "cv10k", {}),
         ("lora-ta-s77-c9077fae", "lora", "cv28k", {"hardware": "t4"}),
         ("kl-sk-s79-f6d2e8f8", "kl", "cv3k", {"conventions": "authors"}),
-        ("full-gl-s77-086d63d8", "full", "own", {"learning_rate": "5e-5", "train_size": 100}),
+        (
+            "full-gl-s77-086d63d8",
+            "full",
+            "own",
+            OWN_AT_FIRST | {"learning_rate": "5e-5", "train_size": 100},
+        ),
         ("zero-shot-th-s77-b264e9b5", "zero_shot", "cv10k", {}),
     ],
 )

@@ -356,6 +356,33 @@ def test_a_token_limit_beyond_the_model_is_refused_before_training(study):
     assert not config.output_dir.exists()
 
 
+def test_few_clips_are_gone_through_again_until_an_epoch_has_its_number(study):
+    config, data = study("clsr", epochs=1, epoch_clips=13, batch_size=4, micro_batch=2)
+    trained = kit.train(config, data)  # 6 clips, twice
+    assert trained.training["steps"] == 3 and trained.training["epochs"] == 1
+    assert [config.passes(clips) for clips in (6, 8, 9, 13, 500)] == [2, 2, 1, 1, 1]
+
+
+def test_a_training_says_after_each_epoch_how_long_it_has_left(study, capsys, monkeypatch):
+    config, data = study("clsr", epochs=2, router_epochs=2, expert_warmup=1.0, batch_size=6)
+    begun = trainer.TimeLeft.on_train_begin
+
+    def ten_minutes_ago(self, *args, **kwargs):
+        begun(self, *args, **kwargs)
+        self.begin -= 600
+
+    monkeypatch.setattr(trainer.TimeLeft, "on_train_begin", ten_minutes_ago)
+    kit.train(config, data)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "left" in line]
+    assert lines == [
+        "experts, epoch 1 of 2: about 30 minutes of training left",
+        "experts, epoch 2 of 2: about 10 minutes of training left",
+        "router, epoch 1 of 2: about 10 minutes of training left",
+        "router, epoch 2 of 2: a minute or less of training left",
+    ]
+    assert not (config.output_dir / "progress.txt").exists()
+
+
 def test_training_time_goes_on_after_an_interruption(tmp_path):
     note = tmp_path / "elapsed.json"
     assert trainer.Clock(note).seconds() < 100
