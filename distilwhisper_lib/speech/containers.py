@@ -22,7 +22,10 @@ class Stream(NamedTuple):
     last: int
     frames: int | None = None  # MP3: samples a channel, the codec's delays among them
     told: bool = True  # whether it has a header that tells its length
-    fault: str | None = None  # what of it is missing
+    fault: str | None = None  # what is wrong with it, as the end of a sentence
+    size_at: int | None = (
+        None  # where, from `first`, a size of its sound stands that was never told
+    )
 
 
 def streams(data: Bytes, kind: str) -> list[Stream]:
@@ -67,10 +70,35 @@ def _one_form(data: Bytes, first: int, order: str, sound: bytes) -> tuple[Stream
         # Who writes to a pipe cannot come back and fill in the size.
         piped = not size or size in _PIPED and size != large
         if name == sound and (piped or end > len(data) + _SLACK):
+            if not size and _goes_on(data, end, order):
+                place = end
+                continue  # it holds nothing
             fault = None if piped else _short(size, len(data) - place - 8)
-            return Stream(first, len(data), fault=fault), len(data)
+            told_not = None if size else place + 4 - first
+            return Stream(first, len(data), fault=fault, size_at=told_not), len(data)
         place = end + size % 2
+        if name == sound and not (_goes_on(data, place, order) or _goes_on(data, end, order)):
+            fault = f"has {len(data) - end} bytes after the {size} of sound that its header tells"
+            return Stream(first, len(data), fault=fault), len(data)
     return Stream(first, min(place, len(data))), min(place, len(data))
+
+
+def _goes_on(data: Bytes, place: int, order: str) -> bool:
+    """Whether a chunk or a file begins here, or nothing is left but what programs leave behind."""
+    rest = len(data) - place
+    if rest <= _SLACK or data[place : place + 4] == data[:4]:
+        return True
+    name, size = struct.unpack_from(f"{order}4sI", data, place)
+    is_chunk = all(0x20 <= byte < 0x7F for byte in name) and size <= rest
+    return is_chunk or not data[place:].strip(b"\0")
+
+
+def with_size(data: bytes, place: int, order: str = "<") -> bytes:
+    """A WAV whose sound goes to its end, told so where its size stands."""
+    told = bytearray(data)
+    struct.pack_into(f"{order}I", told, place, len(data) - place - 4)
+    struct.pack_into(f"{order}I", told, 4, len(data) - 8)
+    return bytes(told)
 
 
 # Sizes that stand for "until the end", as sox, ffmpeg and arecord write them.
@@ -79,7 +107,7 @@ _SLACK = 1024  # bytes that careless programs miscount: less than a frame of cod
 
 
 def _short(promised: int, there: int, what: str = " of sound") -> str:
-    return f"{there} of {promised} bytes{what} are there"
+    return f"is cut short: {there} of {promised} bytes{what} are there"
 
 
 def _sized(
@@ -174,7 +202,7 @@ def _ogg(data: Bytes) -> Iterator[Stream]:
     while place < len(data):
         page = _page(data, place)
         if page is None:
-            fault = "its last page is not whole" if _is_page(data, place) else None
+            fault = "is cut short: its last page is not whole" if _is_page(data, place) else None
             yield Stream(first, len(data), fault=fault)
             return
         begins, end = page

@@ -68,8 +68,8 @@ def _held(source: Source, info: Any) -> Header:
     with _whole(source) as data:
         found = containers.streams(data, info.format)
         if fault := next((stream.fault for stream in found if stream.fault), None):
-            raise cut_short(source, fault)
-        if len(found) > 1 or not _agrees(found[0], info.frames):
+            raise _broken(source, fault)
+        if len(found) > 1 or found[0].size_at or not _agrees(found[0], info.frames):
             try:
                 return _in_parts(source, [_part(data, stream) for stream in found])
             except READ_ERRORS as error:  # what follows the first file is broken
@@ -95,7 +95,7 @@ def _joined_chunks(source: Source) -> Header | None:
         if len(found) == 1:
             return None
         if found[-1].fault:
-            raise cut_short(source, found[-1].fault)
+            raise _broken(source, found[-1].fault)
         try:
             return _in_parts(source, [_part(data, stream) for stream in found])
         except READ_ERRORS:
@@ -113,6 +113,8 @@ def _agrees(stream: containers.Stream, frames: int) -> bool:
 
 def _part(data: containers.Bytes, stream: containers.Stream) -> bytes:
     part = data[stream.first : stream.last]
+    if stream.size_at:
+        return containers.with_size(part, stream.size_at, "<" if part[:4] == b"RIFF" else ">")
     if stream.frames and not _agrees(stream, soundfile.info(io.BytesIO(part)).frames):
         return containers.with_length(part, stream.frames)
     return part
@@ -128,7 +130,7 @@ def _foreign(source: Source, error: Exception) -> Header:
     with _whole(source) as data:
         found = containers.streams(data, demuxer)
     if found[-1].fault:
-        raise cut_short(source, found[-1].fault)
+        raise _broken(source, found[-1].fault)
     if len(found) > 1:  # FFmpeg would play the first
         raise UserError(
             f"{name_of(source)} is {len(found)} files of {called} joined end to end, of which only "
@@ -195,7 +197,11 @@ def _check_caps(source: Source, header: Header) -> None:
 
 
 def cut_short(source: Source, what: str) -> UserError:
-    return UserError(f"{name_of(source)} is cut short: {what}; copy or download it again.")
+    return _broken(source, f"is cut short: {what}")
+
+
+def _broken(source: Source, fault: str) -> UserError:
+    return UserError(f"{name_of(source)} {fault}; copy or download it again.")
 
 
 def unreadable(source: Source, error: Exception) -> UserError:

@@ -162,13 +162,36 @@ def test_what_a_careless_program_miscounts_is_no_loss():
     assert listen(encoded(tone(10.0), "WAV")[:-500]).seconds == pytest.approx(10.0, abs=0.02)
 
 
-@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000])
-def test_a_wav_written_to_a_pipe_goes_to_its_end(size):
-    data = bytearray(encoded(tone(2.0), "WAV"))
+def sized(seconds: float, size: int, after: bytes = b"") -> bytes:
+    """A WAV whose header tells this size of its sound, whatever that is."""
+    data = bytearray(encoded(tone(seconds) + 0.01, "WAV"))
     place = data.index(b"data") + 4
     data[place : place + 4] = struct.pack("<I", size)
-    data[4:8] = struct.pack("<I", size)
-    assert listen(bytes(data)).seconds == 2.0
+    data[4:8] = struct.pack("<I", min(size + 36, 0xFFFFFFFF))
+    return bytes(data) + after
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000])
+def test_a_wav_whose_size_was_never_filled_in_goes_to_its_end(tmp_path, size):
+    data = sized(2.0, size)
+    heard = listen(data)
+    assert heard.seconds == 2.0 and heard.notes == ()
+    (path := tmp_path / "clip.wav").write_bytes(data)
+    expected = read_audio(encoded(tone(2.0) + 0.01, "WAV"))
+    assert np.array_equal(read_audio(path), expected)
+    assert np.array_equal(read_audio(path, 1.0), expected[SAMPLE_RATE:])
+
+
+def test_a_wav_that_holds_no_sound_but_something_else_is_no_recording():
+    with pytest.raises(UserError, match="holds no samples"):
+        listen(sized(0.0, 0, after=b"LIST" + struct.pack("<I", 4000) + b"INFO" + bytes(3996)))
+
+
+@pytest.mark.parametrize("told", [4_096, 4_095, 32_000])
+def test_sound_after_the_end_that_a_wav_tells_is_not_dropped_without_a_word(told):
+    rest = 64_000 - told
+    with pytest.raises(UserError, match=rf"memory has {rest} bytes after the {told} of sound that"):
+        listen(sized(2.0, told))
 
 
 def test_a_long_header_of_a_short_flac_is_found_when_decoded():
