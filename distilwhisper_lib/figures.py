@@ -141,7 +141,7 @@ About = Mapping[str, Any]
 
 def language_name(code: str) -> str:
     try:
-        return find_language(code).name.capitalize()
+        return find_language(code).title
     except UserError:  # in a file of elsewhere
         return code
 

@@ -148,13 +148,13 @@ def study_of(tmp_path, monkeypatch, tiny_model, processor, speech_folder):
         speech_folder("speech", clips=clips)
         speech_folder("ood", splits=("test",))
 
-        def make(method, **overrides):
+        def make(method, language="ca", **overrides):
             settings = dict(
                 student="student", teacher="teacher", in_domain="folder/speech",
                 out_of_domain="folder/ood", data_dir=str(tmp_path), batch_size=2, micro_batch=2,
                 max_new_tokens=6, eval_batch_size=4, gate_dim=8, forgetting="",
             )  # fmt: skip
-            return resolve(method, "demo", "ca", 7, settings | defaults | overrides)
+            return resolve(method, "demo", language, 7, settings | defaults | overrides)
 
         return make
 

@@ -188,8 +188,8 @@ def configured(kind, sigma=(1.0, 1.0), times=1, **overrides):
     if method != "clsr":
         overrides["task_weight"] = 0.5 / sigma[0] ** 2
         overrides["distil_weight"] = times * 0.5 / sigma[1] ** 2
-    usual = {"conventions": "authors", "recipe": "paper"}
-    return resolve(method, "own", "ca", 1, usual | overrides)
+    usual = {"conventions": "authors"}
+    return resolve(method, "cv3k", "ca", 1, usual | overrides)
 
 
 def layers_of(model):

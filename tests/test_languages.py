@@ -59,7 +59,20 @@ def test_tags_of_bcp_47_and_codes_of_iso_639(tag, code):
     assert find_language(tag).code == code
 
 
-@pytest.mark.parametrize("unknown", ["ast", "wuu", "und", "x-private", "en--", "日本語", "a" * 300])
+@pytest.mark.parametrize(
+    ("tag", "code", "fleurs"),
+    [("gn", "gn", None), ("grn", "gn", None), ("gn-PY", "gn", None), ("ast", "ast", "ast_es"),
+     ("lg_ug", "lg", "lg_ug"), ("ckb", "ckb", "ckb_iq"), ("WUU", "wuu", None)],
+)  # fmt: skip
+def test_a_language_that_whisper_does_not_know_goes_by_its_code(tag, code, fleurs):
+    found = find_language(tag)
+    assert (found.code, found.name, found.title, found.fleurs) == (code, code, code, fleurs)
+    assert not found.known and find_language("ca").known
+
+
+@pytest.mark.parametrize(
+    "unknown", ["und", "mul", "zxx", "qaa", "foo", "x-private", "en--", "日本語", "a" * 300]
+)
 def test_a_tag_of_no_language_of_whisper_is_one_sentence(unknown):
     with pytest.raises(UserError, match="Unknown language '.*': give the code or English name of"):
         find_language(unknown)
@@ -106,6 +119,7 @@ def test_fleurs_has_every_language_of_whisper_that_it_has():
     by_code = {name.split("_")[0]: name for name in FLEURS}
     expected = {code: OTHERWISE.get(code, by_code.get(code)) for code in WHISPER}
     assert {code: find_language(code).fleurs for code in WHISPER} == expected
+    assert {find_language(name).fleurs for name in FLEURS} == {*FLEURS}
     assert code_in("fleurs", find_language("Swahili")) == "sw_ke"
     with pytest.raises(UserError, match=r"'fleurs' does not have 'eu' \(basque\): choose another"):
         code_in("fleurs", find_language("basque"))

@@ -89,7 +89,7 @@ NOTEBOOK_OF = {
 # such a run covers nothing else, so that one run serves every training size and setting.
 OF_TESTS = {
     "method", "language", "seed", "in_domain", "out_of_domain", "test_size", "max_seconds",
-    "window_seconds", "max_new_tokens", "keep_notes",
+    "window_seconds", "max_new_tokens", "keep_notes", "speaks_as",
 }  # fmt: skip
 
 # What decides which clips a run reads, beside preset and language.
@@ -149,6 +149,8 @@ class RunConfig:
     test_size: int | None = _setting(None, PAPER)
     max_seconds: float = _setting(30.0)  # Whisper's window; longer clips are left out
     keep_notes: bool = _setting(False)  # also clips whose text is but a note: "[music]"
+    # The language whose token stands in the prompt of a language for which the models have none.
+    speaks_as: str = _setting("")
     # Whole seconds that student and teacher hear at once, not all they can: see model/loading.py.
     window_seconds: int | None = _setting(None)
 
@@ -276,6 +278,8 @@ class RunConfig:
         """The settings in which this run differs from its preset, method and hardware profile."""
         usual = PRESETS[self.preset].common.get("hardware", "none")
         profile = {} if self.hardware == usual else {"hardware": self.hardware}
+        if self.speaks_as:
+            profile["speaks_as"] = self.speaks_as  # without it there is no such run
         if self.recipe != usual_recipe(self.preset, self.method):
             profile["recipe"] = self.recipe
         usual = resolve(self.method, self.preset, self.language, self.seed, profile)
@@ -339,6 +343,16 @@ class RunConfig:
         if self.method not in DISTILLED:
             return None
         return "online" if self.conventions == "authors" else self.teacher_targets
+
+    @property
+    def spoken(self) -> str:
+        """The language whose token stands in the prompt."""
+        return self.speaks_as or self.language
+
+    @property
+    def borrowed(self) -> dict[str, str]:
+        """The run's language and whose token it borrows, where it does."""
+        return {self.language: self.speaks_as} if self.speaks_as else {}
 
     def passes(self, clips: int) -> int:
         """How often an epoch goes through a training set of so many clips, see epoch_clips."""
@@ -424,6 +438,8 @@ def resolve(
                 f"unknown setting {name!r} in overrides: expected one of {', '.join(allowed)}"
             )
     values = {name: coerce(name, value, known[name]) for name, value in settings.items()}
+    if values.get("speaks_as"):
+        values["speaks_as"] = find_language(values["speaks_as"]).code
     config = RunConfig(**identity, **values)
     check_values(config)
     return config

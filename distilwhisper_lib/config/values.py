@@ -12,7 +12,7 @@ from distilwhisper_lib.errors import UserError, reason
 from distilwhisper_lib.io.checked import one_of, shown
 from distilwhisper_lib.io.files import parse_json
 from distilwhisper_lib.io.leaks import refuse_tokens
-from distilwhisper_lib.languages import code_in, find_language
+from distilwhisper_lib.languages import Language, code_in, find_language, unknown_language
 
 
 def parse_overrides(overrides: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -109,6 +109,7 @@ def check_values(config: Any) -> None:
         )
     heard = [find_language(name) for name in config.forgetting.split()]
     own = find_language(config.language)
+    _check_language(own, config.speaks_as)
     for corpus, languages in ((config.in_domain, [own]), (config.out_of_domain, [own, *heard])):
         if re.split("[/@]", corpus)[0] == "fleurs":  # the only one that says what it has
             for language in languages:
@@ -126,4 +127,14 @@ def check_values(config: Any) -> None:
         raise UserError(
             f"batch_size={config.batch_size} is no multiple of micro_batch={config.micro_batch}: "
             "choose a micro_batch that divides it"
+        )
+
+
+def _check_language(own: Language, speaks_as: str) -> None:
+    if not own.known and not speaks_as:
+        raise unknown_language(own.code)
+    if speaks_as == own.code or (speaks_as and not find_language(speaks_as).known):
+        raise UserError(
+            f"setting speaks_as={speaks_as!r} is no language whose token {own.code!r} could "
+            "borrow: expected another one, and one that Whisper knows, such as 'es'"
         )

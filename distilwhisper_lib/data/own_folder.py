@@ -26,7 +26,7 @@ from distilwhisper_lib.data.inspection import MEMORY, RequireWhole
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import sha256_file
 from distilwhisper_lib.io.sheets import Row, read_sheet
-from distilwhisper_lib.languages import find_language
+from distilwhisper_lib.languages import find_language, unknown_language
 from distilwhisper_lib.scoring.text import says_nothing
 from distilwhisper_lib.speech.audio import audio_seconds, check_segment
 from distilwhisper_lib.speech.guarded import header_seconds
@@ -125,7 +125,9 @@ def read_folder(folder: str | Path, language: str, split: str) -> pd.DataFrame:
     rows = _rename_text(path, read_sheet(path, [*_NEEDED, "transcription"]))
     _check_columns(path, rows)
     files = _Files(folder)
-    lines = _each(path, rows, lambda row: _Line(*row, _language(row), _split(row), files.of(row)))
+    lines = _each(
+        path, rows, lambda row: _Line(*row, _language(row, code), _split(row), files.of(row))
+    )
     ids = _ids(path, lines)
     chosen = [
         (line, id_)
@@ -260,8 +262,12 @@ def _check_columns(path: Path, rows: list[Row]) -> None:
             )
 
 
-def _language(row: Row) -> str:
-    return find_language(row[1]["language"]).code
+def _language(row: Row, code: str) -> str:
+    """A row's language; of those that Whisper does not know, only the one that is asked for."""
+    found = find_language(given := row[1]["language"])
+    if not found.known and found.code != code:
+        raise unknown_language(given)
+    return found.code
 
 
 def _split(row: Row) -> str:

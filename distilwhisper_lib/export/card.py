@@ -15,7 +15,7 @@ from distilwhisper_lib import PACKAGE
 from distilwhisper_lib.config.settings import DOMAINS, WITH_EXPERTS, Record
 from distilwhisper_lib.data.splits import PARTS
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.languages import whisper_language
+from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.model.hub import could_be_repository
 
 PAPER = "2311.01070"
@@ -86,6 +86,7 @@ def model_card(
         gates=_GATES[_gates(config)],
         recipe=config.get("recipe", "paper") if config["method"] in WITH_EXPERTS else None,
         base=_base(record),
+        lender=config.get("speaks_as"),
         scores=scores,
         heard=_other_languages(record),
         changes_all=what in _CHANGE_ALL,
@@ -196,7 +197,7 @@ def _other_languages(record: Record) -> list[dict[str, Any]]:
 
 
 def _name(code: str) -> str:
-    return whisper_language(code)[1].capitalize()
+    return find_language(code).title
 
 
 def _cell(text: str) -> str:

@@ -12,7 +12,7 @@ from transformers import WhisperProcessor
 from distilwhisper_lib.config.settings import RunConfig
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.gates.counts import CLASSES, SIDES, token_classes, token_texts
-from distilwhisper_lib.gates.recorder import Hearing, has_gates, hear, prompt_of
+from distilwhisper_lib.gates.recorder import PROMPT_TOKENS, Hearing, has_gates, hear, prompt_of
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 from distilwhisper_lib.speech.features import SpeechDataset
 
@@ -60,7 +60,7 @@ def collect(
         raise UserError("the table holds no clip: expected one or more rows of a corpus table")
     clips, training = SpeechDataset(table), model.training
     if max_new_tokens is None:
-        longest = model.config.max_target_positions - len(prompt_of(""))
+        longest = model.config.max_target_positions - PROMPT_TOKENS
         max_new_tokens = min(RunConfig.max_new_tokens, longest)
     codes, ids = pd.factorize(table["id"])
     parts: list[Columns] = []
@@ -73,7 +73,8 @@ def collect(
             audio = [clip["audio"] for clip in batch]
             heard = hear(model, processor, audio, languages, max_new_tokens)
             for place, language in enumerate(languages):
-                for columns in _both_sides(heard, place, language, processor, vocabulary, padding):
+                prompt = prompt_of(model, language)
+                for columns in _both_sides(heard, place, prompt, processor, vocabulary, padding):
                     clip = np.full(len(columns["gate"]), codes[begin + place], np.int32)
                     parts.append({"clip": clip, **columns})
     finally:
@@ -85,7 +86,7 @@ def collect(
 def _both_sides(
     heard: Hearing,
     place: int,  # in the batch
-    language: str,
+    prompt: list[str],
     processor: WhisperProcessor,
     vocabulary: dict[str, int],  # grows by the tokens met
     padding: bool,
@@ -95,7 +96,7 @@ def _both_sides(
     if padding:
         frames += ["padding"] * (heard.gates["encoder"].shape[2] - filled)
     yield _columns(heard, place, "encoder", frames, [_NO_TOKEN] * len(frames))
-    prompt, tokenizer = prompt_of(language), processor.tokenizer
+    tokenizer = processor.tokenizer
     classes = ["prompt"] * len(prompt) + token_classes(tokenizer, text)
     written = prompt + token_texts(tokenizer, text)
     codes = [vocabulary.setdefault(token, len(vocabulary)) for token in written]

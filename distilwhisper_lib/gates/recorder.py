@@ -149,8 +149,9 @@ def hear(
     return Hearing(texts, gates, audio_positions(processor.feature_extractor, audio), decoded)
 
 
-def prompt_of(language: str) -> list[str]:
+def prompt_of(model: DistilWhisperForConditionalGeneration, language: str) -> list[str]:
     """The decoder's first tokens as they are written."""
+    language = (getattr(model.config, "speaks_as", None) or {}).get(language, language)
     return ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
 
 
@@ -176,7 +177,7 @@ def inspect_clip(
         "reference": row["text"],
         "text": tokenizer.decode(text).strip(),
         "seconds": round(len(audio) / 16_000, 3),
-        "tokens": (prompt_of(language) + token_texts(tokenizer, text))[:said],
+        "tokens": (prompt_of(model, language) + token_texts(tokenizer, text))[:said],
         "token_gates": gates["decoder"][:, 0, :said].int().tolist(),
         "frame_gates": gates["encoder"][:, 0, :heard].int().tolist(),
     }

@@ -61,7 +61,8 @@ def compare_on(
 
     Columns: token, teacher and student (probabilities), KL and JS (nats).
     """
-    batch = Collator(processor)([SpeechDataset(table.head(1))[0]])
+    collator = Collator(processor, speaks_as=getattr(student.config, "speaks_as", None))
+    batch = collator([SpeechDataset(table.head(1))[0]])
     inputs = batch["input_features"], batch["decoder_input_ids"]
     kept = batch["labels"][0] != IGNORE
     labels = batch["labels"][0, kept]

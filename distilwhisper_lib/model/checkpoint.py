@@ -36,7 +36,12 @@ def check_models(config: RunConfig) -> None:
         name, revision = getattr(config, role), getattr(config, f"{role}_revision")
         source = Source(name, {"revision": revision})
         fields[role] = read_fields(source)
-        check_language(fields[role], _generation(source), config.language, f"{role} {name!r}")
+        model = f"{role} {name!r}"
+        check_language(fields[role], generation := _generation(source), config.spoken, model)
+        if config.speaks_as and f"<|{config.language}|>" in generation.get("lang_to_id", {}):
+            raise UserError(
+                f"the {model} has a token of its own for {config.language!r}: leave speaks_as out"
+            )
         for names in _PROCESSOR:
             source.find(names, f"the {role} needs it; copy it from the Whisper it stems from")
     if with_teacher:

@@ -28,6 +28,8 @@ class DistilWhisperConfig(WhisperConfig):
     expert_tokens: dict | None = None
     # Whisper code -> rank, of the languages whose experts are low-rank.
     expert_ranks: dict | None = None
+    # Code of a language without a token -> that whose token it borrows.
+    speaks_as: dict | None = None
     # Which gates are heard where nobody asks for others: "learned", "soft" or "open".
     gate_mode: str = "learned"
     gate_dim: int = 64

@@ -9,6 +9,7 @@ a record tells it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,17 @@ def shorten(model: PreTrainedModel, processor: WhisperProcessor, seconds: int | 
 
 
 def load_model(
-    name: str, revision: str | None = None, window_seconds: int | None = None, **settings: Any
+    name: str,
+    revision: str | None = None,
+    window_seconds: int | None = None,
+    borrowed: Mapping[str, str] | None = None,
+    **settings: Any,
 ) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
     """A Whisper in float32 with its processor, from a hub name, a folder or "embedded/...".
 
     ``revision``: by default the commit at which presets.py takes the model, else its main branch.
-    ``window_seconds``: see loading.py. Other settings go to the model's configuration.
+    ``window_seconds``: see loading.py. ``borrowed``: languages without a token, and whose they
+    borrow. Other settings go to the model's configuration.
     """
     place, revision = locate(name), revision or revision_of(name)
     model = DistilWhisperForConditionalGeneration.from_pretrained(
@@ -70,6 +76,8 @@ def load_model(
     with loading(name):
         processor = WhisperProcessor.from_pretrained(model.source.name, **model.source.options)
     shorten(model, processor, window_seconds)
+    for language, lender in (borrowed or {}).items():
+        model.borrow_token(language, lender)
     return model, processor
 
 
@@ -87,7 +95,7 @@ def load_teacher(config: RunConfig) -> DistilWhisperForConditionalGeneration:
 
 def model_settings(config: RunConfig) -> dict[str, Any]:
     """What of a run's configuration load_model() must know."""
-    names = ("window_seconds", "gate_dim", "gate_dropout", "expert_dropout", "skip")
+    names = ("window_seconds", "borrowed", "gate_dim", "gate_dropout", "expert_dropout", "skip")
     return {name: getattr(config, name) for name in names} | {"gate_mode": config.inference_gates}
 
 

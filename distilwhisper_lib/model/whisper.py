@@ -8,6 +8,8 @@ is stock Whisper bit for bit, and a saved base loads as stock Whisper again.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             RoutedDecoderLayer(config, i) for i in range(config.decoder_layers)
         )
         self.source = Source("")  # what it was loaded from
+        self._unheard: frozenset[str] = frozenset()  # see _asked_for()
         self.post_init()
 
     @classmethod
@@ -172,6 +175,28 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         """The names that a gate_mode gives layers: encoder.1, ..., decoder.1, ..."""
         return [layer.route_name for layer in self.routed_layers()]
 
+    def borrow_token(self, language: str, lender: str) -> None:
+        """Let a language without a token speak under another's: generate() and experts take it.
+
+        generate() then routes by the language that it is asked for, and what is detected is always
+        the ``lender``. In forward() a prompt with the token is the borrower's. Raises UserError
+        where the model has a token of the language's own, or none of the lender's.
+        """
+        (code, _), (theirs, _) = whisper_language(language), whisper_language(lender)
+        known = self.config.speaks_as or {}
+        token = self._language_token(theirs)
+        if known.get(code) == theirs:
+            return
+        tokens = self.generation_config.lang_to_id
+        if f"<|{code}|>" in tokens:
+            owner = f"borrows that of {known[code]!r}" if code in known else "is the model's own"
+            raise UserError(
+                f"language {code!r} cannot speak as {theirs!r}: it has a token here already, which "
+                f"{owner}; leave speaks_as out, or load the model again"
+            )
+        self.generation_config.lang_to_id = tokens | {f"<|{code}|>": token}
+        self.config.speaks_as = known | {code: theirs}
+
     def add_expert(self, language: str, rank: int | None = None) -> str:
         """Give ``language`` (name or code) an expert in every layer; returns its code.
 
@@ -235,11 +260,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         an authors' ``.bin``, and again when that has changed since, which is an error without it.
         All is checked first, and a failed load, a UserError, leaves the model as it was. Experts
         that are to be heard with other gates than 0 or 1 say so: the first one sets
-        config.gate_mode.
+        config.gate_mode. Those of a language without a token bring the one they borrow.
         """
         code, _ = whisper_language(language)
-        if code not in self.languages:
-            self._language_token(code)
         place = self.source if source is None else Source(source)
         if not place.name:
             raise UserError(
@@ -248,6 +271,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         place = Source(place.name, place.options | hub)
         path = experts.up_to_date(experts.find_expert(code, place), convert)
         tensors, about = experts.read_expert(path, code)
+        self._language_token(about.get("speaks_as", code))
         experts.check_expert(self, code, tensors)
         mode = about.get("gate_mode", "learned")
         if mode != self.config.gate_mode and set(self.languages) - {code}:
@@ -255,6 +279,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
                 f"expert file {path} is to be heard with {mode} gates, the experts that are here "
                 f"with {self.config.gate_mode} ones: load them into a model each"
             )
+        if "speaks_as" in about:
+            self.borrow_token(code, about["speaks_as"])
         if convert and path.suffix != ".safetensors":
             experts.convert_expert(path, code)
         if code in self.languages and experts.rank_of(tensors) == self.rank_of(code):
@@ -292,6 +318,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             return experts.write_authors_expert(rounded(gates | whole, dtype), code, folder)
         tensors = rounded(tensors, dtype)
         about = {"base": self.name_or_path, "gate_mode": self.config.gate_mode, **metadata}
+        if lender := (self.config.speaks_as or {}).get(code):
+            about["speaks_as"] = lender
         return experts.write_expert(tensors, code, folder, about)
 
     def _check_authors_can_hear(self, dtype: torch.dtype) -> None:
@@ -339,8 +367,39 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
 
         On the CPU, where the layers look at them: on a GPU each look would wait for the device.
         """
-        index = {token: i for i, token in enumerate((self.config.expert_tokens or {}).values())}
+        index = {
+            token: i
+            for i, (code, token) in enumerate((self.config.expert_tokens or {}).items())
+            if code not in self._unheard
+        }
         return torch.tensor([index.get(token, SHARED) for token in language_ids.tolist()])
+
+    @contextmanager
+    def _asked_for(self, languages: Sequence[str]) -> Iterator[None]:
+        """Where just these codes are asked for: experts of others stay unheard that share a token.
+
+        UserError where two of them share one, which then cannot tell their rows apart.
+        """
+        token = dict(self.config.expert_tokens or {}) | {
+            code: self._language_token(code) for code in languages
+        }
+        owner: dict[int, str] = {}
+        for code in languages:
+            if (other := owner.setdefault(token[code], code)) != code:
+                raise UserError(
+                    f"languages {other!r} and {code!r} speak under one token: transcribe them in "
+                    "calls of their own"
+                )
+        borrowers = self.config.speaks_as or {}
+        self._unheard = frozenset(
+            code
+            for code in self.languages
+            if owner.get(token[code], None if code in borrowers else code) != code
+        )
+        try:
+            yield
+        finally:
+            self._unheard = frozenset()
 
     def expert_ids_of_prompt(self, prompt: Tensor) -> Tensor:
         """Decoder prompts (B, T), "... start language task ...", -> (B,) as expert_ids_of()."""
@@ -363,7 +422,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         """
         codes = [whisper_language(name)[0] for name in languages]
         tokens = torch.tensor([self._language_token(code) for code in codes])
-        return self.model.encoder(input_features, expert_ids=self.expert_ids_of(tokens))
+        with self._asked_for(codes):
+            expert_ids = self.expert_ids_of(tokens)
+        return self.model.encoder(input_features, expert_ids=expert_ids)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Whisper's generate(), with ``language`` (or a list, one a row) by any name or code.
@@ -372,12 +433,16 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         and the row then goes through the expert of what was detected, if there is one. In
         forward(), a prompt without a language takes the shared route.
         """
+        tokens: list[str] = []
         if (given := kwargs.get("language")) is not None:
             config = kwargs.get("generation_config") or self.generation_config
             listed = given if isinstance(given, (list, tuple)) else [given]
-            codes = [_prompt_language(language, config) for language in listed]
-            kwargs["language"] = codes if listed is given else codes[0]
-        return super().generate(*args, **kwargs)
+            tokens = [_prompt_language(language, config) for language in listed]
+            kwargs["language"] = tokens if listed is given else tokens[0]
+        if not self.config.speaks_as:
+            return super().generate(*args, **kwargs)
+        with self._asked_for([token.strip("<|>") for token in tokens]):
+            return super().generate(*args, **kwargs)
 
     def forward(
         self,
@@ -445,9 +510,10 @@ def _prompt_language(language: str, generation_config: GenerationConfig) -> str:
     if language in tokens:
         return language
     code, _ = whisper_language(language)
-    if tokens:
-        authors.language_token(generation_config, code)
-    return code
+    if not tokens:
+        return code
+    authors.language_token(generation_config, code)
+    return f"<|{code}|>"
 
 
 def _read_config(source: Source, optional: bool) -> dict[str, Any]:

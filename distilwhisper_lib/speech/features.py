@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,7 +62,7 @@ class Collator:
 
     conventions "corrected": decoder input start, language, task, no-timestamps, text; the prompt
     carries no label. "authors": the start token stands twice, the language is missing, and the
-    prompt is learned too.
+    prompt is learned too. ``speaks_as``: languages without a token, and whose they borrow.
     """
 
     def __init__(
@@ -70,11 +70,13 @@ class Collator:
         processor: WhisperProcessor,
         conventions: str = "corrected",
         max_length: int = 448,
+        speaks_as: Mapping[str, str] | None = None,
     ) -> None:
         self.extractor = processor.feature_extractor
         self.tokenizer = processor.tokenizer
         self.conventions = conventions
         self.max_length = max_length
+        self.speaks_as = speaks_as or {}
         self._special = frozenset(self.tokenizer.get_added_vocab().values())
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -85,7 +87,7 @@ class Collator:
             "audio_positions": audio_positions(self.extractor, audio),
             "decoder_input_ids": _pad(inputs, self.tokenizer.eos_token_id),
             "labels": _pad(labels, IGNORE),
-            "language_ids": torch.tensor([self._token(f"<|{row['language']}|>") for row in rows]),
+            "language_ids": torch.tensor([self._language(row) for row in rows]),
         }
         for name in rows[0].get("teacher", ()):
             known = [row["teacher"][name] for row in rows]
@@ -108,7 +110,7 @@ class Collator:
             target = [start, task, plain, *text, self.tokenizer.eos_token_id]
             inputs, labels = [start, *target[:-1]], target
         else:
-            prompt = [start, self._token(f"<|{row['language']}|>"), task, plain]
+            prompt = [start, self._language(row), task, plain]
             inputs = [*prompt, *text]
             labels = [IGNORE] * (len(prompt) - 1) + [*text, self.tokenizer.eos_token_id]
         if len(inputs) > self.max_length:
@@ -117,6 +119,16 @@ class Collator:
                 f"{self.max_length}: shorten its text or leave it out"
             )
         return inputs, labels
+
+    def _language(self, row: dict[str, Any]) -> int:
+        code = self.speaks_as.get(row["language"], row["language"])
+        token = self._token(f"<|{code}|>")
+        if token == self.tokenizer.unk_token_id:
+            raise UserError(
+                f"clip {row['id']!r} is in {code!r}, for which this model has no token: take a "
+                "Whisper that knows the language, or lend it one with the setting speaks_as"
+            )
+        return token
 
     def _token(self, token: str) -> int:
         return self.tokenizer.convert_tokens_to_ids(token)

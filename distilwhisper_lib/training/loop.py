@@ -185,7 +185,9 @@ def teacher_of(
     """What a run learns from: stored targets, built if need be, or the teacher itself."""
     if config.targets == "online":
         return source.load()
-    collator = Collator(processor, config.conventions, student.max_target_positions)
+    collator = Collator(
+        processor, config.conventions, student.max_target_positions, config.borrowed
+    )
     data_hash = data.describe()["train"]["sha256"]
     return stored_targets(config, data.train, data_hash, collator, source)
 

@@ -326,7 +326,9 @@ def make_trainer(
     """A trainer over a run's data; a stored teacher's targets come with the rows."""
     config = stage.run
     teacher = teacher if stage.distils else None
-    collator = Collator(processor, config.conventions, model.config.max_target_positions)
+    collator = Collator(
+        processor, config.conventions, model.config.max_target_positions, config.borrowed
+    )
     read = None
     if isinstance(teacher, StoredTargets):
         read, teacher = teacher.read, teacher.teacher()

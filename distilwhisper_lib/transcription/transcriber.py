@@ -162,11 +162,14 @@ class Transcriber:
     def _prepare(self, language: str) -> str:
         """The language's code, after its expert was loaded where there is one to load."""
         code, _ = whisper_language(language)
-        known = getattr(self.model.generation_config, "lang_to_id", None) or {}
-        if known and f"<|{code}|>" not in known:
-            raise UserError(f"this model does not know language {language!r}: it has no token")
         if self.experts is not None and code not in self.model.languages:
             self.model.load_experts(code, self.experts)
+        known = getattr(self.model.generation_config, "lang_to_id", None) or {}
+        if known and f"<|{code}|>" not in known:
+            raise UserError(
+                f"this model does not know language {language!r}: it has no token; name a near "
+                "language, or experts that were trained with speaks_as"
+            )
         return code
 
     # One recording after the other ---------------------------------------------------------

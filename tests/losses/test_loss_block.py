@@ -145,7 +145,7 @@ def test_a_certain_teacher_leaves_no_mass_and_stays_finite(labels):
 @pytest.mark.parametrize("method", ["full", "lora", "clsr"])
 def test_hidden_states_come_without_logits_through_every_wrapper(method, tiny_model, token):
     settings = {"lora_rank": 4, "recipe": "paper"}
-    model = prepare(tiny_model(), resolve(method, "own", "ca", 1, settings))
+    model = prepare(tiny_model(), resolve(method, "cv3k", "ca", 1, settings))
     prompt = [token(f"<|{name}|>") for name in ("startoftranscript", "ca", "transcribe")]
     inputs = {"input_features": draw(0, 1, 80, 300), "decoder_input_ids": torch.tensor([prompt])}
     out = model(**inputs, with_logits=False, output_gates=True)
@@ -157,7 +157,7 @@ def test_hidden_states_come_without_logits_through_every_wrapper(method, tiny_mo
 
 def test_the_tied_head_learns_in_full_fine_tuning(tiny_model, token):
     """Chunked and plain give every weight the same gradient, the embedding both of its halves."""
-    model: nn.Module = prepare(tiny_model(), resolve("full", "own", "ca", 1))
+    model: nn.Module = prepare(tiny_model(), resolve("full", "cv3k", "ca", 1))
     start = token("<|startoftranscript|>")
     inputs = {
         "input_features": draw(0, 2, 80, 300),

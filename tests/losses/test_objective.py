@@ -25,7 +25,7 @@ END = 9
 
 
 def run_of(method="clsr", **overrides):
-    return resolve(method, "own", "ca", 1, {"recipe": "paper"} | overrides)
+    return resolve(method, "cv3k", "ca", 1, overrides)
 
 
 def draw(seed, *shape):
