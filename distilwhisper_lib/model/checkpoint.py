@@ -13,7 +13,7 @@ from distilwhisper_lib.errors import UserError, reason
 from distilwhisper_lib.model import authors
 from distilwhisper_lib.model.hub import NotThere, Source
 from distilwhisper_lib.model.layers import DistilWhisperConfig
-from distilwhisper_lib.model.loading import shorten_config
+from distilwhisper_lib.speech.audio import POSITIONS_PER_SECOND
 
 ENGLISH_ONLY = 51_864  # tokens of a Whisper that has none for languages
 # One of each group must be there: the tokenizer, the features.
@@ -45,6 +45,22 @@ def check_models(config: RunConfig) -> None:
 
 def _shortened(fields: dict[str, Any], config: RunConfig) -> PretrainedConfig:
     return shorten_config(DistilWhisperConfig.from_dict(fields), config.window_seconds)
+
+
+def shorten_config(config: PretrainedConfig, seconds: int | None) -> PretrainedConfig:
+    """Set the positions of a model's configuration to a window; None leaves all of them.
+
+    Raises UserError when the model's own window is shorter.
+    """
+    if seconds is None:
+        return config
+    if seconds * POSITIONS_PER_SECOND > config.max_source_positions:
+        raise UserError(
+            f"window_seconds={seconds} is longer than what the model hears at once, "
+            f"{config.max_source_positions // POSITIONS_PER_SECOND} s: expected that or less"
+        )
+    config.max_source_positions = seconds * POSITIONS_PER_SECOND
+    return config
 
 
 def check_language(

@@ -15,31 +15,15 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, WhisperProcessor
+from transformers import PreTrainedModel, WhisperProcessor
 
 from distilwhisper_lib.config.presets import revision_of
 from distilwhisper_lib.config.settings import WITH_EXPERTS, RunConfig, locate
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.model.checkpoint import shorten_config
 from distilwhisper_lib.model.hub import loading
 from distilwhisper_lib.model.tensors import trained_tensors, weights_hash
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
-from distilwhisper_lib.speech.audio import POSITIONS_PER_SECOND
-
-
-def shorten_config(config: PretrainedConfig, seconds: int | None) -> PretrainedConfig:
-    """Set the positions of a model's configuration to a window; None leaves all of them.
-
-    Raises UserError when the model's own window is shorter.
-    """
-    if seconds is None:
-        return config
-    if seconds * POSITIONS_PER_SECOND > config.max_source_positions:
-        raise UserError(
-            f"window_seconds={seconds} is longer than what the model hears at once, "
-            f"{config.max_source_positions // POSITIONS_PER_SECOND} s: expected that or less"
-        )
-    config.max_source_positions = seconds * POSITIONS_PER_SECOND
-    return config
 
 
 def shorten(model: PreTrainedModel, processor: WhisperProcessor, seconds: int | None) -> None:

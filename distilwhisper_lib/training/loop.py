@@ -34,15 +34,9 @@ from distilwhisper_lib.hardware import best_device, peak_memory, precision_here
 from distilwhisper_lib.io.files import alone, flush_to_disk, write_atomic
 from distilwhisper_lib.losses.targets import StoredTargets, stored_targets
 from distilwhisper_lib.losses.teacher import Teacher, TeacherSource
-from distilwhisper_lib.model.checkpoint import check_pair
+from distilwhisper_lib.model.checkpoint import check_pair, shorten_config
 from distilwhisper_lib.model.hub import Source, loading
-from distilwhisper_lib.model.loading import (
-    load_student,
-    load_teacher,
-    prepare,
-    read_trained,
-    shorten_config,
-)
+from distilwhisper_lib.model.loading import load_student, load_teacher, prepare, read_trained
 from distilwhisper_lib.model.tensors import checkpoint_hash, trained_tensors, weights_hash
 from distilwhisper_lib.speech.features import Collator
 from distilwhisper_lib.training.checkpoints import Clock, last_checkpoint, lighten
