@@ -18,10 +18,10 @@ from torch import nn
 from transformers import PreTrainedModel, WhisperProcessor
 
 from distilwhisper_lib.config.presets import revision_of
-from distilwhisper_lib.config.settings import WITH_EXPERTS, RunConfig, locate
+from distilwhisper_lib.config.settings import WITH_EXPERTS, RunConfig
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.model.checkpoint import shorten_config
-from distilwhisper_lib.model.hub import loading
+from distilwhisper_lib.languages import whisper_language
+from distilwhisper_lib.model.checkpoint import check_model, shorten_config
 from distilwhisper_lib.model.tensors import trained_tensors, weights_hash
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 
@@ -40,19 +40,24 @@ def shorten(model: PreTrainedModel, processor: WhisperProcessor, seconds: int | 
 
 
 def load_model(
-    name: str, revision: str | None = None, window_seconds: int | None = None, **settings: Any
+    name: str,
+    revision: str | None = None,
+    window_seconds: int | None = None,
+    language: str | None = None,
+    **settings: Any,
 ) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
     """A Whisper in float32 with its processor, from a hub name, a folder or "embedded/...".
 
     ``revision``: by default the commit at which presets.py takes the model, else its main branch.
-    ``window_seconds``: see loading.py. Other settings go to the model's configuration.
+    ``window_seconds``: see loading.py. ``language``: one it must have a token for. Other settings
+    go to the model's configuration. Raises UserError, before the weights are read, for what
+    check_model() refuses.
     """
-    place, revision = locate(name), revision or revision_of(name)
+    languages = [] if language is None else [whisper_language(language)[0]]
+    source, _, processor = check_model(name, revision or revision_of(name), languages)
     model = DistilWhisperForConditionalGeneration.from_pretrained(
-        place, revision=revision, dtype=torch.float32, attn_implementation="sdpa", **settings
+        source.name, dtype=torch.float32, attn_implementation="sdpa", **source.options, **settings
     )
-    with loading(name):
-        processor = WhisperProcessor.from_pretrained(model.source.name, **model.source.options)
     shorten(model, processor, window_seconds)
     return model, processor
 
@@ -66,12 +71,14 @@ def load_student(
 
 def load_teacher(config: RunConfig) -> DistilWhisperForConditionalGeneration:
     """The model that a run learns from."""
-    return load_model(config.teacher, config.teacher_revision, config.window_seconds)[0]
+    return load_model(
+        config.teacher, config.teacher_revision, config.window_seconds, config.language
+    )[0]
 
 
 def model_settings(config: RunConfig) -> dict[str, Any]:
     """What of a run's configuration load_model() must know."""
-    names = ("window_seconds", "gate_dim", "gate_dropout", "expert_dropout", "skip")
+    names = ("window_seconds", "language", "gate_dim", "gate_dropout", "expert_dropout", "skip")
     return {name: getattr(config, name) for name in names} | {"gate_mode": config.inference_gates}
 
 

@@ -34,7 +34,7 @@ from distilwhisper_lib.hardware import best_device, peak_memory, precision_here
 from distilwhisper_lib.io.files import alone, flush_to_disk, write_atomic
 from distilwhisper_lib.losses.targets import StoredTargets, stored_targets
 from distilwhisper_lib.losses.teacher import Teacher, TeacherSource
-from distilwhisper_lib.model.checkpoint import check_pair, shorten_config
+from distilwhisper_lib.model.checkpoint import check_models, shorten_config
 from distilwhisper_lib.model.hub import Source, loading
 from distilwhisper_lib.model.loading import load_student, load_teacher, prepare, read_trained
 from distilwhisper_lib.model.tensors import checkpoint_hash, trained_tensors, weights_hash
@@ -64,6 +64,7 @@ def train(config: RunConfig, data: RunData) -> Run:
 
 
 def _train(config: RunConfig, data: RunData) -> Run:
+    check_models(config)
     set_seed(config.seed)  # before any weight is drawn
     base, processor = load_student(config)
     _check_decoding(config, base)
@@ -77,7 +78,6 @@ def _train(config: RunConfig, data: RunData) -> Run:
     source = None
     if config.targets:
         source = find_teacher(config)
-        check_pair(source.config, base.config)
         models["teacher"] = source.about
     clips = claim(config, data)
     finished, checkpoints = config.output_dir / SUMMARY, config.output_dir / "checkpoints"
@@ -186,9 +186,9 @@ def teacher_of(
 
 def build_targets(config: RunConfig, data: RunData) -> None:
     """Work out the teacher targets that a run will read; those that are there are checked."""
+    check_models(config)
     base, processor = load_student(config)
     source = find_teacher(config)
-    check_pair(source.config, base.config)
     teacher_of(config, data, processor, source, base.config)
 
 
