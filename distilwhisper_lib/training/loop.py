@@ -54,8 +54,10 @@ def train(config: RunConfig, data: RunData) -> Run:
 
     A finished run is read back from ``config.output_dir``. Methods that train nothing return the
     model as it was loaded. Of several processes (see ranks.py) all train and the first one writes;
-    UserError when they cannot share a step equally.
+    UserError when they cannot share a step equally, and before anything is written when the run's
+    models cannot do what it asks.
     """
+    check_models(config)
     with at_work(config, "training"):
         ranks.join()
         if config.method in TRAINED:
@@ -64,7 +66,6 @@ def train(config: RunConfig, data: RunData) -> Run:
 
 
 def _train(config: RunConfig, data: RunData) -> Run:
-    check_models(config)
     set_seed(config.seed)  # before any weight is drawn
     base, processor = load_student(config)
     _check_decoding(config, base)
