@@ -83,7 +83,11 @@ def plain_whisper(model: Any, language: str | None = None) -> WhisperForConditio
         plain = WhisperForConditionalGeneration(WhisperConfig.from_dict(fields))
     plain.load_state_dict(state, assign=True)
     plain.tie_weights()
-    plain.generation_config = copy.deepcopy(model.generation_config)
+    plain.generation_config = generation = copy.deepcopy(model.generation_config)
+    for code in getattr(model.config, "speaks_as", None) or {}:  # stock Whisper: as its lender
+        generation.lang_to_id = {
+            k: v for k, v in generation.lang_to_id.items() if k != f"<|{code}|>"
+        }
     return plain.eval()
 
 

@@ -101,18 +101,29 @@ def our_config(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in renamed.items() if name not in unused}
 
 
+def language_tokens(generation_config: Any) -> dict[str, int]:
+    """The ids of the tokens of a model's languages; UserError when it has or knows none."""
+    if getattr(generation_config, "is_multilingual", None) is False:
+        raise UserError(
+            "this is an English-only Whisper, without tokens for languages: take the "
+            "multilingual one of its size, such as 'openai/whisper-small'"
+        )
+    if tokens := getattr(generation_config, "lang_to_id", None):
+        return tokens
+    raise UserError(
+        "the tokens of this model's languages are unknown, because its generation_config has no "
+        "lang_to_id and no tokenizer tells them: give it the generation_config.json of the "
+        "Whisper it stems from"
+    )
+
+
 def language_token(generation_config: Any, code: str) -> int:
     """The id of a language's token, from ``generation_config.lang_to_id``."""
-    tokens = getattr(generation_config, "lang_to_id", None)
-    if tokens is None:
-        raise UserError(
-            f"the token of language {code!r} is unknown, because this model's generation_config "
-            "has no lang_to_id: give it the generation_config.json of the Whisper it stems from"
-        )
+    tokens = language_tokens(generation_config)
     if f"<|{code}|>" not in tokens:
         raise UserError(
             f"language {code!r} is not in this model's generation_config.lang_to_id: "
-            "use a multilingual Whisper that knows it"
+            "use a multilingual Whisper that knows it, or lend it a token with speaks_as"
         )
     return tokens[f"<|{code}|>"]
 

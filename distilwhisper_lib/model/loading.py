@@ -16,31 +16,15 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, WhisperProcessor
+from transformers import PreTrainedModel, WhisperProcessor
 
 from distilwhisper_lib.config.presets import revision_of
-from distilwhisper_lib.config.settings import WITH_EXPERTS, RunConfig, locate
+from distilwhisper_lib.config.settings import WITH_EXPERTS, RunConfig
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.model.hub import loading
+from distilwhisper_lib.languages import whisper_language
+from distilwhisper_lib.model.checkpoint import check_model, shorten_config
 from distilwhisper_lib.model.tensors import trained_tensors, weights_hash
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
-from distilwhisper_lib.speech.audio import POSITIONS_PER_SECOND
-
-
-def shorten_config(config: PretrainedConfig, seconds: int | None) -> PretrainedConfig:
-    """Set the positions of a model's configuration to a window; None leaves all of them.
-
-    Raises UserError when the model's own window is shorter.
-    """
-    if seconds is None:
-        return config
-    if seconds * POSITIONS_PER_SECOND > config.max_source_positions:
-        raise UserError(
-            f"window_seconds={seconds} is longer than what the model hears at once, "
-            f"{config.max_source_positions // POSITIONS_PER_SECOND} s: expected that or less"
-        )
-    config.max_source_positions = seconds * POSITIONS_PER_SECOND
-    return config
 
 
 def shorten(model: PreTrainedModel, processor: WhisperProcessor, seconds: int | None) -> None:
@@ -60,21 +44,22 @@ def load_model(
     name: str,
     revision: str | None = None,
     window_seconds: int | None = None,
+    language: str | None = None,
     borrowed: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
     """A Whisper in float32 with its processor, from a hub name, a folder or "embedded/...".
 
     ``revision``: by default the commit at which presets.py takes the model, else its main branch.
-    ``window_seconds``: see loading.py. ``borrowed``: languages without a token, and whose they
-    borrow. Other settings go to the model's configuration.
+    ``window_seconds``: see loading.py. ``language``: one it must have a token for. ``borrowed``:
+    languages without a token, and whose they borrow. Other settings go to the model's
+    configuration. Raises UserError, before the weights are read, for what check_model() refuses.
     """
-    place, revision = locate(name), revision or revision_of(name)
+    languages = [] if language is None else [whisper_language(language)[0]]
+    source, _, processor = check_model(name, revision or revision_of(name), languages)
     model = DistilWhisperForConditionalGeneration.from_pretrained(
-        place, revision=revision, dtype=torch.float32, attn_implementation="sdpa", **settings
+        source.name, dtype=torch.float32, attn_implementation="sdpa", **source.options, **settings
     )
-    with loading(name):
-        processor = WhisperProcessor.from_pretrained(model.source.name, **model.source.options)
     shorten(model, processor, window_seconds)
     for language, lender in (borrowed or {}).items():
         model.borrow_token(language, lender)
@@ -90,13 +75,16 @@ def load_student(
 
 def load_teacher(config: RunConfig) -> DistilWhisperForConditionalGeneration:
     """The model that a run learns from."""
-    return load_model(config.teacher, config.teacher_revision, config.window_seconds)[0]
+    return load_model(
+        config.teacher, config.teacher_revision, config.window_seconds, config.spoken
+    )[0]
 
 
 def model_settings(config: RunConfig) -> dict[str, Any]:
     """What of a run's configuration load_model() must know."""
     names = ("window_seconds", "borrowed", "gate_dim", "gate_dropout", "expert_dropout", "skip")
-    return {name: getattr(config, name) for name in names} | {"gate_mode": config.inference_gates}
+    modes = {"gate_mode": config.inference_gates, "language": config.spoken}
+    return {name: getattr(config, name) for name in names} | modes
 
 
 def prepare(model: DistilWhisperForConditionalGeneration, config: RunConfig) -> nn.Module:

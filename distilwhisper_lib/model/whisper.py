@@ -36,6 +36,7 @@ from distilwhisper_lib.model.clsr import (
     GateTrace,
     check_gate_mode,
 )
+from distilwhisper_lib.model.generation import complete
 from distilwhisper_lib.model.hub import OPTIONS, Source, loading
 from distilwhisper_lib.model.layers import (
     DistilWhisperConfig,
@@ -127,7 +128,10 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
                     fields |= {key: kwargs.pop(key) for key in own}
                     kwargs["config"] = DistilWhisperConfig.from_dict(fields)
                 model = super().from_pretrained(source.name or name, *args, **kwargs)
-        (model[0] if isinstance(model, tuple) else model).source = source
+        loaded = model[0] if isinstance(model, tuple) else model
+        loaded.source = source
+        if source.name:
+            complete(loaded.generation_config, loaded.config, source)
         return model
 
     @classmethod
@@ -140,8 +144,10 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         names again in save_pretrained.
         """
         state, languages = authors.read_base(source)
-        generation_config = authors.read_generation_config(source)
         config = copy.deepcopy(kwargs.pop("config", None)) or DistilWhisperConfig.from_dict(fields)
+        generation_config = authors.read_generation_config(source)
+        generation_config = generation_config or GenerationConfig.from_model_config(config)
+        complete(generation_config, config, source)
         tokens = {code: authors.language_token(generation_config, code) for code in languages}
         config.expert_tokens = tokens or None
         elsewhere = {"use_safetensors", "variant", "weights_only", "output_loading_info", *OPTIONS}
@@ -155,7 +161,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
             **{key: value for key, value in kwargs.items() if key not in elsewhere},
         )
         authors.check_complete(info, source.name)
-        model.generation_config = generation_config or model.generation_config
+        model.generation_config = generation_config
         model.name_or_path = model.config.name_or_path = str(source.name)
         return (model, info) if kwargs.get("output_loading_info") else model
 
@@ -344,8 +350,14 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         return (self.config.expert_ranks or {}).get(self._resident(language))
 
     def set_language_task(self, language: str | None = None, task: str = "transcribe") -> None:
-        """What ``generate`` does when it is given neither ``language`` nor ``task``."""
-        self.generation_config.language = language and whisper_language(language)[1]
+        """What ``generate`` does when it is given neither ``language`` nor ``task``.
+
+        Raises UserError for a language that the model has no token for.
+        """
+        if language is not None:
+            code, language = whisper_language(language)
+            self._language_token(code)
+        self.generation_config.language = language
         self.generation_config.task = task
 
     def _resident(self, language: str) -> str:
@@ -506,12 +518,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
 
 def _prompt_language(language: str, generation_config: GenerationConfig) -> str:
     """A language as generate() takes it: its token as it stands, else its code."""
-    tokens = getattr(generation_config, "lang_to_id", None) or {}
-    if language in tokens:
+    if language in authors.language_tokens(generation_config):
         return language
     code, _ = whisper_language(language)
-    if not tokens:
-        return code
     authors.language_token(generation_config, code)
     return f"<|{code}|>"
 

@@ -34,15 +34,9 @@ from distilwhisper_lib.hardware import best_device, peak_memory, precision_here
 from distilwhisper_lib.io.files import alone, flush_to_disk, write_atomic
 from distilwhisper_lib.losses.targets import StoredTargets, stored_targets
 from distilwhisper_lib.losses.teacher import Teacher, TeacherSource
-from distilwhisper_lib.model.checkpoint import check_pair
+from distilwhisper_lib.model.checkpoint import check_models, shorten_config
 from distilwhisper_lib.model.hub import Source, loading
-from distilwhisper_lib.model.loading import (
-    load_student,
-    load_teacher,
-    prepare,
-    read_trained,
-    shorten_config,
-)
+from distilwhisper_lib.model.loading import load_student, load_teacher, prepare, read_trained
 from distilwhisper_lib.model.tensors import checkpoint_hash, trained_tensors, weights_hash
 from distilwhisper_lib.speech.features import Collator
 from distilwhisper_lib.training.checkpoints import Clock, last_checkpoint, lighten
@@ -60,8 +54,10 @@ def train(config: RunConfig, data: RunData) -> Run:
 
     A finished run is read back from ``config.output_dir``. Methods that train nothing return the
     model as it was loaded. Of several processes (see ranks.py) all train and the first one writes;
-    UserError when they cannot share a step equally.
+    UserError when they cannot share a step equally, and before anything is written when the run's
+    models cannot do what it asks.
     """
+    check_models(config)
     with at_work(config, "training"):
         ranks.join()
         if config.method in TRAINED:
@@ -83,7 +79,6 @@ def _train(config: RunConfig, data: RunData) -> Run:
     source = None
     if config.targets:
         source = find_teacher(config)
-        check_pair(source.config, base.config)
         models["teacher"] = source.about
     clips = claim(config, data)
     finished, checkpoints = config.output_dir / SUMMARY, config.output_dir / "checkpoints"
@@ -194,9 +189,9 @@ def teacher_of(
 
 def build_targets(config: RunConfig, data: RunData) -> None:
     """Work out the teacher targets that a run will read; those that are there are checked."""
+    check_models(config)
     base, processor = load_student(config)
     source = find_teacher(config)
-    check_pair(source.config, base.config)
     teacher_of(config, data, processor, source, base.config)
 
 

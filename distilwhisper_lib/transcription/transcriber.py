@@ -21,6 +21,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.run import is_run, load_run
 from distilwhisper_lib.hardware import best_device
 from distilwhisper_lib.languages import whisper_language
+from distilwhisper_lib.model.authors import language_token, language_tokens
 from distilwhisper_lib.model.loading import load_model
 from distilwhisper_lib.speech.audio import SAMPLE_RATE, SILENCE, is_silent
 from distilwhisper_lib.speech.features import extract_features
@@ -146,6 +147,7 @@ class Transcriber:
         yield from self._decode(waiting, batch_size, options)
 
     def _check(self, language: str | None, task: str, timestamps: bool | None) -> None:
+        language_tokens(self.model.generation_config)
         if task not in ("transcribe", "translate"):
             raise UserError(f"task {task!r} is unknown: expected transcribe or translate")
         if language is None and self.experts is not None:
@@ -164,12 +166,7 @@ class Transcriber:
         code, _ = whisper_language(language)
         if self.experts is not None and code not in self.model.languages:
             self.model.load_experts(code, self.experts)
-        known = getattr(self.model.generation_config, "lang_to_id", None) or {}
-        if known and f"<|{code}|>" not in known:
-            raise UserError(
-                f"this model does not know language {language!r}: it has no token; name a near "
-                "language, or experts that were trained with speaks_as"
-            )
+        language_token(self.model.generation_config, code)
         return code
 
     # One recording after the other ---------------------------------------------------------

@@ -99,7 +99,7 @@ def test_what_is_no_finished_run_is_named(finished, tmp_path):
     with pytest.raises(UserError, match="'teacher' is not the model that the run started from"):
         load_run(run.folder, base="teacher")
     shutil.rmtree("student")
-    with pytest.raises(UserError, match="model 'student' cannot be loaded.*with base"):
+    with pytest.raises(UserError, match="no config.json in .*repository 'student'.*with base"):
         load_run(run.folder)
     record = read_record(run.folder / "record.json")
     record["config"]["method"] = "zero_shot"

@@ -140,16 +140,19 @@ def test_a_base_that_does_not_fit_its_config_is_refused(release, spoil, message)
 
 def test_an_unknown_language_token_is_a_clear_error(tiny_model, tmp_path):
     original = tiny_model("ca")
-    for name, tokens in (("none", None), ("others", {"<|en|>": 354})):
+    for name, tokens, message in (
+        ("none", None, "has no lang_to_id"),
+        ("others", {"<|en|>": 354}, "'ca'.*lang_to_id"),
+    ):
         folder = write_release(original, tmp_path / name, experts=False, lang_to_id=tokens)
         original.save_experts("ca", folder, layout="authors")
         model = DistilWhisperForConditionalGeneration.from_pretrained(folder)
         before = snapshot(model)
-        with pytest.raises(UserError, match="'ca'.*lang_to_id"):
+        with pytest.raises(UserError, match=message):
             model.load_experts("catalan")
         assert same(model, before)
         inside = write_release(original, tmp_path / f"{name}-inside", lang_to_id=tokens)
-        with pytest.raises(UserError, match="'ca'.*lang_to_id"):
+        with pytest.raises(UserError, match=message):
             DistilWhisperForConditionalGeneration.from_pretrained(inside)
 
 

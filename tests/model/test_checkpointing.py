@@ -15,7 +15,9 @@ def step(tiny_model, token, method, checkpointing, autocast=False):
     """Gradients, loss, gates and bytes kept for the backward pass, of one step of a method."""
     config = resolve(method, overrides={"lora_dropout": 0.1, "gate_dim": 8, "skip": 0.5})
     settings = RANDOM | {
-        k: v for k, v in model_settings(config).items() if k not in ("gate_dim", "window_seconds")
+        name: value
+        for name, value in model_settings(config).items()
+        if name not in ("gate_dim", "window_seconds", "language")
     }
     base = tiny_model(**settings)
     torch.manual_seed(1)

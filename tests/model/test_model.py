@@ -389,25 +389,26 @@ def test_generate_refuses_a_language_that_this_model_has_not(tiny_model, feature
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "message", "of_load_model"),
     [
-        ("naver/absent", "find them in the cached files"),
-        ("/no/such/folder", "Repo id"),
-        ("not a name!", "Repo id"),
+        ("naver/absent", "find them in the cached files", "no config.json in the local cache"),
+        ("/no/such/folder", "Repo id", "no file or folder"),
+        ("not a name!", "Repo id", "no file or folder"),
     ],
 )
-def test_a_model_that_does_not_exist_is_one_sentence(name, message):
-    for load in (DistilWhisperForConditionalGeneration.from_pretrained, load_model):
-        with pytest.raises(
-            UserError, match=f"model '{name}' cannot be loaded .*{message}"
-        ) as error:
+def test_a_model_that_does_not_exist_is_one_sentence(name, message, of_load_model):
+    for load, told in (
+        (DistilWhisperForConditionalGeneration.from_pretrained, f"cannot be loaded .*{message}"),
+        (load_model, of_load_model),
+    ):
+        with pytest.raises(UserError, match=told) as error:
             load(name)
         said = str(error.value)
+        assert f"'{name}'" in said
         assert "\n" not in said and "check the name, the revision and the network" in said
 
 
 def test_a_model_without_its_processor_is_one_sentence(tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path / "base")
-    with pytest.raises(UserError, match="base' cannot be loaded .*feature extractor") as error:
+    with pytest.raises(UserError, match="no tokenizer.json or vocab.json in .*base: the model ne"):
         load_model(str(tmp_path / "base"))
-    assert "\n" not in str(error.value)

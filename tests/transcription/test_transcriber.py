@@ -163,7 +163,7 @@ def test_mistakes_are_named(listener, tmp_path, monkeypatch, source, options, me
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="model '.*nothing' cannot be loaded"):
+    with pytest.raises(UserError, match="no file or folder '.*nothing' with config.json"):
         Transcriber.load(tmp_path / "nothing")
 
 
