@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from distilwhisper_lib.batch.task import Outcome, Task
-from distilwhisper_lib.batch.tasks import METHODS
+from distilwhisper_lib.batch.tasks import methods_of
 from distilwhisper_lib.config.settings import METHODS as ORDER
 from distilwhisper_lib.config.settings import PROGRESS
 
@@ -113,7 +113,7 @@ def results_grid(tasks: Sequence[Task], outcomes: dict[str, Outcome]) -> str:
     """
     blocks: dict[str, dict[tuple[str, str], list[str]]] = {}
     for task in tasks:
-        methods = METHODS.get(Path(task.notebook).stem, ())
+        methods = methods_of(task)
         for method, record in zip(methods, task.records if methods else (), strict=True):
             cells = blocks.setdefault(_study(task), {})
             cell = cells.setdefault((method, task.parameters["language"]), [])

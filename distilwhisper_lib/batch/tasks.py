@@ -104,9 +104,19 @@ def rank(task: Task) -> int:
 
 def configs_of(task: Task) -> list[RunConfig]:
     """The configurations of a task's runs; of a notebook without runs, one to look things up in."""
-    methods = METHODS.get(Path(task.notebook).stem, ["zero_shot"])
-    methods = [task.parameters["method"]] if not task.notebook and task.parameters else methods
+    if not task.notebook and task.parameters:
+        methods = [task.parameters["method"]]
+    else:
+        methods = methods_of(task) or ["zero_shot"]
     return [resolve(method, **_four(task)) for method in methods]
+
+
+def methods_of(task: Task) -> list[str]:
+    """What a task's notebook runs: nothing by a teacher where the setting names none."""
+    methods = METHODS.get(Path(task.notebook).stem, [])
+    if "teacher" in methods and not resolve("zero_shot", **_four(task)).teacher:
+        return [method for method in methods if method != "teacher"]
+    return methods
 
 
 def _four(task: Task) -> dict[str, Any]:
@@ -124,7 +134,11 @@ def _tasks_of(study: Study, root: Path) -> Iterable[Task]:
     for what, values in (("language", languages), ("seed", seeds)):
         if isinstance(values, str) or not values:
             raise UserError(f"{what}s {values!r}: expected a list of at least one {what}")
-    languages = list(dict.fromkeys(resolve("js", preset, code).language for code in languages))
+    languages = list(
+        dict.fromkeys(
+            resolve("zero_shot", preset, code, overrides=overrides).language for code in languages
+        )
+    )
     pairs = list(dict.fromkeys(product(languages, seeds)))
     for path in dict.fromkeys(paths):
         declared = declared_parameters(path)

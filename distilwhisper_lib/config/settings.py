@@ -132,7 +132,7 @@ class RunConfig:
     # one stands for the run's, where each language has a model of its own.
     student: str = _setting("openai/whisper-small", PAPER)
     student_revision: str = _setting("main", hashed="model")  # see presets.REVISIONS
-    teacher: str = _setting("openai/whisper-large-v2", PAPER)
+    teacher: str = _setting("openai/whisper-large-v2", PAPER)  # "": none is at hand
     teacher_revision: str = _setting("main", hashed="model")
 
     # Where notebook 00 finds ready-made experts: a folder or a hub name.

@@ -75,6 +75,7 @@ _FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_drop
               "budget", "lora_dropout", "adam_beta1", "adam_beta2",
               "expert_warmup", "straight_through_from")  # fmt: skip
 
+NEED_TEACHER = ("teacher", "kl", "js")
 _LARGEST = 2**53  # whole numbers up to here are the same in every JSON reader
 
 
@@ -99,9 +100,13 @@ def check_values(config: Any) -> None:
         raise UserError(f"seed={config.seed} is out of range: expected from 0 to 4294967295")
     if config.max_steps != -1 and config.max_steps < 1:
         raise UserError(f"setting max_steps={config.max_steps} is out of range: expected above 0")
-    for name in ("student", "teacher"):
-        if not getattr(config, name).strip():
-            raise UserError(f"setting {name} is empty: expected a hub name or a folder")
+    if not config.student.strip():
+        raise UserError("setting student is empty: expected a hub name or a folder")
+    if not config.teacher.strip() and config.method in NEED_TEACHER:
+        raise UserError(
+            f"method {config.method!r} needs a teacher, and the setting teacher names none: give a "
+            "hub name or a folder, or choose another method"
+        )
     if config.window_seconds is not None and config.window_seconds < config.max_seconds:
         raise UserError(
             f"window_seconds={config.window_seconds} cuts clips of up to max_seconds="

@@ -84,10 +84,10 @@ def plain_whisper(model: Any, language: str | None = None) -> WhisperForConditio
     plain.load_state_dict(state, assign=True)
     plain.tie_weights()
     plain.generation_config = generation = copy.deepcopy(model.generation_config)
-    for code in getattr(model.config, "speaks_as", None) or {}:  # stock Whisper: as its lender
-        generation.lang_to_id = {
-            k: v for k, v in generation.lang_to_id.items() if k != f"<|{code}|>"
-        }
+    borrowers = {f"<|{code}|>" for code in getattr(model.config, "speaks_as", None) or {}}
+    if borrowers:  # stock Whisper is asked for their lenders
+        tokens = generation.lang_to_id.items()
+        generation.lang_to_id = {name: token for name, token in tokens if name not in borrowers}
     return plain.eval()
 
 

@@ -49,6 +49,16 @@ class Recorder:
 # ------------------------------------------------------------------------------------ expand
 
 
+def test_a_study_without_a_teacher_runs_none(kit):
+    given = {"languages": ["gn"], "overrides": {"teacher": "", "speaks_as": "ca"}, "root": kit}
+    data, lora = batch.expand(["01", "03"], **given)
+    assert [run_id[:13] for run_id in (*data.run_ids, *lora.run_ids)] == [
+        "zero-shot-gn-", "lora-gn-s77-" + lora.run_ids[0][12]
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="method 'js' needs a teacher, and the setting teacher na"):
+        batch.expand(["05"], **given)
+
+
 def test_expand_follows_the_order_of_the_kit(kit):
     tasks = batch.expand(languages=["ca", "Czech"], seeds=[1, 2], root=kit)
     per_run = ["-ca-s1", "-ca-s2", "-cs-s1", "-cs-s2"]

@@ -107,6 +107,21 @@ OWN_AT_FIRST = {
 }  # fmt: skip
 
 
+def test_a_language_without_a_token_needs_one_to_borrow():
+    with pytest.raises(UserError, match="Unknown language 'gn': .* with the setting speaks_as"):
+        resolve("clsr", "own", "gn")
+    config = resolve("clsr", "own", "GRN", overrides={"speaks_as": "Spanish"})
+    assert (config.language, config.speaks_as, config.spoken) == ("gn", "es", "es")
+    assert config.overrides() == {"speaks_as": "es"} and config.borrowed == {"gn": "es"}
+    for lender in ("gn", "lg"):
+        with pytest.raises(UserError, match=f"speaks_as='{lender}' is no language whose token"):
+            resolve("clsr", "own", "gn", overrides={"speaks_as": lender})
+    ids = {
+        resolve("zero_shot", "own", "yue", overrides=o).run_id for o in ({}, {"speaks_as": "zh"})
+    }
+    assert len(ids) == 2
+
+
 @pytest.mark.parametrize(
     ("gpu", "memory", "eval_batch", "checkpointing"),
     [(False, 6, 8, True), (False, 24, 8, False), (True, 8, 16, True), (True, 15.6, 16, True),
