@@ -87,6 +87,7 @@ def model_card(
         recipe=config.get("recipe", "paper") if config["method"] in WITH_EXPERTS else None,
         base=_base(record),
         lender=config.get("speaks_as"),
+        window=config.get("window_seconds") if what in ("expert", "adapter") else None,
         scores=scores,
         heard=_other_languages(record),
         changes_all=what in _CHANGE_ALL,

@@ -33,8 +33,9 @@ from distilwhisper_lib.model.tensors import (
     write_pickle,
 )
 
-# 2: low-rank experts, int8, or any to be heard with other gates than 0 or 1, which kits that know
-# version 1 alone could not, or would hear wrongly. All else is 1.
+# 2: low-rank experts, int8, or any to be heard with other gates than 0 or 1, under another
+# language's token or in a shorter window, which kits that know version 1 alone could not, or would
+# hear wrongly. All else is 1.
 FORMAT_VERSIONS = ("1", "2")
 MODES = ("learned", "soft", "open")
 WEIGHTS = ("float", "int8")
@@ -108,6 +109,7 @@ def write_expert(
     int8 = any(tensor.dtype == torch.int8 for tensor in tensors.values())
     metadata["weights"] = WEIGHTS[int8]
     plain = rank_of(tensors) is None and usual.items() <= (usual | metadata).items()
+    plain = plain and not metadata.keys() & {"speaks_as", "window_seconds"}
     metadata["version"] = FORMAT_VERSIONS[not plain]
     metadata = {k: v for k, v in metadata.items() if usual.get(k) != v}
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -256,8 +256,10 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         *,
         convert: bool = False,
         **hub: Any,
-    ) -> None:
+    ) -> dict[str, str]:
         """Load one language's experts; ``language`` is a name or a code, in any case.
+
+        Returns what the file says of itself.
 
         ``source``: an expert file, or a folder or hub repository that is searched for
         ``expert.<name>.safetensors``, ``expert.<name>.bin`` and ``<code>-experts.bin``, in this
@@ -294,6 +296,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         else:
             self._attach(code, experts.build_experts(self, tensors))
         self.config.gate_mode = mode
+        return about
 
     def save_experts(
         self,

@@ -22,7 +22,7 @@ from distilwhisper_lib.evaluation.run import is_run, load_run
 from distilwhisper_lib.hardware import best_device
 from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model.authors import language_token, language_tokens
-from distilwhisper_lib.model.loading import load_model
+from distilwhisper_lib.model.loading import load_model, shorten
 from distilwhisper_lib.speech.audio import SAMPLE_RATE, SILENCE, is_silent
 from distilwhisper_lib.speech.features import extract_features
 from distilwhisper_lib.transcription.recordings import (
@@ -59,6 +59,7 @@ class Transcriber:
         self.model = model.eval()
         self.processor = processor
         self.experts: str | None = None
+        self._whole = self.window  # in which experts were trained that say nothing of it
 
     @classmethod
     def load(
@@ -86,6 +87,18 @@ class Transcriber:
     def window(self) -> float:
         """Seconds that the model hears at once: 30 for every Whisper, 3 in the demo."""
         return self.processor.feature_extractor.n_samples / SAMPLE_RATE
+
+    def _hear_in(self, seconds: float, code: str) -> None:
+        """Take the window that an expert was trained in: in another it makes more mistakes."""
+        if seconds == self.window:
+            return
+        if set(self.model.languages) - {code}:
+            self.model.remove_expert(code)
+            raise UserError(
+                f"the expert for {code!r} was trained in a window of {seconds:g} s, those that are "
+                f"here in one of {self.window:g}: load them into a Transcriber each"
+            )
+        shorten(self.model, self.processor, int(seconds))
 
     @property
     def has_timestamps(self) -> bool:
@@ -165,7 +178,8 @@ class Transcriber:
         """The language's code, after its expert was loaded where there is one to load."""
         code, _ = whisper_language(language)
         if self.experts is not None and code not in self.model.languages:
-            self.model.load_experts(code, self.experts)
+            about = self.model.load_experts(code, self.experts)
+            self._hear_in(int(about.get("window_seconds", 0)) or self._whole, code)
         language_token(self.model.generation_config, code)
         return code
 

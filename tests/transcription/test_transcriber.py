@@ -14,11 +14,15 @@ import torch
 import distilwhisper_lib
 from distilwhisper_lib.config.settings import locate
 from distilwhisper_lib.data.corpora import load_corpus
+from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.decoding import transcribe as transcribe_table
 from distilwhisper_lib.gates.recorder import GateRecorder
+from distilwhisper_lib.model.loading import load_model
+from distilwhisper_lib.model.tensors import read_metadata
 from distilwhisper_lib.speech.arrays import samples_of
 from distilwhisper_lib.speech.audio import read_audio
+from distilwhisper_lib.training.loop import train
 from distilwhisper_lib.transcription import recordings
 from distilwhisper_lib.transcription import transcriber as module
 from distilwhisper_lib.transcription.command import main
@@ -379,3 +383,23 @@ def test_the_readmes_lines_run(capsys, monkeypatch, tmp_path):
 def test_the_package_offers_them():
     assert distilwhisper_lib.transcribe is module.transcribe
     assert distilwhisper_lib.Transcriber is Transcriber
+
+
+def test_an_expert_is_heard_in_the_window_that_it_was_trained_in(study_of, tmp_path):
+    study = study_of(3, max_seconds=2, max_steps=1, recipe="paper")
+    short = study("clsr", window_seconds=2)
+    run = train(short, load_data(short))
+    wav = tmp_path / "speech" / "test2.wav"
+    (path,) = run.folder.glob("expert.*")
+    metadata = read_metadata(path)
+    assert (metadata["window_seconds"], metadata["version"]) == ("2", "2")
+    listener = Transcriber.load("student", experts=run.folder)
+    heard = listener.transcribe(wav, "ca")
+    assert listener.window == 2
+    assert heard.text == Transcriber(run.model, run.processor).transcribe(wav, "ca").text
+    model = load_model("student")[0]  # in its own window
+    model.add_expert("cs")
+    model.save_experts("cs", run.folder)
+    with pytest.raises(UserError, match="expert for 'cs' was trained in a window of 3 s, those"):
+        listener.transcribe(wav, "cs")
+    assert listener.model.languages == ["ca"] and listener.transcribe(wav, "ca") == heard
