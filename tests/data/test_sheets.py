@@ -114,7 +114,7 @@ def test_every_faulty_line_is_counted_and_three_are_told(tmp_path):
     assert [f"line {n}: the text is empty" in said for n in range(2, 8)] == [
         False, False, True, True, True, False,
     ]  # fmt: skip
-    assert said.endswith("And 1 more lines.")
+    assert said.endswith("And 1 more line.")
 
 
 def test_the_same_name_in_two_folders_gives_two_ids(tmp_path):
