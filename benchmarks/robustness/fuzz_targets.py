@@ -67,7 +67,7 @@ def recording(form: str) -> bytes:
         return 2 * recording(form.removeprefix("joined "))
     tone = 0.3 * np.sin(np.arange(12_000) / 9)
     if form in PHONES:
-        return of_a_phone(form, tone)
+        return encode(*PHONES[form], tone, 24_000)
     buffer = io.BytesIO()
     name, coding = {"opus": ("OGG", "OPUS"), "vorbis": ("OGG", "VORBIS")}.get(form, (form, None))
     soundfile.write(buffer, tone, 24_000, format=name, subtype=coding)
@@ -78,15 +78,21 @@ def recording(form: str) -> bytes:
 PHONES = {"m4a": ("mp4", "aac"), "3gp": ("3gp", "aac"), "webm": ("webm", "libopus")}
 
 
-def of_a_phone(form: str, tone: np.ndarray) -> bytes:
+def encode(
+    container: str,
+    codec: str,
+    samples: np.ndarray,
+    rate: int,
+    options: dict[str, str] | None = None,
+) -> bytes:
+    """Mono (samples,) as a file of FFmpeg's; `options` of its container."""
     import av
 
-    container, codec = PHONES[form]
-    buffer, rate = io.BytesIO(), 24_000
-    with av.open(buffer, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=rate)
-        frame = av.AudioFrame.from_ndarray(tone[None].astype(np.float32), "fltp", "mono")
-        frame.sample_rate = rate
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container, options=options or {}) as file:
+        stream = file.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts = rate, 0
         file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     return buffer.getvalue()

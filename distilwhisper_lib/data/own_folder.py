@@ -128,6 +128,7 @@ def read_folder(folder: str | Path, language: str, split: str) -> pd.DataFrame:
     lines = _each(
         path, rows, lambda row: _Line(*row, _language(row, code), _split(row), files.of(row))
     )
+    _each(path, lines, _named_once())  # before ids, which would be asked for in vain
     ids = _ids(path, lines)
     chosen = [
         (line, id_)
@@ -139,7 +140,6 @@ def read_folder(folder: str | Path, language: str, split: str) -> pd.DataFrame:
     ours = folder.resolve().is_relative_to(locate(EMBEDDED))
     seconds_of = lru_cache(maxsize=None)(audio_seconds if ours else header_seconds)
     records = _each(path, chosen, lambda row: _record(path, *row, files, seconds_of))
-    _check_named_once(path, lines)
     _check_none_left_over(path, lines)
     votes = [name for name in VOTES if any(name in fields for _, fields in rows)]
     return pd.DataFrame.from_records(records, columns=[*COLUMNS, WHERE, *votes])
@@ -165,7 +165,8 @@ def _each(path: Path, rows: Sequence[Any], check: Callable[[Any], Any]) -> list[
             faults[row[0] if isinstance(row[0], int) else row[0].number] = str(error)
     if faults:
         told = [f"line {number}: {fault}" for number, fault in list(faults.items())[:_NAMED]]
-        more = f" And {len(faults) - _NAMED} more lines." if len(faults) > _NAMED else ""
+        many = len(faults) - _NAMED
+        more = f" And {many} more line{'s' * (many > 1)}." if many > 0 else ""
         raise UserError(f"{path}, {' '.join(told)}{more}")
     return found
 
@@ -348,19 +349,21 @@ def _check_audio(path: Path, line: _Line, files: _Files) -> None:
         raise UserError(f"the audio file {audio} does not exist; {mend}")
 
 
-def _check_named_once(path: Path, lines: list[_Line]) -> None:
-    """No recording, or segment of one, may stand in two rows: one would be counted twice."""
+def _named_once() -> Callable[[_Line], None]:
+    """A check that no recording, or segment of one, stands in two rows: one would count twice."""
     seen: dict[tuple[str, float, float], int] = {}
-    for line in lines:
+
+    def check(line: _Line) -> None:
         bounds = (_number(line.fields, name) for name in ("start", "end"))
         start, end = (-1.0 if math.isnan(bound) else bound for bound in bounds)
         place = (os.path.normpath(line.audio), start, end)
-        if place in seen:
+        if (first := seen.setdefault(place, line.number)) != line.number and _slashed(line):
             raise UserError(
-                f"{path}, line {line.number}: {line.fields['file_name']!r} is named on line "
-                f"{seen[place]} already; drop one of the rows or give them different segments."
+                f"{line.fields['file_name']!r} is named on line {first} already; drop one of the "
+                "rows or give them different segments."
             )
-        seen[place] = line.number
+
+    return check
 
 
 def _check_none_left_over(path: Path, lines: list[_Line]) -> None:

@@ -48,7 +48,8 @@ class LabelLimit:
         counts: list[int] = []
         for start in range(0, len(texts), _AT_ONCE):
             some = list(texts[start : start + _AT_ONCE])
-            ids = self.tokenizer(some, add_special_tokens=False).input_ids
+            # Not verbose: that a text is too long is what is asked, and nothing is run on it.
+            ids = self.tokenizer(some, add_special_tokens=False, verbose=False).input_ids
             counts += [len(tokens) + PROMPT for tokens in ids]
         return counts
 

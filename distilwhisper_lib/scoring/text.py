@@ -93,11 +93,16 @@ def clean_transcript(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 _CLEANING: dict[str, Callable[[str], str]] = {
-    TOKENS: lambda text: _SPECIAL.sub(" ", text),
+    TOKENS: lambda text: _without_tokens(text) if _SPECIAL.search(text) else text,
     INVISIBLE: lambda text: _FORMAT.sub("", text),
     FORM: lambda text: unicodedata.normalize("NFC", text),
     SPACES: lambda text: " ".join(_CONTROL.sub(" ", text).split()),
 }
+
+
+def _without_tokens(text: str) -> str:
+    """What stands between special tokens, one space apart: these spaces are nobody's fault."""
+    return " ".join(filter(None, map(str.strip, _SPECIAL.split(text))))
 
 
 def is_note(text: str) -> bool:

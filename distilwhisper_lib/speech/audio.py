@@ -32,6 +32,7 @@ from distilwhisper_lib.speech.headers import (
     Readable,
     Source,
     cut_short,
+    damaged,
     header_of,
     name_of,
     stream_of,
@@ -225,7 +226,8 @@ def _blocks(source: Source, header: Header, first: int, count: int) -> Iterator[
     except UserError:  # which is a ValueError, as some of PyAV's are
         raise
     except broken as error:
-        raise unreadable(source, error) from error
+        # libsndfile knows the format by now, so what breaks is this file.
+        raise (unreadable if header.demuxer else damaged)(source, error) from error
 
 
 def _foreign_blocks(source: Source, header: Header) -> Iterator[np.ndarray]:

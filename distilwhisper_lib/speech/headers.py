@@ -204,11 +204,21 @@ def _broken(source: Source, fault: str) -> UserError:
     return UserError(f"{name_of(source)} {fault}; copy or download it again.")
 
 
+def damaged(source: Source, error: Exception) -> UserError:
+    """Of a file whose header promises what its decoder cannot find."""
+    return UserError(
+        f"{name_of(source)} is damaged or cut short ({_said(error)}): copy or download it again."
+    )
+
+
 def unreadable(source: Source, error: Exception) -> UserError:
     return UserError(
-        f"{name_of(source)} cannot be read ({str(error).rsplit(': ', 1)[-1].rstrip('.')}): "
-        "convert it to WAV, FLAC, MP3 or Ogg."
+        f"{name_of(source)} cannot be read ({_said(error)}): convert it to WAV, FLAC, MP3 or Ogg."
     )
+
+
+def _said(error: Exception) -> str:
+    return str(error).rsplit(": ", 1)[-1].rstrip(".")
 
 
 def name_of(source: Readable, noun: str = "Audio") -> str:

@@ -209,6 +209,23 @@ def test_a_recording_that_two_rows_name_is_refused(tmp_path, segment):
         read_folder(folder, "ca", "train")
 
 
+def test_a_row_that_stands_twice_is_told_at_once_and_not_asked_for_an_id(tmp_path):
+    rows = [row("a.wav"), row("b.wav"), row("a.wav"), row("b.wav", split="test")]
+    with pytest.raises(UserError) as error:
+        read_folder(write_csv(tmp_path / "own", rows), "ca", "train")
+    assert [
+        f"line {n}: '{name}.wav' is named on line {n - 2} already; drop one" in str(error.value)
+        for n, name in ((4, "a"), (5, "b"))
+    ] == [True, True]
+
+
+def test_a_number_that_is_none_is_told_with_its_line_in_any_split(tmp_path):
+    rows = [row("a.wav"), row("b.wav", split="test", start="soon")]
+    rows = [{"start": "", **fields} for fields in rows]
+    with pytest.raises(UserError, match=r"metadata\.csv, line 3: start is 'soon'; write seconds"):
+        read_folder(write_csv(tmp_path / "own", rows), "ca", "train")
+
+
 def test_a_folder_says_whose_it_is(tmp_path):
     folder = write_csv(tmp_path / "speech", [row("a.wav")])
     assert open_corpus("folder/speech", "ca", "train", tmp_path).about == {

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
+from transformers import tokenization_utils_base
 
 from distilwhisper_lib import UserError, resolve
 from distilwhisper_lib.data.splits import LabelLimit, label_limit
@@ -45,6 +48,19 @@ def test_many_are_counted_at_once(processor):
     texts = ["bon dia", "bona nit a tothom"]
     assert labels.count(texts) == [labels.tokens(text) for text in texts]
     assert LabelLimit(448, never).count([]) == []
+
+
+def test_counting_a_long_text_warns_of_nothing(processor, monkeypatch):
+    """transformers would warn of "indexing errors", of a model that is not run."""
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.model_max_length, tokenizer.deprecation_warnings = 64, {}  # it warns once
+    warned = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", warned.append)
+    text = "una paraula " * 400
+    assert LabelLimit(64, lambda: tokenizer).over(text).endswith("at most 64")
+    assert warned == []
+    tokenizer(text)  # shows that it would
+    assert len(warned) == 1
 
 
 def test_the_limit_is_the_student_s(tmp_path):

@@ -114,7 +114,7 @@ def test_every_faulty_line_is_counted_and_three_are_told(tmp_path):
     assert [f"line {n}: the text is empty" in said for n in range(2, 8)] == [
         False, False, True, True, True, False,
     ]  # fmt: skip
-    assert said.endswith("And 1 more lines.")
+    assert said.endswith("And 1 more line.")
 
 
 def test_the_same_name_in_two_folders_gives_two_ids(tmp_path):
@@ -171,15 +171,16 @@ NFD = unicodedata.normalize("NFD", "això és")
 PROMPT = "<|startoftranscript|><|ca|><|transcribe|><|notimestamps|>"
 UNCLEAN = {
     "a": (NFD, "això és", (FORM,)),
-    "b": (f"{PROMPT} bon dia<|endoftext|>", "bon dia", (TOKENS, SPACES)),
-    "c": ("<|0.00|>hola<|1.20|>", "hola", (TOKENS, SPACES)),
+    "b": (f"{PROMPT} bon dia<|endoftext|>", "bon dia", (TOKENS,)),
+    "c": ("<|0.00|>hola<|1.20|>", "hola", (TOKENS,)),
     "d": ("dues\n\u00a0línies\tja", "dues línies ja", (SPACES,)),
     "e": ("invi\u200bsi\u00adble\ufeff", "invisible", (INVISIBLE,)),
     "f": ("\u202bשלום\u202c", "שלום", (INVISIBLE,)),
     "g": ("می\u200cخواهم", "می\u200cخواهم", ()),  # a joiner that is spelling
     "h": ("क्\u200dष", "क्\u200dष", ()),
     "i": ("[rialles] Sí, home: l·l!", "[rialles] Sí, home: l·l!", ()),
-    "j": ("a <| b |> c <|", "a c <|", (TOKENS, SPACES)),
+    "j": ("a <| b |> c <|", "a c <|", (TOKENS,)),
+    "k": (" bon  dia<|ca|> tots", "bon dia tots", (TOKENS, SPACES)),
 }
 
 
