@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 import pandas as pd
@@ -20,6 +21,7 @@ from distilwhisper_lib.data.subsets import (
     take_usable,
 )
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.speech.audio import FFMPEG_READ
 
 PROMPT = 4  # start, language, task, no-timestamps; the end token takes the place of the start
 _AT_ONCE = 500  # texts: a tokenizer remembers several kilobytes of each
@@ -98,7 +100,9 @@ class RunData:
     asked: dict[str, int | None]  # part -> the clips that the configuration wants, None for all
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Corpus and where it is from, clips, hours and hash of each part."""
+        """Corpus and where it is from, clips, hours and hash of each part, and how many of its
+        clips FFmpeg decoded, by which PyAV, where it did.
+        """
         return {
             part: {
                 "corpus": self.corpora[part],
@@ -106,6 +110,7 @@ class RunData:
                 "clips": len(table),
                 "hours": round(float(table["seconds"].sum()) / 3600, 4),
                 "sha256": corpus_hash(table),
+                **_by_ffmpeg(table),
             }
             for part, table in self.tables().items()
         }
@@ -145,6 +150,11 @@ class RunData:
             for part, table in self.tables().items()
         }
         return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _by_ffmpeg(table: pd.DataFrame) -> dict[str, Any]:
+    clips = sum(FFMPEG_READ in notes for notes in table[NOTES])
+    return {"by_ffmpeg": {"clips": clips, "av": version("av")}} if clips else {}
 
 
 def data_of(config: RunConfig, data: RunData) -> dict[str, dict[str, Any] | None]:

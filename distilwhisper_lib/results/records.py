@@ -56,7 +56,10 @@ _SCORES = Named(
     "run its notebook again (what was trained and decoded is read back from outputs/, only the "
     "scores are made anew), or update the kit",
 )
-_DATA = Maybe({"corpus": str, "clips": _COUNT, "hours": _MEASURE, "sha256": str})
+_DATA = Maybe({
+    "corpus": str, "clips": _COUNT, "hours": _MEASURE, "sha256": str,
+    "by_ffmpeg": Optional({"clips": _SOME, "av": str}),  # decoded by it, of which PyAV
+})  # fmt: skip
 _MODEL = {"name": str, "sha256": Maybe(str), "commit": Optional(str)}  # of the hub's: commit
 # mode: "hidden", "top_k" or "online"; of stored ones also bytes, sha256 (of the files' hashes),
 # seconds of the build, and built: whether this run built them or found them.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import weakref
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -221,3 +224,18 @@ def test_leaks_between_parts_are_found_and_equal_ids_of_other_corpora_are_not(st
     path.write_text(path.read_text().replace("test frase a", "Train: frase A!"))
     (leak,) = load_data(config).leaks
     assert leak == ("text", "train frase a", ("in_domain", "train"))
+
+
+def test_a_record_names_the_decoder_where_it_was_not_libsndfile(study_of, tmp_path):
+    configure = study_of(2)
+    phone = Path(__file__).parents[1] / "speech" / "recordings" / "phone.m4a"
+    shutil.copy(phone, tmp_path / "ood" / "test0.m4a")
+    (tmp_path / "ood" / "test0.wav").unlink()
+    sheet = tmp_path / "ood" / "metadata.csv"
+    sheet.write_text(sheet.read_text().replace("test0.wav", "test0.m4a"))
+    config = configure("zero_shot")
+    data = load_data(config)
+    run = train(config, data)
+    record = record_run(run, data, evaluate(run, data))
+    assert record["data"]["out_of_domain"]["by_ffmpeg"] == {"clips": 1, "av": version("av")}
+    assert "by_ffmpeg" not in record["data"]["in_domain"]
