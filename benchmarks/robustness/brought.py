@@ -29,7 +29,7 @@ PARTS = {
     "in_domain": ("speech", "test", 3),
     "out_of_domain": ("speech_ood", "test", 2),
 }
-KEPT = "kept"
+KEPT, UNREAD = "kept", "not read"
 
 Make = Callable[[np.ndarray], bytes]
 
@@ -107,7 +107,10 @@ FIELDS = {
     **{f"split {w!r}": ("validation", "split", w) for w in ("Dev", "valid")},
     **{f"split {w!r}": ("in_domain", "split", w) for w in ("TEST", " test ")},
     **{f"language {w!r}": (None, "language", w) for w in ("ca-ES", "cat", "Catalan")},
+    "language 'es'": ("train", "language", "es"),
+    "split not asked for": ("out_of_domain", "split", "train"),
 }
+_UNREAD = {"language 'es'", "split not asked for"}  # by a run in Catalan
 # Kind -> what is told of a clip and of another one that it has something in common with.
 PAIRS = {
     "same name, two folders": "",
@@ -224,6 +227,7 @@ def _change(row: Row, kind: str, another: Callable[[], Row]) -> None:
         row.seconds *= copies
     elif kind in FIELDS:
         _, column, row.sheet[column] = FIELDS[kind]
+        told = UNREAD if kind in _UNREAD else ""
     else:
         told, other = PAIRS[kind], another()
         if kind == "same name, two folders":
@@ -234,7 +238,7 @@ def _change(row: Row, kind: str, another: Callable[[], Row]) -> None:
         else:
             row.data, row.samples, row.seconds = other.data, other.samples, other.seconds
         other.kind, other.told = kind, {KEPT, told} - {""}
-    row.told = {told} if told.startswith("left out") else {KEPT, told} - {""}
+    row.told = {told} if told.startswith((UNREAD, "left out")) else {KEPT, told} - {""}
 
 
 def write_files(rows: Sequence[Row], folder: Path) -> None:

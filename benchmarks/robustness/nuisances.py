@@ -28,6 +28,7 @@ from benchmarks.robustness.brought import (
     KINDS,
     PAIRS,
     PARTS,
+    UNREAD,
     Row,
     corpus_of,
     write_files,
@@ -111,6 +112,15 @@ def told(rows: Sequence[Row], data: kit.RunData, report: dict) -> Told:
             where = clip.get("where") or clip["detail"].partition(": ")[0]
             if where != lines.get((part, clip["id"])):
                 tell(part, clip["id"], f"its place is {where!r}")
+    for rest in report["unread"]:
+        unread = [
+            row
+            for row in rows
+            if f"folder/{row.corpus}" == rest["corpus"]
+            and (row.sheet["language"], row.sheet["split"]) == (rest["language"], rest["split"])
+        ]
+        for row in unread if len(unread) == rest["rows"] else ():
+            tell(row.part, row.id, UNREAD)
     for group in report["duplicates"]:
         for clip in group:
             tell(clip["part"], clip["id"], PAIRS["one recording, two names"])
@@ -155,8 +165,9 @@ def compare(rows: Sequence[Row], found: Told, report: dict) -> Iterator[Compared
     if found:
         said = _counted(found.values())
         yield Compared("brought by nobody", len(found), "nothing", said, False)
-    for part, table in report["table"].groupby("part", sort=False):
-        ours = [row for row in rows if row.part == part]
+    for part in PARTS:
+        table = report["table"][report["table"]["part"] == part]
+        ours = [row for row in rows if row.part == part and row.told != {UNREAD}]
         left = sum(KEPT not in row.told for row in ours)
         said = [
             table[(table["clips"] == what) & ((table["why"] == "") | (what != KEPT))]["count"].sum()

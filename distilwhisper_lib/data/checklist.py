@@ -102,7 +102,8 @@ def clips_table(report: dict[str, Any]) -> pd.DataFrame:
     and changed, or left out, why, and the first three, each with the place that can be mended.
 
     Columns: part, clips ("kept", "changed" or "left out"), why, count, first. A part's first row
-    counts all that are kept, those included that the rows on recordings and texts are about.
+    counts all that are kept, those included that the rows on recordings and texts are about. At the
+    end, by corpus, rows of a sheet that no part reads ("not read").
     """
     rows = []
     for name, part in report["parts"].items():
@@ -119,6 +120,9 @@ def clips_table(report: dict[str, Any]) -> pd.DataFrame:
         for what, clips in (("kept", noted), ("changed", cleaned), ("left out", dropped)):
             for why, told in clips.items():
                 rows.append((name, what, why, len(told), "; ".join(told[:_FIRST])))
+    for rest in report["unread"]:
+        why = f"language {rest['language']}, split {rest['split']}"
+        rows.append((rest["corpus"], "not read", why, rest["rows"], ""))
     return pd.DataFrame(rows, columns=["part", "clips", "why", "count", "first"])
 
 

@@ -6,7 +6,7 @@ only of the clips that a run considers: a release may hold a million of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -78,7 +78,8 @@ class Corpus:
     the rows that metadata alone rules out, `changed` the texts that open_corpus() cleaned; `about`
     says name, licence, source and whatever else it takes to find the same data again; `inspect`
     opens recordings, one result a path in order, and raises `UserError` where the corpus is one in
-    which nothing may be broken.
+    which nothing may be broken; `held` counts the rows of a person's own sheet, all languages and
+    splits, so that those which nobody reads can be told.
     """
 
     table: pd.DataFrame
@@ -86,3 +87,4 @@ class Corpus:
     inspect: Callable[[Sequence[Path]], list[Inspection]]
     dropped: list[Dropped] = field(default_factory=list)
     changed: list[Changed] = field(default_factory=list)
+    held: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by language and split

@@ -62,11 +62,11 @@ def open_folder(rest: str, language: str, split: str, data_dir: str) -> Corpus:
     if Path(rest).is_absolute() or ".." in Path(rest).parts:
         raise UserError(f"Corpus folder {rest!r} leaves {data_dir}: name a folder within it.")
     folder = Path(locate(data_dir)) / rest
-    table = read_folder(folder, language, split)
+    table, held = _read(folder, language, split)
     about = _about(folder, rest, data_dir)
     if _is_embedded(data_dir):
         return Corpus(table, about, require_as_shipped)
-    return Corpus(table, about, RequireWhole(table, folder, folder / MEMORY))
+    return Corpus(table, about, RequireWhole(table, folder, folder / MEMORY), held=held)
 
 
 def require_as_shipped(clips: Sequence[Path]) -> list[Inspection]:
@@ -120,7 +120,12 @@ def read_folder(folder: str | Path, language: str, split: str) -> pd.DataFrame:
     or segment that two rows name, recordings in the folder that no row names, and when nothing is
     left.
     """
-    folder, code = Path(folder), find_language(language).code
+    return _read(Path(folder), language, split)[0]
+
+
+def _read(folder: Path, language: str, split: str) -> tuple[pd.DataFrame, Counter[tuple[str, str]]]:
+    """`read_folder`, and how many rows the sheet holds of each language and split."""
+    code = find_language(language).code
     path = _find_metadata(folder)
     rows = _rename_text(path, read_sheet(path, [*_NEEDED, "transcription"]))
     _check_columns(path, rows)
@@ -135,14 +140,15 @@ def read_folder(folder: str | Path, language: str, split: str) -> pd.DataFrame:
         for line, id_ in zip(lines, ids, strict=True)
         if line.language == code and line.split == split
     ]
+    held = Counter((line.language, line.split) for line in lines)
     if not chosen:
-        raise _nothing_left(path, code, split, lines)
+        raise _nothing_left(path, code, split, held)
     ours = folder.resolve().is_relative_to(locate(EMBEDDED))
     seconds_of = lru_cache(maxsize=None)(audio_seconds if ours else header_seconds)
     records = _each(path, chosen, lambda row: _record(path, *row, files, seconds_of))
     _check_none_left_over(path, lines)
     votes = [name for name in VOTES if any(name in fields for _, fields in rows)]
-    return pd.DataFrame.from_records(records, columns=[*COLUMNS, WHERE, *votes])
+    return pd.DataFrame.from_records(records, columns=[*COLUMNS, WHERE, *votes]), held
 
 
 class _Line(NamedTuple):
@@ -410,8 +416,7 @@ def _votes(fields: dict[str, str]) -> dict[str, int]:
     return {name: int(field) for name, field in votes.items()}
 
 
-def _nothing_left(path: Path, code: str, split: str, lines: list[_Line]) -> UserError:
-    held = Counter((line.language, line.split) for line in lines)
+def _nothing_left(path: Path, code: str, split: str, held: Counter[tuple[str, str]]) -> UserError:
     listed = ", ".join(f"{language} {name} ({n})" for (language, name), n in sorted(held.items()))
     return UserError(
         f"{path} has no rows of language {code!r} and split {split!r}: it holds {listed}."

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -84,6 +84,15 @@ TESTS = ("in_domain", "out_of_domain")
 PARTS = ("train", "validation", *TESTS)
 
 
+class Unread(NamedTuple):
+    """Rows of a corpus's sheet in a language or split that a run has no use for."""
+
+    corpus: str
+    language: str
+    split: str
+    rows: int
+
+
 @dataclass(frozen=True)
 class RunData:
     """Corpus tables (columns of corpora.COLUMNS) of one run."""
@@ -98,6 +107,8 @@ class RunData:
     leaks: list[Leak]  # sentences or ids that stand in two parts
     about: dict[str, dict[str, str]]  # part -> name, licence, source, ... of its corpus
     asked: dict[str, int | None]  # part -> the clips that the configuration wants, None for all
+    # Rows of a person's own sheets that no part reads.
+    unread: list[Unread] = field(default_factory=list)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Corpus and where it is from, clips, hours and hash of each part, and how many of its
@@ -118,7 +129,7 @@ class RunData:
     def report(self) -> dict[str, Any]:
         """`describe` and, for each part, the number of clips that were asked for (None: all), its
         speakers, every clip that was left out, and why, every transcript that was cleaned, and what
-        is worth knowing of how recordings were read.
+        is worth knowing of how recordings were read. Beside them "leaks" and "unread".
         """
         parts = self.describe()
         for part, table in self.tables().items():
@@ -130,7 +141,8 @@ class RunData:
                 "changed": [c._asdict() | {"what": list(c.what)} for c in self.changed[part]],
             }
         leaks = [leak._asdict() | {"splits": list(leak.splits)} for leak in self.leaks]
-        return {"parts": parts, "leaks": leaks}
+        unread = [rows._asdict() for rows in self.unread]
+        return {"parts": parts, "leaks": leaks, "unread": unread}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {part: getattr(self, part) for part in PARTS}
@@ -193,6 +205,7 @@ def load_data(config: RunConfig) -> RunData:
     changed: dict[str, list[Changed]] = {}
     about: dict[str, dict[str, str]] = {}
     asked: dict[str, int | None] = {}
+    held: dict[str, dict[tuple[str, str], int]] = {}
     for part, (name, split, size) in wanted.items():
         corpus = open_part(config, name, split)
         choice: dict[str, Any] = {}
@@ -210,6 +223,7 @@ def load_data(config: RunConfig) -> RunData:
             )
         tables[part], dropped[part], about[part] = table, left_out, corpus.about
         asked[part] = size
+        held.setdefault(name, dict(corpus.held)).pop((config.language, split), None)
         ours = set(table["id"])
         changed[part] = [clip for clip in corpus.changed if clip.id in ours]
     corpora = {part: name for part, (name, _, _) in wanted.items()}
@@ -224,6 +238,7 @@ def load_data(config: RunConfig) -> RunData:
         leaks=leaks,
         about=about,
         asked=asked,
+        unread=[Unread(name, *of, n) for name, rest in held.items() for of, n in rest.items()],
     )
 
 

@@ -16,6 +16,7 @@ import soundfile
 
 from distilwhisper_lib.config.settings import locate, resolve
 from distilwhisper_lib.data import own_folder
+from distilwhisper_lib.data.checklist import clips_table
 from distilwhisper_lib.data.clips import WHERE
 from distilwhisper_lib.data.corpora import (
     COLUMNS,
@@ -348,6 +349,32 @@ def test_own_recordings_may_be_in_any_language_of_whisper(tmp_path):
         assert score(said, language)["marks"]["cer"]["cer"] == 0
     with pytest.raises(UserError, match="does not have 'eu'.*recordings of your own"):
         resolve("clsr", "demo", "eu", overrides={"in_domain": "fleurs"})
+
+
+def test_rows_that_no_part_reads_are_told_in_the_data_report(tmp_path):
+    """A language by mistake among others, a split that only the other corpus is asked for."""
+    splits = ("train", "validation", "test")
+    rows = [row(f"{split}.wav", f"{split} x", split=split) for split in splits]
+    ood = [row("far.wav", "lluny"), row("far2.wav", "lluny", split="test")]
+    spanish = [row(f"es{n}.wav", f"hola {n}", language="es-MX") for n in range(2)]
+    write_csv(tmp_path / "speech", rows + spanish)
+    write_csv(tmp_path / "ood", ood)
+    settings = {"data_dir": str(tmp_path), "in_domain": "folder/speech"}
+    data = load_data(resolve("clsr", "demo", "ca", 1, settings | {"out_of_domain": "folder/ood"}))
+    report = data.report()
+    assert report["unread"] == [
+        {"corpus": "folder/speech", "language": "es", "split": "train", "rows": 2},
+        {"corpus": "folder/ood", "language": "ca", "split": "train", "rows": 1},
+    ]
+    assert clips_table(report).iloc[-2:].values.tolist() == [
+        ["folder/speech", "not read", "language es, split train", 2, ""],
+        ["folder/ood", "not read", "language ca, split train", 1, ""],
+    ]
+    same = load_data(
+        resolve("clsr", "demo", "ca", 1, settings | {"out_of_domain": "folder/speech"})
+    )
+    assert [rest.corpus for rest in same.unread] == ["folder/speech"]
+    assert load_data(resolve("clsr", "demo", "ca")).unread == []  # the demo's other languages
 
 
 def test_load_corpus_refuses_an_unknown_language(tmp_path):
