@@ -8,7 +8,6 @@ reported rather than refused.
 
 from __future__ import annotations
 
-import glob
 import gzip
 import importlib
 import math
@@ -89,17 +88,15 @@ def find_release(data_dir: Path, code: str, release: str = "") -> Path:
 
     The latter may lie in `data_dir`, in ``data_dir/common_voice`` or in the former. `release` is
     ``<release>``, ``<locale>`` or ``<release>/<locale>``, the locale one of those that a language
-    is split into, such as zh-TW. Raises `UserError`, saying how to get one, when there is none, and
-    when there are several.
+    is split into, such as zh-TW, or another name of it. Raises `UserError`, saying how to get one,
+    when there is none, and when there are several.
     """
     release, locale = _release_and_locale(release, code)
     root = data_dir / FOLDER
     places = [data_dir, root, root / code]
     releases = sorted(found for place in places for found in place.glob(release or _RELEASES))
     parents = releases if release else [root, root / code, *releases]
-    # Of some languages the folder also names the country, such as sv-SE.
-    patterns = [glob.escape(locale)] if locale else [code, f"{code}-*"]
-    folders = [p for parent in parents for name in patterns for p in sorted(parent.glob(name))]
+    folders = [p for parent in parents for p in _folders_of(parent, code, locale)]
     found = [p for p in folders if any((p / table).is_file() for table in TABLES.values())]
     # A delta release has validated clips only, and may lie beside the whole one.
     found = [p for p in found if any((p / TABLES[s]).is_file() for s in _SPLITS)] or found
@@ -121,14 +118,30 @@ def find_release(data_dir: Path, code: str, release: str = "") -> Path:
     return found[0]
 
 
+def _folders_of(parent: Path, code: str, locale: str) -> list[Path]:
+    """What lies there of a language: the folder that has its code, then those that name it with
+    the country (sv-SE) or otherwise than Whisper (nb-NO for no, jv for jw); or just a locale."""
+    if locale:
+        return [path for path in [parent / locale] if path.is_dir()]
+    found = [p for p in parent.glob("*") if p.is_dir() and _means(p.name, code)]
+    return sorted(found, key=lambda path: (path.name != code, path.name))
+
+
+def _means(name: str, code: str) -> bool:
+    try:
+        return find_language(name).code == find_language(code).code
+    except UserError:
+        return False
+
+
 def _release_and_locale(given: str, code: str) -> tuple[str, str]:
     """What the rest of a corpus's name says: a release, a locale of the language, or both."""
     release, slash, locale = given.partition("/")
-    if not slash and release.startswith(f"{code}-"):
+    if not slash and _means(release, code):
         release, locale = "", release
     names = [name for name in (release, locale) if name]
     odd = any(Path(name).name != name or name in (".", "..") for name in names)
-    if odd or (slash and not locale.startswith(f"{code}-")):
+    if odd or (slash and not _means(locale, code)):
         raise UserError(
             f"Release {given!r} is not the name of a folder: write for example "
             f"'common_voice/cv-corpus-13.0-2023-03-09', or 'common_voice/{code}-XX' for a locale."

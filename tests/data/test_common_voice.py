@@ -116,11 +116,17 @@ def test_a_delta_release_beside_the_whole_one_does_not_count(tmp_path):
     assert find_release(tmp_path, "ca") == delta
 
 
-@pytest.mark.parametrize("folder", ["sv", "sv-SE"])
-def test_the_release_s_folder_decides_what_a_language_is_called(tmp_path, folder):
+@pytest.mark.parametrize(
+    ("folder", "language", "code"),
+    [("sv", "Swedish", "sv"), ("sv-SE", "sv", "sv"), ("nb-NO", "norwegian", "no"),
+     ("jv", "javanese", "jw"), ("fil", "tagalog", "tl"), ("ga-IE", "ga", "ga")],
+)  # fmt: skip
+def test_the_release_s_folder_decides_what_a_language_is_called(tmp_path, folder, language, code):
     release(tmp_path / "common_voice" / "cv-corpus-13.0" / folder, three_tables())
-    table = open_corpus("common_voice", "Swedish", "train", tmp_path).table
-    assert len(table) == 3 and set(table["language"]) == {"sv"}
+    release(tmp_path / "common_voice" / "cv-corpus-13.0" / "nn-NO", three_tables())
+    for name in ("common_voice", f"common_voice/{folder}", f"common_voice/cv-corpus-13.0/{folder}"):
+        table = open_corpus(name, language, "train", tmp_path).table
+        assert len(table) == 3 and set(table["language"]) == {code}
 
 
 def test_of_the_three_chinese_locales_one_is_named(tmp_path):
