@@ -72,7 +72,7 @@ class Progress:
             for name, line in trained.items():
                 # Not of what is over in a moment.
                 epoch = line.partition(":")[0]
-                if epoch != self.epochs.get(name, "") and now - self.starts[name] > SOON:
+                if line and epoch != self.epochs.get(name) and now - self.starts[name] > SOON:
                     self.epochs[name] = epoch
                     self.say(f"{name}: {line}")
             return

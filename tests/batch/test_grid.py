@@ -519,6 +519,9 @@ def test_a_batch_tells_how_far_its_trainings_are(kit, monkeypatch):
     for line in ("epoch 1 of 5: about 8", "epoch 2 of 5: about 7", "epoch 2 of 5: about 6"):
         note.write_text(f"{line} minutes of training left")
         progress.tick([task], 0)
+    note.rename(note.with_suffix(".txt.gone"))  # it ended
+    progress.tick([task], 0)
+    note.with_suffix(".txt.gone").rename(note)
     assert out.getvalue().splitlines() == [
         f"{task.name}: epoch {line} minutes of training left"
         for line in ("1 of 5: about 8", "2 of 5: about 7")
