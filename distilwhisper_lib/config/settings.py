@@ -39,9 +39,9 @@ from distilwhisper_lib.io.checked import one_of
 from distilwhisper_lib.languages import find_language
 
 # What runs leave, and what is published: only `results publish` and `results readme` write there.
-PROGRESS = "progress.txt"  # in a run's folder while it trains: how far it is, for who waits
 OWN_RESULTS, PUBLISHED_RESULTS = Path("outputs/results"), Path("results")
 CAME_WITH_KIT = "came with the kit"  # how published results are marked beside one's own
+PROGRESS = "progress.txt"  # in a run's folder while it trains: how far it is, for who waits
 
 
 def results_of(root: str | Path, demo: bool) -> Path:

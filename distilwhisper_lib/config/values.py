@@ -75,7 +75,7 @@ _FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_drop
               "budget", "lora_dropout", "adam_beta1", "adam_beta2",
               "expert_warmup", "straight_through_from")  # fmt: skip
 
-NEED_TEACHER = ("teacher", "kl", "js")
+_NEED_TEACHER = ("teacher", "kl", "js")
 _LARGEST = 2**53  # whole numbers up to here are the same in every JSON reader
 
 
@@ -102,7 +102,7 @@ def check_values(config: Any) -> None:
         raise UserError(f"setting max_steps={config.max_steps} is out of range: expected above 0")
     if not config.student.strip():
         raise UserError("setting student is empty: expected a hub name or a folder")
-    if not config.teacher.strip() and config.method in NEED_TEACHER:
+    if not config.teacher.strip() and config.method in _NEED_TEACHER:
         raise UserError(
             f"method {config.method!r} needs a teacher, and the setting teacher names none: give a "
             "hub name or a folder, or choose another method"
