@@ -18,6 +18,7 @@ from house import LAYERS
 from distilwhisper_lib.__main__ import WORDS
 from distilwhisper_lib.config.settings import RunConfig
 from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.evaluation import run
 from distilwhisper_lib.figures import BLUE
 from distilwhisper_lib.gates.files import load_gates
 
@@ -213,6 +214,8 @@ def _check_options(words: list[str], line: str) -> None:
     folder = spec.submodule_search_locations[0] if spec.submodule_search_locations else None
     files = Path(folder).glob("*.py") if folder else [Path(spec.origin)]
     source = "".join(file.read_text(encoding="utf-8") for file in files)
+    if "add_run_arguments" in source:
+        source += Path(run.__file__).read_text(encoding="utf-8")
     for option in (word for word in rest if word.startswith("--")):
         assert f'"{option}"' in source, line
     if rest[:2] in (["batch", "run"], ["batch", "plan"]):

@@ -24,7 +24,7 @@ from distilwhisper_lib.batch.grid import GATES, TABLES, Study
 from distilwhisper_lib.batch.notebooks import declared_parameters, find_notebook, fitted
 from distilwhisper_lib.batch.task import Task
 from distilwhisper_lib.config.settings import NOTEBOOK_OF, RunConfig, resolve
-from distilwhisper_lib.config.values import parse_overrides
+from distilwhisper_lib.config.values import check_teacher, parse_overrides
 from distilwhisper_lib.errors import UserError
 
 QUICKSTART, DATA = "00_quickstart", "01_data_prep"
@@ -159,6 +159,8 @@ def _all_notebooks(root: Path) -> list[Path]:
 def _task(path: Path, values: dict[str, Any], root: Path) -> Task:
     task = Task("", str(root), str(path), values, gpu=path.stem != TABLES)
     configs = configs_of(task)
+    for config in configs:
+        check_teacher(config)
     name = path.stem
     if name not in ONCE:
         name += f"-{values['language']}-s{values['seed']}"

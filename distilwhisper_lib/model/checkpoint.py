@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from transformers import PretrainedConfig, WhisperProcessor
 
 from distilwhisper_lib.config.settings import DISTILLED, RunConfig
+from distilwhisper_lib.config.values import check_teacher
 from distilwhisper_lib.errors import UserError, reason
 from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.model import authors
@@ -32,6 +33,7 @@ def check_models(config: RunConfig) -> None:
     Each must pass check_model(), and have a token for every language that it will hear; a teacher
     must share tokens, features and window with the student.
     """
+    check_teacher(config)
     with_teacher = config.method in (*DISTILLED, "teacher")
     untrained = [find_language(name).code for name in config.forgetting.split()]
     languages = {"student": [config.spoken, *untrained], "teacher": [config.spoken]}

@@ -239,6 +239,12 @@ def test_a_teacher_that_does_not_fit_is_refused_before_it_decodes(
         assert not study(method).output_dir.exists()
 
 
+@pytest.mark.parametrize("method", ["teacher", "kl", "js"])
+def test_a_run_that_needs_a_teacher_and_has_none_is_refused(study, method):
+    with pytest.raises(UserError, match=f"'{method}' needs a teacher, and the setting teacher na"):
+        load_data(study(method, teacher=""))
+
+
 def test_a_run_that_needs_no_teacher_asks_for_none(study):
     load_data(replace(study("lora"), teacher="nowhere"))
 
