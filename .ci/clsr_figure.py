@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from distilwhisper_lib import PACKAGE
+from distilwhisper_lib.config.settings import Record
 from distilwhisper_lib.errors import UserError, command
 from distilwhisper_lib.figures import (
     BLACK,
@@ -32,10 +33,12 @@ from distilwhisper_lib.figures import (
     VERMILION,
     panels,
     readable,
+    run_about,
     style,
     titles,
 )
 from distilwhisper_lib.io.files import write_atomic
+from distilwhisper_lib.results.records import load_records
 
 RESULTS = PACKAGE.parent / "results" / "demo"
 FIGURE = PACKAGE.parent / "notebooks" / "clsr.png"
@@ -58,18 +61,22 @@ class Routed:
 
 
 def routed(
-    gate_files: Sequence[Mapping[str, Any]], run_id: str | None = None, layer: int | None = None
+    gate_files: Sequence[Mapping[str, Any]],
+    run_id: str | None = None,
+    layer: int | None = None,
+    records: Sequence[Record] = (),
 ) -> Routed:
     """The example to draw: of ``run_id`` and ``layer``, or of those whose routes differ most.
 
     Of several candidates the one nearest to as many tokens for the expert as for the shared
     network; examples with a character cut over tokens, which no font can draw, come last.
-    UserError where nothing fits.
+    UserError where nothing fits. ``records`` tell what sets runs apart that are called alike.
     """
+    about = {told["run_id"]: told for told in run_about(records)}
     named = [g for g in gate_files if run_id in (None, g["run_id"])]
     found = [
         Routed(g["run_id"], title, g["example"]["id"], place, g["example"]["tokens"], gates)
-        for g, title in zip(named, titles(named), strict=True)
+        for g, title in zip(named, titles([about.get(g["run_id"], g) for g in named]), strict=True)
         if g.get("example")
         for place, gates in enumerate(g["example"]["token_gates"], start=1)
         if layer in (None, place)
@@ -207,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layer", type=int, help="decoder layer, from 1; left out likewise")
     parser.add_argument("--to", type=Path, default=FIGURE, help="the PNG to write")
     given = parser.parse_args(arguments)
-    print(write_figure(routed(load_gates(given.results), given.run, given.layer), given.to))
+    gates, records = load_gates(given.results), load_records(given.results)
+    print(write_figure(routed(gates, given.run, given.layer, records), given.to))
     return 0
 
 

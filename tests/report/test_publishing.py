@@ -33,7 +33,7 @@ def contents(folder):
 def own(tmp_path, monkeypatch):
     """A run of one's own with all that can belong to it: a copy of a committed one."""
     monkeypatch.chdir(tmp_path)
-    (forced,) = (COMMITTED / "gates" / "forced").glob("js-ca-*.json")
+    forced, *_ = sorted((COMMITTED / "gates" / "forced").glob("js-ca-*.json"))
     folder = OWN_RESULTS / "demo"
     for path in COMMITTED.rglob(f"{forced.stem}*"):
         target = folder / path.relative_to(COMMITTED)
@@ -149,6 +149,6 @@ def test_a_run_that_comes_out_otherwise_touches_nothing_published(tmp_path, monk
     assert main(["show", "--demo", "--compare"]) == 0
     told = capsys.readouterr().out.splitlines()[-1]
     assert " of 2 error rates within 0.5 points of the published ones; largest " in told
-    assert "26 published ones were not run." in told
+    assert "38 published ones were not run." in told
     assert contents(demo) == before and "(soft gates)" in soft
     assert soft_block(load_records(demo), demo) == soft
