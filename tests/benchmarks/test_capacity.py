@@ -170,7 +170,7 @@ def recorded(tmp_path):
     """Put a committed record of a method here, made on a device."""
 
     def put(method, device="cpu", seconds=80.0):
-        (source,) = RECORDS.glob(f"{method}-ca-s77-*.json")
+        source = RECORDS / f"{resolve(method, 'demo', 'ca').run_id}.json"
         record = json.loads(source.read_text(encoding="utf-8"))
         record["provenance"]["hardware"]["device"] = device
         if record["training"]:
