@@ -124,7 +124,11 @@ def sides_of_memory(setting: Setting) -> dict[str, Any]:
             model = _with_expert(setting)
             path = _write_both(model, setting.empty("experts"))[which]
             model.remove_expert("ca")
-            return lambda: model.load_experts("ca", path)
+
+            def load() -> None:
+                model.load_experts("ca", path)
+
+            return load
 
         return build
 

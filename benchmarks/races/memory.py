@@ -35,7 +35,7 @@ def peaks(setting: Setting, job: str) -> dict[str, dict[str, float]]:
     call ("of which the call"), and the number that it returned."""
     if setting.device == "cuda" or setting.small:
         return measured(setting, jobs(setting)[job])
-    child = [sys.executable, "-m", "benchmarks.memory", job, str(setting.folder)]
+    child = [sys.executable, "-m", __spec__.name, job, str(setting.folder)]
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | RETURNED | {"PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(child, env=environment, stdout=subprocess.PIPE, text=True, check=True)

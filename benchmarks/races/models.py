@@ -51,6 +51,7 @@ class Numbers:
     """A tokenizer of the right vocabulary for texts of token numbers, without its files."""
 
     eos_token_id = END
+    unk_token_id = END  # as Whisper's own
 
     def __call__(self, text: str, **_: Any) -> Any:
         return SimpleNamespace(input_ids=[int(number) for number in text.split()])

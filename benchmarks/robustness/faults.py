@@ -68,7 +68,7 @@ class Study:
         self.folder, self.method, self.overrides = folder, method, OVERRIDES | overrides
         self.config = resolve(method, "demo", "ca", 7, self.overrides)
         self.processes = multiprocessing.get_context("forkserver")
-        self.processes.set_forkserver_preload(["benchmarks.fault_child"])
+        self.processes.set_forkserver_preload(["benchmarks.robustness.fault_child"])
         _write_data(folder / "clean" / "data")
         whole = self.measure()
         self.points: list[Point] = [line for line in _log(whole) if "point" in line]

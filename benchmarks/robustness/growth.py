@@ -197,7 +197,7 @@ MAKES = {
 
 def measured(stage: str, folder: Path, clips: int) -> dict[str, float]:
     """Peak megabytes and seconds of one stage in a process of its own."""
-    child = [sys.executable, "-m", "benchmarks.growth", "--stage", stage, "--clips", str(clips)]
+    child = [sys.executable, "-m", __spec__.name, "--stage", stage, "--clips", str(clips)]
     environment = os.environ | RETURNED | {
         "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "hub"), "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "0",

@@ -1,6 +1,6 @@
 """Killed, a disk that refuses, two at once, wrong clocks, losses that are no number: nothing lost.
 
-What is killed here is a run of benchmarks.faults, whose command tries every point.
+What is killed here is a run of benchmarks.robustness.faults, whose command tries every point.
 """
 
 from __future__ import annotations
