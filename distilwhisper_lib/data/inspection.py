@@ -65,9 +65,9 @@ def inspect_clip(clip: Path, root: Path, far: float = FAR_SECONDS) -> Inspection
 class ClipChecks:
     """`inspect_clip` over many files of one folder, remembered in `memory` from run to run.
 
-    Decoding 10,000 clips takes a minute; a file of the same size and date is not decoded again. A
-    memory that cannot be written (a read-only corpus) costs that minute and nothing else; one that
-    cannot be read is made anew. `far` as in `inspect_clip`.
+    Decoding 10,000 clips takes a minute; a file of the same size and date that could be read is not
+    decoded again. A memory that cannot be written (a read-only corpus) costs that minute and
+    nothing else; one that cannot be read is made anew. `far` as in `inspect_clip`.
     """
 
     def __init__(self, root: Path, memory: Path, far: float = FAR_SECONDS) -> None:
@@ -105,7 +105,9 @@ class ClipChecks:
                     isinstance(text, str) for text in texts
                 ):
                     return {}
-            return known
+            # A decoder that was short of memory, or not there, may read another time what it
+            # could not.
+            return {key: found for key, found in known.items() if found.reason != UNREADABLE}
         except (OSError, ValueError, TypeError, AttributeError, OverflowError):
             return {}
 

@@ -16,6 +16,7 @@ notebooks, without a guard in ``__main__``, and on every system. It ends with it
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import math
 import os
@@ -136,7 +137,8 @@ class Child:
         search = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._owner = os.getpid()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "distilwhisper_lib.speech.guarded", str(self._owner)],
+            # -P: nothing that lies where the program was started stands in for a module
+            [sys.executable, "-P", "-m", "distilwhisper_lib.speech.guarded", str(self._owner)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # codecs complain there about every odd file
@@ -186,6 +188,8 @@ class Child:
             _write(self.process.stdin, json.dumps(question).encode(), raw or b"")
             told, samples = _read(self.process.stdout)
         except (OSError, EOFError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)  # it tells how it ended, if it is not end() that ends it
             self.end()
             raise _lost(source, seconds if late.is_set() else None, self.process) from None
         finally:

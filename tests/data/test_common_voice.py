@@ -254,6 +254,18 @@ def test_a_clip_is_decoded_once_until_it_changes(tmp_path, place, monkeypatch):
     assert len(take_usable(read(tmp_path), None, 30.0)[0]) == 2
 
 
+def test_what_could_not_be_read_is_tried_again(tmp_path, place, monkeypatch):
+    release(place, three_tables())
+
+    def lost(path, far):
+        raise UserError(f"{path} cannot be read (its decoder ended with status 1): leave it out")
+
+    with monkeypatch.context() as short_of_memory:
+        short_of_memory.setattr(inspection, "listen", lost)
+        assert len(take_usable(read(tmp_path), None, 30.0)[1]) == 3
+    assert len(take_usable(read(tmp_path), None, 30.0)[0]) == 3
+
+
 @pytest.mark.parametrize("memory", ["", "{", "[]", '{"a": 1}', '{"a": ["x", null, ""]}'])
 def test_a_spoilt_memory_is_made_anew(tmp_path, place, memory):
     release(place, three_tables())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,19 @@ def test_a_decoder_that_crashes_is_a_fault_of_the_clip(clip, alone):
         time.sleep(0.05)
         child.ask("read_audio", clip.read_bytes(), [None, None])
     assert inspect_clip(clip, clip.parent.resolve()).seconds == 1.0
+
+
+def test_a_child_tells_how_it_ended(clip, alone, monkeypatch):
+    monkeypatch.setattr(decoding.sys, "executable", shutil.which("false"))
+    with pytest.raises(UserError, match="its decoder ended with status 1"):
+        decoding.header_seconds(clip)
+
+
+def test_what_lies_where_the_user_stands_is_no_module_of_a_child(clip, alone, monkeypatch):
+    for name in ("numpy.py", "json.py", "distilwhisper_lib.py"):
+        (clip.parent / name).write_text("raise SystemExit(3)")
+    monkeypatch.chdir(clip.parent)
+    assert decoding.header_seconds(clip) == 1.0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps the limit")
