@@ -35,7 +35,7 @@ from distilwhisper_lib.batch.tasks import (
 )
 from distilwhisper_lib.batch.tasks import expand as expand_studies
 from distilwhisper_lib.config.presets import SEED
-from distilwhisper_lib.config.settings import Record, RunConfig
+from distilwhisper_lib.config.settings import Record, RunConfig, setting_of
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.results.places import find_records
 from distilwhisper_lib.results.provenance import device_name
@@ -275,9 +275,10 @@ def _hours(tasks: Sequence[Task]) -> list[tuple[float, str]]:
 
 def _like(config: RunConfig, records: Sequence[Record]) -> Record | None:
     """The record that says most of a run: same method and models, nearest in training clips."""
-    same = ("method", "student" if config.method != "teacher" else "teacher", "window_seconds")
+    model = "student" if config.method != "teacher" else "teacher"
+    same = ("method", model, "window_seconds", "window")
     told = config.published()
-    fitting = [r for r in records if all(r["config"].get(n) == told[n] for n in same)]
+    fitting = [r for r in records if all(setting_of(r, n) == told[n] for n in same)]
     wanted = config.train_size or math.inf
     return min(fitting, key=lambda r: abs(_clips(r) - wanted), default=None)
 

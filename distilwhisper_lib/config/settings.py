@@ -11,6 +11,7 @@ import hashlib
 import html
 import json
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -153,6 +154,9 @@ class RunConfig:
     speaks_as: str = _setting("")
     # Whole seconds that student and teacher hear at once, not all they can: see model/loading.py.
     window_seconds: int | None = _setting(None)
+    # "fit": what is trained hears only as many of them as its clip lasts, see there too; what
+    # is not, zero-shot or teacher, hears the silence that it knows.
+    window: Literal["whole", "fit"] = _setting("whole")
 
     # Optimisation (AdamW, linear decay).
     epochs: int = _setting(10, PAPER)
@@ -418,10 +422,11 @@ def resolve(
     settings = METHOD_SETTINGS.get(method, {}) | chosen.common | chosen.methods.get(method, {})
     given = settings | overrides
     recipe = coerce("recipe", given.get("recipe", PAPERS), _types()["recipe"])
+    # A grid may name either for all of its methods.
+    idle = ["recipe"] * (method not in WITH_EXPERTS) + ["window"] * (method not in TRAINED)
+    settings, overrides = (_without(idle, named) for named in (settings, overrides))
     if method in WITH_EXPERTS:
         settings |= recipe_settings(preset, recipe)
-    else:  # a grid may name one for all of its methods
-        settings, overrides = (_without("recipe", named) for named in (settings, overrides))
     settings |= _of_hardware(settings | overrides) | overrides
     if settings.get("conventions") == "authors" and method in DISTILLED:
         settings = AUTHORS_DISTILLATION | settings
@@ -453,8 +458,8 @@ def decisive(method: str) -> set[str]:
     return OF_TESTS | {model, f"{model}_revision"}
 
 
-def _without(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != name}
+def _without(names: Collection[str], settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in names}
 
 
 def usual_recipe(preset: str, method: str) -> str:
@@ -469,6 +474,11 @@ def _of_hardware(settings: dict[str, Any]) -> dict[str, Any]:
         for name in ("hardware", "batch_size")
     )
     return settings_for(hardware, batch_size)
+
+
+def setting_of(record: Record, name: str) -> Any:
+    """A record's setting; the default of one that is newer than the record."""
+    return record["config"].get(name, getattr(RunConfig, name, None))
 
 
 def locate(name: str) -> str:

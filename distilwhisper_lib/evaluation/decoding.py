@@ -29,7 +29,12 @@ from distilwhisper_lib.gates.recorder import PROMPT_TOKENS, GateRecorder, has_ga
 from distilwhisper_lib.hardware import DTYPES, multiplies_bf16
 from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.model.clsr import Gate, GateMode
-from distilwhisper_lib.speech.features import SpeechDataset, audio_positions, extract_features
+from distilwhisper_lib.speech.features import (
+    SpeechDataset,
+    audio_positions,
+    extract_features,
+    window_of,
+)
 
 
 def transcribe(
@@ -85,7 +90,7 @@ def transcribe(
         evaluating(model, precision) as ready,
     ):
         while len(missing):
-            batch, begin = missing.iloc[:batch_size], time.perf_counter()
+            batch, begin = _alike(missing.iloc[:batch_size], processor), time.perf_counter()
             found = _if_it_fits(
                 transcribe_batch, ready, processor, batch, expert_encoder, **options
             )
@@ -186,6 +191,13 @@ def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 # Batches -------------------------------------------------------------------------------------
+
+
+def _alike(batch: pd.DataFrame, processor: WhisperProcessor) -> pd.DataFrame:
+    """Its first clips, as far as they are heard in the same window."""
+    windows = [window_of(processor.feature_extractor, seconds) for seconds in batch["seconds"]]
+    return batch.iloc[: windows.count(windows[0])]
+
 
 _MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 

@@ -27,7 +27,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from distilwhisper_lib.config.settings import DOMAINS, WITH_EXPERTS, Record, RunConfig
+from distilwhisper_lib.config.settings import DOMAINS, WITH_EXPERTS, Record, RunConfig, setting_of
 from distilwhisper_lib.data.splits import open_part
 from distilwhisper_lib.data.subsets import take_usable
 from distilwhisper_lib.errors import UserError, command
@@ -293,13 +293,14 @@ def _student(run: Run, domain: str, rows: Sequence[Row]) -> dict[str, Any] | Non
 
 def _is_student_of(record: Record, run: Record) -> bool:
     """Whether a record is of the untrained model of ``run``, decoded in the same way."""
-    settings = ("language", "max_new_tokens", "window_seconds")
+    names = ("language", "max_new_tokens", "window_seconds", "window")
+    heard = [[setting_of(r, name) for name in names] for r in (record, run)]
     mine, theirs = (r["models"]["student"]["sha256"] for r in (record, run))
     return (
         record["config"]["method"] == "zero_shot"
         and mine is not None
         and mine == theirs
-        and all(record["config"].get(name) == run["config"].get(name) for name in settings)
+        and heard[0] == heard[1]
     )
 
 

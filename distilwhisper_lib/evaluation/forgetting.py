@@ -16,6 +16,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.decoding import transcribe
 from distilwhisper_lib.evaluation.run import Run
 from distilwhisper_lib.languages import find_language
+from distilwhisper_lib.model.loading import padding_all
 from distilwhisper_lib.results.hypotheses import FIELD, publish
 from distilwhisper_lib.scoring.rates import score
 
@@ -53,7 +54,7 @@ def _hear(run: Run, task: str, language: str) -> dict[str, Any] | None:
     part = f"{task}-{language}"
     rows = transcribe(
         run.model,
-        run.processor,
+        padding_all(run.processor),  # as the untrained model heard them
         clips,
         config.output_dir / f"{part}-untrained.jsonl",
         max_new_tokens=config.max_new_tokens,

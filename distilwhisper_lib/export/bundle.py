@@ -45,6 +45,7 @@ from distilwhisper_lib.model.experts import (
     whole_networks,
     write_expert,
 )
+from distilwhisper_lib.model.loading import padding_all
 from distilwhisper_lib.model.rounding import DTYPES, rounded
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
 from distilwhisper_lib.scoring.rates import score
@@ -113,13 +114,16 @@ def compare_with_plain(
     ``table``: clips with references, such as the run's in-domain test set. One row a model;
     "same text" is the share of clips on which both say the same.
     """
-    models = {"as trained": run.model, "plain Whisper": plain}
+    models = {
+        "as trained": (run.model, run.processor),
+        "plain Whisper": (plain, padding_all(run.processor)),
+    }
     heard, rows = {}, {}
-    for name, model in models.items():
+    for name, (model, processor) in models.items():
         begin = time.perf_counter()
         heard[name] = transcribe(
             model.to(best_device()),
-            run.processor,
+            processor,
             table,
             max_new_tokens=run.config.max_new_tokens,
             batch_size=run.config.eval_batch_size,
@@ -187,7 +191,7 @@ def export_run(
             plain = plain_whisper(run.model, run.config.language if what == "folded" else None)
             if compare is not None:
                 comparison = compare_with_plain(run, plain, compare)
-            write_whisper(plain.cpu(), run.processor, folder)
+            write_whisper(plain.cpu(), padding_all(run.processor), folder)
         elif what == "adapter":
             _write_adapter(run, folder)
         else:

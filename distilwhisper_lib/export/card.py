@@ -88,6 +88,7 @@ def model_card(
         base=_base(record),
         lender=config.get("speaks_as"),
         window=config.get("window_seconds") if what in ("expert", "adapter") else None,
+        fits=config.get("window", "whole") == "fit",
         scores=scores,
         heard=_other_languages(record),
         changes_all=what in _CHANGE_ALL,

@@ -14,7 +14,7 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.gates.counts import CLASSES, SIDES, token_classes, token_texts
 from distilwhisper_lib.gates.recorder import PROMPT_TOKENS, Hearing, has_gates, hear, prompt_of
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
-from distilwhisper_lib.speech.features import SpeechDataset
+from distilwhisper_lib.speech.features import SpeechDataset, batches_alike
 
 _CLASSES = [name for side in SIDES for name in CLASSES[side]]
 _NO_TOKEN = -1
@@ -67,15 +67,16 @@ def collect(
     vocabulary: dict[str, int] = {}
     model.eval()
     try:
-        for begin in tqdm(range(0, len(clips), batch_size), desc="gates", disable=not progress):
-            batch = [clips[i] for i in range(begin, min(begin + batch_size, len(clips)))]
+        batches = batches_alike(processor.feature_extractor, table["seconds"], batch_size)
+        for rows in tqdm(batches, desc="gates", disable=not progress):
+            batch = [clips[i] for i in rows]
             languages = [clip["language"] for clip in batch]
             audio = [clip["audio"] for clip in batch]
             heard = hear(model, processor, audio, languages, max_new_tokens)
             for place, language in enumerate(languages):
                 prompt = prompt_of(model, language)
                 for columns in _both_sides(heard, place, prompt, processor, vocabulary, padding):
-                    clip = np.full(len(columns["gate"]), codes[begin + place], np.int32)
+                    clip = np.full(len(columns["gate"]), codes[rows[place]], np.int32)
                     parts.append({"clip": clip, **columns})
     finally:
         model.train(training)

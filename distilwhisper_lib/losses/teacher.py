@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, WhisperForConditionalGeneration, Whis
 from distilwhisper_lib.losses.chunked import States
 from distilwhisper_lib.losses.divergences import divergence
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
-from distilwhisper_lib.speech.features import IGNORE, Collator, SpeechDataset
+from distilwhisper_lib.speech.features import IGNORE, Collator, SpeechDataset, padded
 
 
 class Teacher:
@@ -32,9 +32,12 @@ class Teacher:
 
     @torch.no_grad()
     def targets(self, batch: dict[str, Tensor]) -> States:
-        """What it would say at every position of a Collator's batch: (B, T, D) and the head."""
+        """What it would say at every position of a Collator's batch: (B, T, D) and the head.
+
+        Where the student's window fits its clips, the teacher hears the silence that it knows.
+        """
         out = self.model(
-            input_features=batch["input_features"],
+            input_features=padded(batch["input_features"], self.model.config.max_source_positions),
             decoder_input_ids=batch["decoder_input_ids"],
             use_cache=False,
             with_logits=False,

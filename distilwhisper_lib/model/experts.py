@@ -109,7 +109,7 @@ def write_expert(
     int8 = any(tensor.dtype == torch.int8 for tensor in tensors.values())
     metadata["weights"] = WEIGHTS[int8]
     plain = rank_of(tensors) is None and usual.items() <= (usual | metadata).items()
-    plain = plain and not metadata.keys() & {"speaks_as", "window_seconds"}
+    plain = plain and not metadata.keys() & {"speaks_as", "window_seconds", "window"}
     metadata["version"] = FORMAT_VERSIONS[not plain]
     metadata = {k: v for k, v in metadata.items() if usual.get(k) != v}
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

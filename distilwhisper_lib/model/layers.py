@@ -32,6 +32,8 @@ class DistilWhisperConfig(WhisperConfig):
     speaks_as: dict | None = None
     # Which gates are heard where nobody asks for others: "learned", "soft" or "open".
     gate_mode: str = "learned"
+    # Features shorter than the window are heard as they are, not refused or padded.
+    fit_window: bool = False
     gate_dim: int = 64
     gate_dropout: float | int = 0.1
     expert_dropout: float | int = 0.3

@@ -2,13 +2,15 @@
 
 ``window_seconds``: Whisper hears every clip padded to 30 seconds. Where clips are short and no GPU
 is at hand, most of that is silence. A model of a shorter window keeps the first positions of its
-fixed sinusoids, and its extractor pads to that window; nothing else changes. Whisper was not
+fixed sinusoids, and its extractor pads to that window; nothing else changes. With ``fit_window`` it
+takes of these only what the clips of a batch need, see features.window_of(). Whisper was not
 trained so: its zero-shot output can suffer, hence training and evaluation use the same window, and
 a record tells it.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,22 @@ from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model.checkpoint import check_model, shorten_config
 from distilwhisper_lib.model.tensors import trained_tensors, weights_hash
 from distilwhisper_lib.model.whisper import DistilWhisperForConditionalGeneration
+from distilwhisper_lib.speech.features import fits_window
 
 
-def shorten(model: PreTrainedModel, processor: WhisperProcessor, seconds: int | None) -> None:
-    """Give a loaded Whisper and its extractor a window of whole seconds, in place."""
+def shorten(
+    model: PreTrainedModel,
+    processor: WhisperProcessor,
+    seconds: int | None = None,
+    fit: bool | None = None,
+) -> None:
+    """Give a loaded Whisper and its extractor a window of whole seconds, in place.
+
+    ``fit``: whether both take shorter clips as they are. None leaves either as it was saved.
+    """
+    model.config.fit_window = fit = model.config.fit_window if fit is None else fit
+    if fit != fits_window(processor.feature_extractor):
+        _remake(processor, "fit_window", fit or None)
     if seconds is None:
         return
     positions = shorten_config(model.config, seconds).max_source_positions
@@ -36,14 +50,30 @@ def shorten(model: PreTrainedModel, processor: WhisperProcessor, seconds: int | 
     kept = encoder.embed_positions.weight.detach()[:positions].clone()
     encoder.embed_positions = nn.Embedding.from_pretrained(kept, freeze=True)
     encoder.max_source_positions = positions
+    _remake(processor, "chunk_length", seconds)
+
+
+def padding_all(processor: WhisperProcessor) -> WhisperProcessor:
+    """One that pads clips to the whole window, as plain Whisper hears them."""
+    processor = copy.copy(processor)
+    _remake(processor, "fit_window", None)
+    return processor
+
+
+def _remake(processor: WhisperProcessor, name: str, value: int | None) -> None:
+    """Give its extractor a setting, which None takes away."""
     extractor = processor.feature_extractor
-    processor.feature_extractor = type(extractor)(**extractor.to_dict() | {"chunk_length": seconds})
+    settings = extractor.to_dict() | {name: value}
+    processor.feature_extractor = type(extractor)(
+        **{k: v for k, v in settings.items() if k != name or v is not None}
+    )
 
 
 def load_model(
     name: str,
     revision: str | None = None,
     window_seconds: int | None = None,
+    fit_window: bool | None = None,
     language: str | None = None,
     borrowed: Mapping[str, str] | None = None,
     **settings: Any,
@@ -51,16 +81,17 @@ def load_model(
     """A Whisper in float32 with its processor, from a hub name, a folder or "embedded/...".
 
     ``revision``: by default the commit at which presets.py takes the model, else its main branch.
-    ``window_seconds``: see loading.py. ``language``: one it must have a token for. ``borrowed``:
-    languages without a token, and whose they borrow. Other settings go to the model's
-    configuration. Raises UserError, before the weights are read, for what check_model() refuses.
+    ``window_seconds``, ``fit_window``: see loading.py; None: as saved. ``language``: one it must
+    have a token for. ``borrowed``: languages without a token, and whose they borrow. Other settings
+    go to the model's configuration. Raises UserError, before the weights are read, for what
+    check_model() refuses.
     """
     languages = [] if language is None else [whisper_language(language)[0]]
     source, _, processor = check_model(name, revision or revision_of(name), languages)
     model = DistilWhisperForConditionalGeneration.from_pretrained(
         source.name, dtype=torch.float32, attn_implementation="sdpa", **source.options, **settings
     )
-    shorten(model, processor, window_seconds)
+    shorten(model, processor, window_seconds, fit_window)
     for language, lender in (borrowed or {}).items():
         model.borrow_token(language, lender)
     return model, processor
@@ -75,16 +106,16 @@ def load_student(
 
 def load_teacher(config: RunConfig) -> DistilWhisperForConditionalGeneration:
     """The model that a run learns from."""
-    return load_model(
-        config.teacher, config.teacher_revision, config.window_seconds, config.spoken
-    )[0]
+    window = config.window_seconds, False
+    return load_model(config.teacher, config.teacher_revision, *window, config.spoken)[0]
 
 
 def model_settings(config: RunConfig) -> dict[str, Any]:
     """What of a run's configuration load_model() must know."""
-    names = ("window_seconds", "borrowed", "gate_dim", "gate_dropout", "expert_dropout", "skip")
+    names = ("borrowed", "gate_dim", "gate_dropout", "expert_dropout", "skip")
     modes = {"gate_mode": config.inference_gates, "language": config.spoken}
-    return {name: getattr(config, name) for name in names} | modes
+    window = {"window_seconds": config.window_seconds, "fit_window": config.window == "fit"}
+    return {name: getattr(config, name) for name in names} | modes | window
 
 
 def prepare(model: DistilWhisperForConditionalGeneration, config: RunConfig) -> nn.Module:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -430,6 +430,23 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         translates = token_after_start(2).cpu() == tasks.get("translate", SHARED)
         return ids.masked_fill(translates, SHARED)
 
+    @contextmanager
+    def _hearing(self, input_features: Tensor | None) -> Iterator[None]:
+        """Where ``fit_window`` lets features shorter than the window be heard in fewer positions.
+
+        The fixed sinusoids begin at the same place in any window: the first ones are taken.
+        """
+        encoder, whole = self.model.encoder, self.config.max_source_positions
+        positions = whole
+        if self.config.fit_window and input_features is not None:
+            stride = encoder.conv1.stride[0] * encoder.conv2.stride[0]
+            positions = min(input_features.shape[-1] // stride, whole)
+        self.config.max_source_positions = encoder.embed_positions.num_embeddings = positions
+        try:
+            yield
+        finally:
+            self.config.max_source_positions = encoder.embed_positions.num_embeddings = whole
+
     def encode(self, input_features: Tensor, languages: list[str]) -> BaseModelOutput:
         """The encoder alone, each row through its own expert: (B, mels, frames) -> (B, T, D).
 
@@ -439,7 +456,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         tokens = torch.tensor([self._language_token(code) for code in codes])
         with self._asked_for(codes):
             expert_ids = self.expert_ids_of(tokens)
-        return self.model.encoder(input_features, expert_ids=expert_ids)
+        with self._hearing(input_features):
+            return self.model.encoder(input_features, expert_ids=expert_ids)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Whisper's generate(), with ``language`` (or a list, one a row) by any name or code.
@@ -448,15 +466,15 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         and the row then goes through the expert of what was detected, if there is one. In
         forward(), a prompt without a language takes the shared route.
         """
+        heard = kwargs.get("input_features", args[0] if args else None)
         tokens: list[str] = []
         if (given := kwargs.get("language")) is not None:
             config = kwargs.get("generation_config") or self.generation_config
             listed = given if isinstance(given, (list, tuple)) else [given]
             tokens = [_prompt_language(language, config) for language in listed]
             kwargs["language"] = tokens if listed is given else tokens[0]
-        if not self.config.speaks_as:
-            return super().generate(*args, **kwargs)
-        with self._asked_for([token.strip("<|>") for token in tokens]):
+        asked = [token.strip("<|>") for token in tokens] if self.config.speaks_as else None
+        with self._hearing(heard), nullcontext() if asked is None else self._asked_for(asked):
             return super().generate(*args, **kwargs)
 
     def forward(
@@ -501,19 +519,21 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration, _Ex
         trace = GateTrace() if output_gates else None
         if with_logits:
             kwargs["labels"] = labels
-        out = (super().forward if with_logits else self.model)(
-            input_features=input_features,
-            decoder_input_ids=decoder_input_ids,
-            encoder_outputs=encoder_outputs,
-            decoder_attention_mask=decoder_attention_mask,
-            past_key_values=past_key_values,
-            expert_ids=expert_ids,
-            gate_mode=gate_mode,
-            gate_noise=gate_noise,
-            straight_through=straight_through,
-            gate_trace=trace,
-            **kwargs,
-        )
+        inner = super().forward if with_logits else self.model
+        with self._hearing(input_features):
+            out = inner(
+                input_features=input_features,
+                decoder_input_ids=decoder_input_ids,
+                encoder_outputs=encoder_outputs,
+                decoder_attention_mask=decoder_attention_mask,
+                past_key_values=past_key_values,
+                expert_ids=expert_ids,
+                gate_mode=gate_mode,
+                gate_noise=gate_noise,
+                straight_through=straight_through,
+                gate_trace=trace,
+                **kwargs,
+            )
         if trace is not None:
             trace.complete = True
         return DistilWhisperOutput(**out, gates=trace)

@@ -227,6 +227,8 @@ def _save_trained(model: Any, processor: WhisperProcessor, config: RunConfig) ->
         about = {"base": config.student, "revision": config.student_revision, "run": config.run_id}
         if config.window_seconds is not None:
             about["window_seconds"] = str(config.window_seconds)
+        if config.window != "whole":
+            about["window"] = config.window
         model.save_experts(config.language, config.output_dir, **about)
     else:
         folder = config.output_dir / ("adapter" if config.method == "lora" else "model")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch.utils.data import Sampler
@@ -18,16 +18,25 @@ from distilwhisper_lib import ranks
 from distilwhisper_lib.config.settings import RunConfig
 from distilwhisper_lib.errors import UserError
 
+STRETCH = 8  # micro-batches
+
 
 class MicroBatches(Sampler[list[int]]):
     """The micro-batches of an epoch, in one order whatever the number of processes.
 
     As many for every process: where they do not divide, the last one is said again. What is said
-    again has weight 0 in its step (see Share), so that no clip counts twice.
+    again has weight 0 in its step (see Share), so that no clip counts twice. ``seconds``: of each
+    clip; of every STRETCH micro-batches in their random order, those of like length come together.
     """
 
-    def __init__(self, sampler: Sampler[int], size: int, processes: int) -> None:
-        self.sampler, self.size, self.processes = sampler, size, processes
+    def __init__(
+        self,
+        sampler: Sampler[int],
+        size: int,
+        processes: int,
+        seconds: Sequence[float] | None = None,
+    ) -> None:
+        self.sampler, self.size, self.processes, self.seconds = sampler, size, processes, seconds
 
     def __len__(self) -> int:
         real = math.ceil(len(self.sampler) / self.size)
@@ -35,8 +44,26 @@ class MicroBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(self.sampler)
+        if self.seconds is not None:
+            order = self._alike(order)
         batches = [order[i : i + self.size] for i in range(0, len(order), self.size)]
         return iter(batches + batches[-1:] * (len(self) - len(batches)))
+
+    def _alike(self, order: list[int]) -> list[int]:
+        """The order with clips of like length side by side, micro-batch by micro-batch.
+
+        These stand where one of their clips stood, so that long and short ones take turns by
+        chance. What is left at the end, less than a micro-batch, is whatever chance put there.
+        """
+        whole = len(order) - len(order) % self.size
+        stretch, made = STRETCH * self.size, []
+        for first in range(0, whole, stretch):
+            near = order[first : min(first + stretch, whole)]
+            place = {clip: i for i, clip in enumerate(near)}
+            near.sort(key=self.seconds.__getitem__)
+            batches = [near[i : i + self.size] for i in range(0, len(near), self.size)]
+            made += sorted(batches, key=lambda batch, place=place: place[batch[0]])
+        return [clip for batch in made for clip in batch] + order[whole:]
 
 
 @dataclass(frozen=True)

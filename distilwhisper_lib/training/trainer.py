@@ -48,7 +48,12 @@ from distilwhisper_lib.losses.targets import StoredTargets, StoredTeacher
 from distilwhisper_lib.losses.teacher import Teacher
 from distilwhisper_lib.model.tensors import trained_tensors, unpickling
 from distilwhisper_lib.scoring.rates import score
-from distilwhisper_lib.speech.features import Collator, SpeechDataset, shared_with_workers
+from distilwhisper_lib.speech.features import (
+    Collator,
+    SpeechDataset,
+    fits_window,
+    shared_with_workers,
+)
 from distilwhisper_lib.training.checkpoints import (
     MEND,
     STATE,
@@ -96,6 +101,8 @@ class DistilTrainer(Seq2SeqTrainer):
             each=self.args.gradient_accumulation_steps,
             processes=self.args.world_size,
         )
+        fits = fits_window(processor.feature_extractor)
+        self._seconds = self.train_dataset.columns["seconds"] if fits else None
         self._watch = LossWatch(Path(self.args.output_dir))
         self.add_callback(self._watch)
 
@@ -125,6 +132,7 @@ class DistilTrainer(Seq2SeqTrainer):
             RandomSampler(self.train_dataset),  # accelerate makes its order the data seed's
             self._share.size,
             self._share.processes,
+            self._seconds,
         )
         loader = DataLoader(
             self.train_dataset,

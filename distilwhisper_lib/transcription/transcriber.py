@@ -24,7 +24,7 @@ from distilwhisper_lib.languages import whisper_language
 from distilwhisper_lib.model.authors import language_token, language_tokens
 from distilwhisper_lib.model.loading import load_model, shorten
 from distilwhisper_lib.speech.audio import SAMPLE_RATE, SILENCE, is_silent
-from distilwhisper_lib.speech.features import extract_features
+from distilwhisper_lib.speech.features import extract_features, fits_window
 from distilwhisper_lib.transcription.recordings import (
     cut_at_silence,
     find_recordings,
@@ -59,7 +59,8 @@ class Transcriber:
         self.model = model.eval()
         self.processor = processor
         self.experts: str | None = None
-        self._whole = self.window  # in which experts were trained that say nothing of it
+        # In which experts were trained that say nothing of it.
+        self._whole = self.window, fits_window(processor.feature_extractor)
 
     @classmethod
     def load(
@@ -88,17 +89,18 @@ class Transcriber:
         """Seconds that the model hears at once: 30 for every Whisper, 3 in the demo."""
         return self.processor.feature_extractor.n_samples / SAMPLE_RATE
 
-    def _hear_in(self, seconds: float, code: str) -> None:
+    def _hear_in(self, seconds: float, fit: bool, code: str) -> None:
         """Take the window that an expert was trained in: in another it makes more mistakes."""
-        if seconds == self.window:
+        here = self.window, fits_window(self.processor.feature_extractor)
+        if (seconds, fit) == here:
             return
         if set(self.model.languages) - {code}:
             self.model.remove_expert(code)
             raise UserError(
-                f"the expert for {code!r} was trained in a window of {seconds:g} s, those that are "
-                f"here in one of {self.window:g}: load them into a Transcriber each"
+                f"the expert for {code!r} was trained in {_window(seconds, fit)}, those that are "
+                f"here in {_window(*here)}: load them into a Transcriber each"
             )
-        shorten(self.model, self.processor, int(seconds))
+        shorten(self.model, self.processor, int(seconds), fit)
 
     @property
     def has_timestamps(self) -> bool:
@@ -179,7 +181,9 @@ class Transcriber:
         code, _ = whisper_language(language)
         if self.experts is not None and code not in self.model.languages:
             about = self.model.load_experts(code, self.experts)
-            self._hear_in(int(about.get("window_seconds", 0)) or self._whole, code)
+            seconds, fit = self._whole
+            seconds = int(about.get("window_seconds", 0)) or seconds
+            self._hear_in(seconds, fit or about.get("window") == "fit", code)
         language_token(self.model.generation_config, code)
         return code
 
@@ -315,6 +319,10 @@ class _Recording:
         timed_by = MODEL if self.timed else WINDOWS
         spoken = tuple(self.segments)
         return Transcript(self.name, self.code, seconds, spoken, timed_by, self.error)
+
+
+def _window(seconds: float, fit: bool) -> str:
+    return f"a window of {'up to ' if fit else ''}{seconds:g} s"
 
 
 def _one_line(text: str) -> str:
