@@ -62,12 +62,13 @@ class Changed(NamedTuple):
 
 class Inspection(NamedTuple):
     """What the recording itself says: its seconds, or one of `REASONS` and the detail; and what is
-    worth knowing of how it was read (notes of speech/audio.py)."""
+    worth knowing of how it was read, and where it is silent (both of speech/audio.py)."""
 
     seconds: float
     reason: str | None = None
     detail: str = ""
     notes: tuple[str, ...] = ()
+    silences: tuple[tuple[float, float], ...] = ()  # from and to, in seconds
 
 
 @dataclass(frozen=True)

@@ -278,10 +278,11 @@ def unpack_row(row: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
     if not data:
         return clip | {"reason": EMPTY, "detail": name}
     try:
-        seconds, silent, _ = listen(data)
+        heard = listen(data)
     except UserError as error:
         return clip | {"reason": UNREADABLE, "detail": str(error)}
-    if silent:
+    seconds = heard.seconds
+    if heard.silent:
         return clip | {"reason": SILENT, "detail": f"{seconds:.2f} s"}
     promised = (row.get("num_samples") or 0) / SAMPLE_RATE  # a WAV that was cut still decodes
     if seconds < 0.9 * promised:

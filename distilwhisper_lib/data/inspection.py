@@ -56,8 +56,9 @@ def inspect_clip(clip: Path, root: Path, far: float = FAR_SECONDS) -> Inspection
     if clip.stat().st_size == 0:
         return Inspection(math.nan, EMPTY, clip.name)
     try:
-        seconds, silent, notes = listen(clip, far)
-        return Inspection(seconds, SILENT if silent else None, notes=notes)
+        heard = listen(clip, far)
+        reason = SILENT if heard.silent else None
+        return Inspection(heard.seconds, reason, notes=heard.notes, silences=heard.silences)
     except UserError as error:
         return Inspection(math.nan, UNREADABLE, str(error).replace(str(clip), clip.name))
 
@@ -95,9 +96,13 @@ class ClipChecks:
             stored = parse_json(self.memory.read_text(encoding="utf-8"))
             known = {
                 key: Inspection(
-                    math.nan if seconds is None else float(seconds), reason, detail, tuple(notes)
+                    math.nan if seconds is None else float(seconds),
+                    reason,
+                    detail,
+                    tuple(notes),
+                    tuple((float(start), float(end)) for start, end in silences),
                 )
-                for key, (seconds, reason, detail, notes) in stored.items()
+                for key, (seconds, reason, detail, notes, silences) in stored.items()
             }
             for result in known.values():
                 texts = (result.detail, *result.notes)

@@ -31,6 +31,7 @@ from distilwhisper_lib.data.clips import (
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.scoring.text import normalize_marks
+from distilwhisper_lib.speech.audio import LENGTH_SLACK, QUARTER
 
 _HEADER = "# sha256 "
 # Broken clips above this share of those looked at, and above this number, mean a broken copy.
@@ -134,6 +135,14 @@ def _problem(
         return Dropped(clip.id, SILENT, _told(clip, f"{result.seconds:.2f} s"))
     if result.reason:
         return Dropped(clip.id, result.reason, _told(clip, result.detail))
+    first, last = (
+        other if math.isnan(bound) else bound
+        for bound, other in ((clip.start, 0.0), (clip.end, result.seconds))
+    )
+    # A person's bounds are a little outside of what they hear.
+    within = [a <= first + LENGTH_SLACK and last - LENGTH_SLACK <= b for a, b in result.silences]
+    if last - first > QUARTER and any(within):
+        return Dropped(clip.id, SILENT, _told(clip, f"{first:.2f} to {last:.2f} s"))
     # The length of a file that holds many utterances says nothing of one.
     if math.isnan(clip.start) and math.isnan(clip.end) and result.seconds > max_seconds:
         return _too_long(clip, result.seconds)

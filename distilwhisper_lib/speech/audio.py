@@ -46,6 +46,7 @@ SAMPLE_RATE = 16_000  # Whisper's
 LENGTH_SLACK = 0.1
 # Quieter than three steps of a 16-bit recording: nothing was recorded.
 SILENCE = 1e-4
+QUARTER = 0.25  # seconds: shorter silences belong to speech
 # Channels whose mean has less than this share of the louder one's energy (-20 dB) cancel out.
 _CANCELS = 0.01
 # What a person may want to know of how a recording was read.
@@ -64,8 +65,13 @@ class Heard(NamedTuple):
     """What decoding a whole file told."""
 
     seconds: float
-    silent: bool
+    silences: tuple[tuple[float, float], ...]  # from and to, in seconds, to a tenth
     notes: tuple[str, ...]  # what a person may want to know of how it was read
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was recorded."""
+        return self.silences == ((0.0, self.seconds),)
 
 
 def read_audio(
@@ -129,14 +135,32 @@ def listen(source: Readable, far: float = math.inf) -> Heard:
     source = _source(source)
     header = header_of(source)
     if header.seconds > far:
-        return Heard(header.seconds, False, ())
-    frames, loudest, channel = 0, 0.0, _channel(source, header)
+        return Heard(header.seconds, (), ())
+    frames, channel, tenth = 0, _channel(source, header), max(1, header.rate // 10)
+    rest, peaks = np.zeros(0, np.float32), []  # peaks of each tenth of a second
     for block in decode_blocks(source, header, channel, 0, header.frames):
         frames += len(block)
-        loudest = max(loudest, float(np.abs(block).max()))
+        block = np.abs(np.concatenate([rest, block]))
+        whole = len(block) - len(block) % tenth
+        peaks.append(block[:whole].reshape(-1, tenth).max(1))
+        rest = block[whole:]
+    if len(rest):
+        peaks.append(rest.max(keepdims=True))
     notes = [FFMPEG_READ] * bool(header.demuxer) + [JOINED] * (len(header.parts) > 1)
     notes += [LOUDER] * (channel is not None)
-    return Heard(frames / header.rate, loudest < SILENCE, tuple(notes))
+    seconds = frames / header.rate
+    silences = _silences(np.concatenate(peaks) if peaks else rest, tenth / header.rate, seconds)
+    return Heard(seconds, silences, tuple(notes))
+
+
+def _silences(peaks: np.ndarray, step: float, seconds: float) -> tuple[tuple[float, float], ...]:
+    """Where peaks, one a `step`, stay below SILENCE for a QUARTER, or all the time."""
+    quiet = peaks < SILENCE
+    if quiet.all():
+        return ((0.0, seconds),)
+    edges = np.flatnonzero(np.diff(np.pad(quiet, 1).astype(np.int8))).reshape(-1, 2)
+    spans = [(float(a * step), min(float(b * step), seconds)) for a, b in edges]
+    return tuple((a, b) for a, b in spans if b - a > QUARTER)
 
 
 def is_silent(samples: np.ndarray) -> bool:

@@ -60,8 +60,8 @@ def decoded_seconds(source: headers.Readable, far: float = math.inf) -> float:
 
 def listen(source: headers.Readable, far: float = math.inf) -> audio.Heard:
     """`audio.listen` in a child."""
-    seconds, silent, notes = _ask("listen", source, far)
-    return audio.Heard(seconds, silent, tuple(notes))
+    seconds, silences, notes = _ask("listen", source, far)
+    return audio.Heard(seconds, tuple(map(tuple, silences)), tuple(notes))
 
 
 def read_audio(

@@ -17,7 +17,7 @@ import soundfile
 from distilwhisper_lib.config.settings import locate, resolve
 from distilwhisper_lib.data import own_folder
 from distilwhisper_lib.data.checklist import clips_table
-from distilwhisper_lib.data.clips import WHERE
+from distilwhisper_lib.data.clips import SILENT, WHERE
 from distilwhisper_lib.data.corpora import (
     COLUMNS,
     corpus_hash,
@@ -26,6 +26,7 @@ from distilwhisper_lib.data.corpora import (
     read_folder,
 )
 from distilwhisper_lib.data.splits import load_data
+from distilwhisper_lib.data.subsets import take_usable
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.scoring.rates import score
 
@@ -130,6 +131,22 @@ def test_segments_and_their_seconds(tmp_path):
     assert table["seconds"].tolist() == [1.5, 8.5, 2.0, 0.9]
     assert table["start"].tolist()[:2] == [0, 1.5] and math.isnan(table["start"][2])
     assert table["end"].tolist()[2:] == [2, 4] and math.isnan(table["end"][1])
+
+
+def test_a_silent_segment_is_left_out_with_its_place(tmp_path):
+    rng, rate = np.random.default_rng(0), 16_000
+    parts = [0.1 * rng.standard_normal(2 * rate), np.zeros(2 * rate)] * 2
+    folder = tmp_path / "own"
+    folder.mkdir()
+    soundfile.write(folder / "long.wav", np.concatenate(parts), rate)
+    spans = [(0, 2), (2, 4), (1.5, 4), (4.5, 6), (6.05, 7.5)]
+    rows = [row("long.wav", id=f"{a}-{b}", start=a, end=b) for a, b in spans]
+    write_csv(folder, rows)
+    corpus = open_corpus("folder/own", "ca", "train", tmp_path)
+    kept, dropped = take_usable(corpus, None, 30.0)
+    assert kept["id"].tolist() == ["0-2", "1.5-4", "4.5-6"]
+    assert [(d.id, d.reason) for d in dropped] == [("2-4", SILENT), ("6.05-7.5", SILENT)]
+    assert dropped[0].detail == "metadata.csv, line 3: 2.00 to 4.00 s"
 
 
 def test_given_seconds_spare_the_headers(tmp_path, monkeypatch):

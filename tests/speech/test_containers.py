@@ -230,6 +230,19 @@ def test_silence_is_told(channels):
     assert not listen(encoded(np.full((8_000, channels), 5e-4), "WAV", "FLOAT")).silent
 
 
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_silences_within_a_recording_are_told(rate):
+    speech = tone(1.0, rate)
+    quiet = [np.zeros(int(seconds * rate)) for seconds in (0.52, 0.2, 1.5)]
+    samples = np.concatenate([quiet[0], speech, quiet[1], speech, quiet[2]])
+    heard = listen(encoded(samples[:, None], "WAV", rate=rate))
+    assert not heard.silent
+    begin, end = heard.silences  # a fifth of a second is a breath
+    assert begin == pytest.approx((0, 0.52), abs=0.1)
+    whole = len(samples) / rate
+    assert end == pytest.approx((whole - 1.5, whole), abs=0.1)
+
+
 # What phones and browsers record --------------------------------------------------------------
 
 av = pytest.importorskip("av")
