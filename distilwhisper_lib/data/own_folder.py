@@ -35,7 +35,7 @@ _NEEDED = ("file_name", "text", "language", "split")
 # What a user takes for a recording, readable or not.
 RECORDINGS = {
     ".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga",
-    ".ogg", ".opus", ".w64", ".wav", ".webm", ".wma",
+    ".ogg", ".opus", ".sph", ".w64", ".wav", ".webm", ".wma",
 }  # fmt: skip
 # Of a corpus, and the words for them in sheets, in any case.
 SPLITS = {

@@ -7,7 +7,9 @@ word. Here the containers that recorders write and `cat` joins are gone through 
 
 from __future__ import annotations
 
+import math
 import mmap
+import re
 import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -38,7 +40,12 @@ def streams(data: Bytes, kind: str) -> list[Stream]:
     return (list(count(data)) if count else []) or [Stream(0, len(data))]
 
 
-# WAV, AIFF, AU, W64, CAF, MPEG-4: chunks that say how long they are ---------------------------
+def can_count(kind: str) -> bool:
+    """Whether it would be seen that a file of this kind was cut short."""
+    return kind in _COUNTS
+
+
+# WAV, AIFF, AU, W64, CAF, SPHERE, MPEG-4: sizes that are told -------------------------------
 
 
 def _chunked(data: Bytes, order: str, sound: bytes) -> Iterator[Stream]:
@@ -156,6 +163,17 @@ def _caf_length(data: Bytes, first: int) -> int | None:
             break  # a tail
         place += 12 + size
     return place - first
+
+
+def _nist_length(data: Bytes, first: int) -> int | None:
+    """SPHERE: lines of text, the second of which tells how long they are, and samples."""
+    head = re.match(rb"NIST_1A\n {0,7}(\d{1,7})\n", data[first : first + 16])
+    size = int(head[1]) if head else 0
+    told = dict(re.findall(rb"\n(\w+) -i (\d{1,15})(?=\n)", data[first : first + size]))
+    fields = (b"sample_count", b"channel_count", b"sample_n_bytes")
+    if not all(name in told for name in fields):
+        return None
+    return size + math.prod(int(told[name]) for name in fields)
 
 
 def _mov_length(data: Bytes, first: int) -> int | None:
@@ -332,6 +350,7 @@ _COUNTS: dict[str, Callable[[Bytes], Iterator[Stream]]] = {
     "RF64": lambda data: _chunked(data, "<", b"data"),
     "AU": lambda data: _sized(data, b".snd", _au_length),
     "W64": lambda data: _sized(data, b"riff", _w64_length),
+    "NIST": lambda data: _sized(data, b"NIST_1A\n", _nist_length),
     "CAF": lambda data: _sized(data, b"caff", _caf_length),
     "caf": lambda data: _sized(data, b"caff", _caf_length),
     "mov": lambda data: _sized(data, b"ftyp", _mov_length, at=4),

@@ -65,6 +65,11 @@ def header_of(source: Source) -> Header:
 
 def _held(source: Source, info: Any) -> Header:
     """libsndfile's header, if its container holds that; else what it holds."""
+    if not containers.can_count(info.format):
+        raise UserError(
+            f"{name_of(source)} is {info.format} by its content, of which nobody would see that a "
+            "part is missing: convert it to WAV or FLAC."
+        )
     with _whole(source) as data:
         found = containers.streams(data, info.format)
         if fault := next((stream.fault for stream in found if stream.fault), None):

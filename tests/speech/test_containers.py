@@ -44,6 +44,7 @@ KINDS = [
     ("WAV", "PCM_16"), ("WAVEX", "PCM_24"), ("AIFF", "PCM_16"), ("FLAC", "PCM_16"),
     ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("RF64", "PCM_16"),
     ("W64", "PCM_16"), ("CAF", "PCM_16"), ("AU", "PCM_16"),
+    ("NIST", "PCM_16"),
 ]  # fmt: skip
 
 
@@ -148,6 +149,13 @@ def test_half_of_a_file_is_an_error(kind, subtype):
     data = encoded(tone(4.0) + np.random.default_rng(0).normal(0, 0.01, 64_000), kind, subtype)
     with pytest.raises(UserError, match=r"cut short|cannot be read"):
         listen(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("kind", ["VOC", "SVX", "IRCAM", "MAT5", "HTK"])
+def test_what_could_be_cut_unseen_is_refused_whole(kind):
+    told = f"in memory is {kind} by its content, of which nobody would see .* to WAV or FLAC"
+    with pytest.raises(UserError, match=told):
+        listen(encoded(tone(2.0), kind, "PCM_16"))
 
 
 @pytest.mark.parametrize("lacking", [2_000, 20_000, 200_000])
