@@ -263,7 +263,7 @@ def _foreign_blocks(source: Source, header: Header) -> Iterator[np.ndarray]:
         yield block
 
 
-def _read_blocks(stream: str | io.BytesIO, first: int, count: int) -> Iterator[np.ndarray]:
+def _read_blocks(stream: str | int | io.BytesIO, first: int, count: int) -> Iterator[np.ndarray]:
     # Not SoundFile.blocks: soundfile 0.14 fills up with leftover memory where a file ends early.
     with soundfile.SoundFile(stream) as file:
         if first:

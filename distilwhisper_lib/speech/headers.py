@@ -233,6 +233,12 @@ def name_of(source: Readable, noun: str = "Audio") -> str:
     return f"{noun} file {given}"
 
 
-def stream_of(source: Source) -> str | io.BytesIO:
-    """What libsndfile opens; it knows the format by its content."""
-    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
+def stream_of(source: Source) -> str | int | io.BytesIO:
+    """What libsndfile opens, once, and closes; it knows the format by its content.
+
+    A descriptor rather than a name, by which it would look for what a Mac leaves beside a file
+    (``._a.mp3``), and then refuse the file.
+    """
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return os.open(source, os.O_RDONLY) if os.name == "posix" else str(source)

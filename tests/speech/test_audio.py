@@ -287,8 +287,9 @@ def test_caps_hold_before_anything_is_decoded(tmp_path, monkeypatch, cap, value,
 
 def test_samples_without_a_header_and_a_name_that_is_too_long(tmp_path):
     (tmp_path / "x.raw").write_bytes(b"\0" * 3200)
+    told = r"x\.raw cannot be read \(Format not recognised\): convert it"
     for read in (read_audio, audio_seconds, decoded_seconds):
-        with pytest.raises(UserError, match=r"x\.raw cannot be read \(samplerate .*convert it"):
+        with pytest.raises(UserError, match=told):
             read(tmp_path / "x.raw")
         with pytest.raises(UserError, match=r"aaa\.wav does not exist"):
             read(tmp_path / f"{'a' * 300}.wav")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -206,6 +207,27 @@ def test_a_long_header_of_a_short_flac_is_found_when_decoded():
     data = encoded(np.random.default_rng(0).normal(0, 0.1, 160_000), "FLAC")
     with pytest.raises(UserError, match=r"cut short|cannot be read"):
         listen(data[: round(len(data) * 0.95)])
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_what_a_mac_leaves_beside_a_recording_is_not_looked_at(tmp_path, kind):
+    (path := tmp_path / f"a.{kind.lower()}").write_bytes(encoded(tone(2.0), kind))
+    apple = struct.pack(">II16sH", 0x00051607, 0x00020000, b"Mac OS X".ljust(16), 2)
+    for content in (b"", apple.ljust(4096, b"\0")):
+        path.with_name(f"._{path.name}").write_bytes(content)
+        assert guarded.listen(path).seconds == pytest.approx(2.0, abs=0.05)
+
+
+def test_files_are_closed_again(tmp_path):
+    (good := tmp_path / "a.wav").write_bytes(encoded(tone(), "WAV"))
+    (bad := tmp_path / "b.wav").write_bytes(b"RIFF" + bytes(100))
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    for _ in range(20):
+        read_audio(good)
+        with pytest.raises(UserError):
+            read_audio(bad)
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
 # Two channels -------------------------------------------------------------------------------
