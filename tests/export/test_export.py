@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import jinja2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -33,6 +34,7 @@ from distilwhisper_lib.export.card import KINDS, model_card
 from distilwhisper_lib.export.publish import push_to_hub
 from distilwhisper_lib.model.tensors import read_metadata
 from distilwhisper_lib.results.records import read_record, write_record
+from distilwhisper_lib.speech.features import extract_features, fits_window
 from distilwhisper_lib.training.loop import train
 from distilwhisper_lib.transcription.transcriber import Transcriber
 
@@ -85,6 +87,21 @@ def test_a_finished_run_transcribes_as_it_did(finished):
         assert recorded == [r["hypothesis"] for r in heard]
         spoken = Transcriber.load(run.folder).transcribe(table.iloc[0]["audio"], "ca")
         assert spoken.error is None
+
+
+@pytest.mark.parametrize("method", ["lora", "clsr", "full"])
+def test_what_was_trained_in_windows_that_fit_becomes_plain_whisper(finished, tmp_path, method):
+    run, clips = vars(finished(method, window="fit", forgetting="cs")).values()
+    folder = export_run(run, tmp_path / "plain", compare=clips)
+    processor = WhisperProcessor.from_pretrained(folder)
+    assert not fits_window(processor.feature_extractor)
+    model = WhisperForConditionalGeneration.from_pretrained(folder)
+    features = extract_features(processor.feature_extractor, [np.zeros(16_000, np.float32)])
+    assert model.generate(input_features=features, language="ca", max_new_tokens=3).shape[0] == 1
+    assert "plain Whisper hears that silence" in (folder / "README.md").read_text()
+    if method != "full":
+        trained = export_run(run, tmp_path / "trained", form="trained")
+        assert "without the silence that fills" in (trained / "README.md").read_text()
 
 
 def test_what_is_no_finished_run_is_named(finished, tmp_path):
