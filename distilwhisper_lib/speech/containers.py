@@ -169,7 +169,7 @@ def _nist_length(data: Bytes, first: int) -> int | None:
     """SPHERE: lines of text, the second of which tells how long they are, and samples."""
     head = re.match(rb"NIST_1A\n {0,7}(\d{1,7})\n", data[first : first + 16])
     size = int(head[1]) if head else 0
-    told = dict(re.findall(rb"\n(\w+) -i (\d{1,15})(?=\n)", data[first : first + size]))
+    told = dict(re.findall(rb"\n(\w+) -(?:i|s\d+) (\d{1,15})(?=\n)", data[first : first + size]))
     fields = (b"sample_count", b"channel_count", b"sample_n_bytes")
     if not all(name in told for name in fields):
         return None

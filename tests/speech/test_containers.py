@@ -45,7 +45,7 @@ KINDS = [
     ("WAV", "PCM_16"), ("WAVEX", "PCM_24"), ("AIFF", "PCM_16"), ("FLAC", "PCM_16"),
     ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("RF64", "PCM_16"),
     ("W64", "PCM_16"), ("CAF", "PCM_16"), ("AU", "PCM_16"),
-    ("NIST", "PCM_16"),
+    ("NIST", "PCM_16"), ("NIST", "ULAW"),
 ]  # fmt: skip
 
 
