@@ -276,7 +276,7 @@ def _hours(tasks: Sequence[Task]) -> list[tuple[float, str]]:
 def _like(config: RunConfig, records: Sequence[Record]) -> Record | None:
     """The record that says most of a run: same method and models, nearest in training clips."""
     model = "student" if config.method != "teacher" else "teacher"
-    same = ("method", model, "window_seconds", "window")
+    same = ("method", model, "window_seconds", "window", "pack")
     told = config.published()
     fitting = [r for r in records if all(setting_of(r, n) == told[n] for n in same)]
     wanted = config.train_size or math.inf

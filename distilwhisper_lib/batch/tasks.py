@@ -52,8 +52,8 @@ _FOUR = ("preset", "language", "seed", "overrides")
 # setting too many here makes two tasks wait for each other, one too few lets a run build its own.
 _TARGET_SETTINGS = (
     "preset", "language", "in_domain", "data_dir", "train_size", "train_subset", "max_seconds",
-    "window_seconds", "window", "conventions", "student", "student_revision", "teacher",
-    "teacher_revision", "precision", "teacher_targets",
+    "window_seconds", "window", "pack", "timestamps", "conventions", "student", "student_revision",
+    "teacher", "teacher_revision", "precision", "teacher_targets",
 )  # fmt: skip
 
 

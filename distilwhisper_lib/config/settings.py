@@ -158,6 +158,11 @@ class RunConfig:
     # is not, zero-shot or teacher, hears the silence that it knows.
     window: Literal["whole", "fit"] = _setting("whole")
 
+    # Training clips side by side in one window, and the share of rows whose text is learned with
+    # timestamps: see data/packing.py. A batch is then of so many windows.
+    pack: bool = _setting(False)
+    timestamps: float = _setting(0.0)
+
     # Optimisation (AdamW, linear decay).
     epochs: int = _setting(10, PAPER)
     # An epoch goes through fewer training clips as many times as come nearest to this number; 0:
@@ -422,8 +427,9 @@ def resolve(
     settings = METHOD_SETTINGS.get(method, {}) | chosen.common | chosen.methods.get(method, {})
     given = settings | overrides
     recipe = coerce("recipe", given.get("recipe", PAPERS), _types()["recipe"])
-    # A grid may name either for all of its methods.
-    idle = ["recipe"] * (method not in WITH_EXPERTS) + ["window"] * (method not in TRAINED)
+    # A grid may name any of them for all of its methods.
+    idle = ["recipe"] * (method not in WITH_EXPERTS)
+    idle += ["window", "pack", "timestamps"] * (method not in TRAINED)
     settings, overrides = (_without(idle, named) for named in (settings, overrides))
     if method in WITH_EXPERTS:
         settings |= recipe_settings(preset, recipe)

@@ -73,7 +73,7 @@ _NOT_NEGATIVE = ("gate_noise", "weight_decay", "gate_weight", "task_weight", "di
                  "router_epochs", "epoch_clips", "workers")  # fmt: skip
 _FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_dropout", "skip",
               "budget", "lora_dropout", "adam_beta1", "adam_beta2",
-              "expert_warmup", "straight_through_from")  # fmt: skip
+              "expert_warmup", "straight_through_from", "timestamps")  # fmt: skip
 
 _LARGEST = 2**53  # whole numbers up to here are the same in every JSON reader
 
@@ -117,6 +117,11 @@ def check_values(config: Any) -> None:
         value = getattr(config, name)
         if not 0 <= value <= 1:
             raise UserError(f"setting {name}={value!r} is out of range: expected from 0 to 1")
+    if config.timestamps and config.conventions == "authors":
+        raise UserError(
+            f"timestamps={config.timestamps:g} with conventions='authors', whose prompt says that "
+            "there are none: leave one of them out"
+        )
     if config.expert_warmup == 1 and not config.router_epochs and config.gate_mode != "open":
         raise UserError(
             "expert_warmup=1 with router_epochs=0 never trains a gate: set router_epochs above 0, "

@@ -133,7 +133,8 @@ def stored_targets(
 def _labels_of(table: pd.DataFrame, collator: Collator) -> tuple[dict[str, int], str]:
     """How many labelled positions each clip has, and the hash of all decoder inputs and labels."""
     counts, digest = {}, hashlib.sha256()
-    for row in table[["id", "text", "language"]].to_dict("records"):
+    names = [name for name in ("id", "text", "language", "spans") if name in table]
+    for row in table[names].to_dict("records"):
         inputs, labels = collator.label_tokens(row)
         counts[row["id"]] = sum(label != IGNORE for label in labels)
         digest.update(json.dumps([row["id"], inputs, labels]).encode() + b"\n")

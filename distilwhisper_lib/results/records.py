@@ -70,6 +70,11 @@ _TARGETS = {
     "built": Optional(bool),
     "sha256": Optional(str),
 }
+# Rows that were trained on where clips share a window or have timestamps: see data/packing.py.
+_PACKING = {
+    "windows": _SOME, "clips": _SOME, "fill": between(0, 1), "with_timestamps": _COUNT,
+    "sha256": str,
+}  # fmt: skip
 _TRAINING = {
     "steps": _COUNT,
     "epochs": _MEASURE,
@@ -81,6 +86,7 @@ _TRAINING = {
     "best_step": Maybe(_COUNT),
     "weights_sha256": Maybe(str),
     "teacher_targets": Optional(_TARGETS),
+    "packing": Optional(_PACKING),
     "log": [{"step": _COUNT}],
     "validation": [{"step": _COUNT, "wer": Maybe(_MEASURE), "cer": Maybe(_MEASURE)}],
 }

@@ -7,8 +7,9 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -21,27 +22,33 @@ from distilwhisper_lib.speech.audio import POSITIONS_PER_SECOND, SAMPLE_RATE, re
 from distilwhisper_lib.speech.log_mel import log_mel
 
 IGNORE = -100
+TIMESTAMP_STEP = 0.02  # seconds
 FRAMES_PER_POSITION = 2  # of 10 ms
 # Seconds of silence, at least, that a fitted window keeps after a clip. Untrained, Whisper makes
 # more mistakes with less of it (benchmarks/windows.json); training closes that (tuning.json).
 TAIL = 1.0
 
 SAMPLES_PER_POSITION = SAMPLE_RATE // POSITIONS_PER_SECOND
-# Columns that a dataset reads.
+# Columns that a dataset reads, and those that it reads where they are.
 _READ = ("id", "audio", "start", "end", "seconds", "text", "language")
+_PACKED = ("pieces", "spans")
+_PROMPT = 4  # tokens: start, language, task, no timestamps
 
 
 class SpeechDataset(Dataset):
     """A corpus table as the rows that a Collator takes; audio is read when asked for.
 
-    ``targets``: what the teacher said about a clip, by its id, where that is known already.
+    Of a window of several clips (columns of data/packing.py) the audio is theirs with the pauses
+    between them. ``targets``: what the teacher said about a clip, by its id, where that is known
+    already.
     """
 
     def __init__(
         self, table: pd.DataFrame, targets: Callable[[str], dict[str, Tensor]] | None = None
     ) -> None:
         # Columns, because a dict a row takes three times the room, once more in each worker.
-        self.columns = {name: table[name].tolist() for name in _READ}
+        names = [*_READ, *(name for name in _PACKED if name in table)]
+        self.columns = {name: table[name].tolist() for name in names}
         self.targets = targets
 
     def __len__(self) -> int:
@@ -51,11 +58,32 @@ class SpeechDataset(Dataset):
         row = {name: column[index] for name, column in self.columns.items()}
         item = {
             "id": row["id"],
-            "audio": read_audio(row["audio"], row["start"], row["end"]),
+            "audio": _audio(row),
             "text": row["text"],
             "language": row["language"],
+            "spans": row.get("spans"),
         }
         return item if self.targets is None else item | {"teacher": self.targets(row["id"])}
+
+
+def _audio(row: dict[str, Any]) -> np.ndarray:
+    """Samples of a row, (samples,) float32: of its recording, or of the pieces of a window."""
+    pieces = row.get("pieces")
+    if pieces is None:
+        return read_audio(row["audio"], row["start"], row["end"])
+    heard = [read_audio(piece.audio, piece.start, piece.end) for piece in pieces]
+    firsts = [round(piece.at * SAMPLE_RATE) for piece in pieces]
+    whole = np.zeros(firsts[-1] + len(heard[-1]), np.float32)
+    for first, samples in zip(firsts, heard, strict=True):
+        whole[first : first + len(samples)] = samples[: len(whole) - first]
+    return whole
+
+
+class Room(NamedTuple):
+    """What a window has room for, or what a clip takes of it."""
+
+    seconds: float
+    tokens: int
 
 
 class Collator:
@@ -85,7 +113,8 @@ class Collator:
         self.conventions = conventions
         self.max_length = max_length
         self.speaks_as = speaks_as or {}
-        self._special = frozenset(self.tokenizer.get_added_vocab().values())
+        added = self.tokenizer.get_added_vocab()
+        self._special, self._zero = frozenset(added.values()), added.get("<|0.00|>")
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         inputs, labels = zip(*(self.label_tokens(row) for row in rows), strict=True)
@@ -103,14 +132,12 @@ class Collator:
         return batch
 
     def label_tokens(self, row: dict[str, Any]) -> tuple[list[int], list[int]]:
-        """(decoder input, labels) of one row, equally long."""
-        text = self.tokenizer(row["text"], add_special_tokens=False).input_ids
-        if special := self._special.intersection(text):
-            token = self.tokenizer.convert_ids_to_tokens(min(special))
-            raise UserError(
-                f"clip {row['id']!r} has the special token {token!r} in its text: take it out, or "
-                "read the corpus with data.open_corpus, which does"
-            )
+        """(decoder input, labels) of one row, equally long.
+
+        With "spans" (data/packing.py), each text stands between the timestamps of its sound.
+        """
+        spans = row.get("spans")
+        text = self._text(row, row["text"]) if spans is None else self._timed(row, spans)
         start, task, plain = map(
             self._token, ("<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>")
         )
@@ -118,7 +145,7 @@ class Collator:
             target = [start, task, plain, *text, self.tokenizer.eos_token_id]
             inputs, labels = [start, *target[:-1]], target
         else:
-            prompt = [start, self._language(row), task, plain]
+            prompt = [start, self._language(row), task] + [plain] * (spans is None)
             inputs = [*prompt, *text]
             labels = [IGNORE] * (len(prompt) - 1) + [*text, self.tokenizer.eos_token_id]
         if len(inputs) > self.max_length:
@@ -127,6 +154,37 @@ class Collator:
                 f"{self.max_length}: shorten its text or leave it out"
             )
         return inputs, labels
+
+    def room(self) -> Room:
+        """Of a row, for sound and, beside its prompt, for text."""
+        return Room(self.extractor.n_samples / SAMPLE_RATE, self.max_length - _PROMPT)
+
+    def takes(self, row: dict[str, Any]) -> Room:
+        """What a clip takes of that: its seconds, and its tokens without timestamps."""
+        return Room(row["seconds"], len(self._text(row, row["text"])))
+
+    def _text(self, row: dict[str, Any], text: str) -> list[int]:
+        tokens = self.tokenizer(text, add_special_tokens=False).input_ids
+        if special := self._special.intersection(tokens):
+            token = self.tokenizer.convert_ids_to_tokens(min(special))
+            raise UserError(
+                f"clip {row['id']!r} has the special token {token!r} in its text: take it out, or "
+                "read the corpus with data.open_corpus, which does"
+            )
+        return tokens
+
+    def _timed(self, row: dict[str, Any], spans: Sequence[Any]) -> list[int]:
+        """Texts between their timestamps: spaces join what is read without these."""
+        if self._zero is None:
+            raise UserError(
+                "this model has no timestamps in its vocabulary: leave the setting timestamps out"
+            )
+        tokens: list[int] = []
+        for span in spans:
+            text = self._text(row, f" {span.text}" if tokens else span.text)
+            first, last = (self._zero + round(at / TIMESTAMP_STEP) for at in (span.begin, span.end))
+            tokens += [first, *text, last]
+        return tokens
 
     def _language(self, row: dict[str, Any]) -> int:
         code = self.speaks_as.get(row["language"], row["language"])

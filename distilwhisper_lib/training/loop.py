@@ -26,6 +26,7 @@ from distilwhisper_lib.config.settings import (
     locate,
     published_name,
 )
+from distilwhisper_lib.data.packing import arranged, described
 from distilwhisper_lib.data.splits import RunData
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.run import Run, at_work, claim
@@ -38,12 +39,11 @@ from distilwhisper_lib.model.checkpoint import check_models, shorten_config
 from distilwhisper_lib.model.hub import Source, loading
 from distilwhisper_lib.model.loading import load_student, load_teacher, prepare, read_trained
 from distilwhisper_lib.model.tensors import checkpoint_hash, trained_tensors, weights_hash
-from distilwhisper_lib.speech.features import Collator
 from distilwhisper_lib.training.checkpoints import Clock, last_checkpoint, lighten
 from distilwhisper_lib.training.shares import micro_batches_each
 from distilwhisper_lib.training.stages import FOLDER as EXPERTS
 from distilwhisper_lib.training.stages import Stage, stages
-from distilwhisper_lib.training.trainer import make_trainer
+from distilwhisper_lib.training.trainer import collator_of, make_trainer
 
 SUMMARY = "training.json"
 TARGETS = "targets.json"
@@ -93,6 +93,10 @@ def _train(config: RunConfig, data: RunData) -> Run:
     with torch.random.fork_rng(devices=[]), ranks.first_before_others():
         teacher = source and teacher_of(config, data, processor, source, base.config)
     about = ranks.told_by_first(lambda: _targets_about(config, teacher, checkpoints / TARGETS))
+    collator = collator_of(config, processor, base.config)
+    rows = arranged(config, data.train, collator)
+    if rows is not data.train:
+        about |= {"packing": described(rows, collator)}
     model = prepare(base, config)
     if ranks.is_first():
         for stale in config.output_dir.glob("*.jsonl"):  # of other weights
@@ -180,11 +184,10 @@ def teacher_of(
     """What a run learns from: stored targets, built if need be, or the teacher itself."""
     if config.targets == "online":
         return source.load()
-    collator = Collator(
-        processor, config.conventions, student.max_target_positions, config.borrowed
-    )
+    collator = collator_of(config, processor, student)
     data_hash = data.describe()["train"]["sha256"]
-    return stored_targets(config, data.train, data_hash, collator, source)
+    rows = arranged(config, data.train, collator)
+    return stored_targets(config, rows, data_hash, collator, source)
 
 
 def build_targets(config: RunConfig, data: RunData) -> None:

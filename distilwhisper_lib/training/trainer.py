@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
+    PretrainedConfig,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerState,
@@ -27,7 +28,8 @@ from transformers import (
 )
 
 from distilwhisper_lib import ranks
-from distilwhisper_lib.config.settings import PROGRESS, WITH_EXPERTS
+from distilwhisper_lib.config.settings import PROGRESS, WITH_EXPERTS, RunConfig
+from distilwhisper_lib.data.packing import arranged
 from distilwhisper_lib.data.splits import RunData
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.decoding import transcribe
@@ -323,6 +325,13 @@ def _with_ids(collator: Collator, rows: Sequence[dict[str, Any]]) -> dict[str, A
     return collator(rows) | {"ids": [row["id"] for row in rows]}
 
 
+def collator_of(
+    config: RunConfig, processor: WhisperProcessor, model: PretrainedConfig
+) -> Collator:
+    """What makes batches of a run's rows."""
+    return Collator(processor, config.conventions, model.max_target_positions, config.borrowed)
+
+
 def make_trainer(
     model: nn.Module,
     processor: WhisperProcessor,
@@ -334,14 +343,12 @@ def make_trainer(
     """A trainer over a run's data; a stored teacher's targets come with the rows."""
     config = stage.run
     teacher = teacher if stage.distils else None
-    collator = Collator(
-        processor, config.conventions, model.config.max_target_positions, config.borrowed
-    )
+    collator = collator_of(config, processor, model.config)
     read = None
     if isinstance(teacher, StoredTargets):
         read, teacher = teacher.read, teacher.teacher()
     time_left = TimeLeft(config.output_dir / PROGRESS, stage.title, stage.after)
-    train = pd.concat([data.train] * config.passes(len(data.train)))
+    train = pd.concat([arranged(config, data.train, collator)] * config.passes(len(data.train)))
     return DistilTrainer(
         model=model,
         args=training_arguments(stage, len(train)),
