@@ -10,12 +10,13 @@ from benchmarks.races.harness import Row
 from benchmarks.races.inference import forward, generate, low_rank, mixed_batch, routing
 from benchmarks.races.loss import loss_block
 from benchmarks.races.setting import Setting
-from benchmarks.races.steps import distillation, step_memory, steps
+from benchmarks.races.steps import distillation, packing, step_memory, steps
 
 Race = Callable[[Setting], Iterator[Row]]
 
 _ANYWHERE = (
     routing, forward, generate, low_rank, mixed_batch, loss_block, step_memory, distillation, steps,
+    packing,
 )  # fmt: skip
 _HERE_ALONE = {"cpu": (log_mel, expert_file, load_time), "cuda": (gpu_training,)}
 

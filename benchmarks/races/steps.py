@@ -30,6 +30,7 @@ from distilwhisper_lib.training.trainer import make_trainer
 
 EPOCHS = 10
 SECONDS, TOKENS = 5, 44  # of a clip: about Common Voice's mean; 45 labelled positions
+PACKED = 5  # clips of that length that share a window
 CLIPS = 1  # for which targets are built: a teacher of large-v2's size takes 20 s on a CPU
 
 
@@ -45,8 +46,9 @@ class Trainee:
         teacher: Teacher | StoredTargets | None = None,
         precision: str | None = None,
         rows: int = 1,
+        pack: bool = False,
     ) -> None:
-        config = _config(method, precision or setting.precision, rows)
+        config = _config(method, precision or setting.precision, rows, pack)
         data = SimpleNamespace(train=table, validation=table)
         student = prepare(student, config)
         (stage,) = stages(config, Path("checkpoints"))
@@ -157,6 +159,31 @@ def steps(setting: Setting) -> Iterator[Row]:
         )
 
 
+def packing(setting: Setting) -> Iterator[Row]:
+    """A clip in a window that it shares with others, against one in a window of its own."""
+    table = corpus(setting.empty("audio"), PACKED)
+    for method in ("lora", "clsr"):
+        alone, twin, together = (
+            Trainee(setting, method, routed(setting.student_dimensions), given, pack=pack)
+            for given, pack in ((table.head(1), False), (table.head(1), True), (table, True))
+        )
+        clips = len(together.trainer.train_dataset.columns["pieces"][0])  # fewer in a small model
+        losses = [trainee.step(seed=0, learn=False) for trainee in (alone, twin)]
+        apart = abs(losses[0] - losses[1]) / losses[0]
+        del twin
+        sides = {f"{clips} clips packed": together.step, "one clip": alone.step}
+        samples = interleaved(sides, setting.rounds(4), setting.device, warm=1)
+        packed, single = (float(np.median(values)) for values in samples.values())
+        yield row(
+            f"training a clip with {method}, packed / not packed",
+            samples,
+            ratio=packed / (clips * single),
+            goal="<= 0.35",
+            checks=[check("loss of a clip alone in either: difference", apart, tolerance(setting))],
+            rows=1,
+        )
+
+
 def step_memory(setting: Setting) -> Iterator[Row]:
     """The most memory that a training step of one clip takes, model and optimiser included."""
     found = memory.peaks(setting, "step")
@@ -168,6 +195,8 @@ def step_memory(setting: Setting) -> Iterator[Row]:
     pairs = [("cached js", other) for other in ("online js", "lora", "full")]
     title = "peak memory of a training step"
     yield from memory.rows(found, title, pairs, checks=checks, rows=1)
+    packed = [("packed lora", "lora")]
+    yield from memory.rows(found, title, packed, goal="<= 1.10", checks=checks, rows=1)
 
 
 def tolerance(setting: Setting) -> float:
@@ -204,19 +233,20 @@ def targets(setting: Setting, table: pd.DataFrame) -> StoredTargets:
     return stored_targets(config, table, about["sha256"], Collator(PROCESSOR), source)
 
 
-def _config(method: str, precision: str, rows: int) -> Any:
+def _config(method: str, precision: str, rows: int, pack: bool = False) -> Any:
     same = {"batch_size": rows, "micro_batch": rows, "precision": precision, "recipe": "paper"}
     same |= {"label_smoothing": 0.1, "teacher_targets": "hidden"}  # the LoRA recipe has none
+    same |= {"pack": pack}
     return resolve(method, "own", "ca", 77, same)
 
 
 def sides_of_memory(setting: Setting) -> dict[str, Any]:
     """Side -> what builds it and returns the step to watch: see memory.py."""
 
-    def ready(method: str, teacher: Any = lambda table: None) -> Any:
-        table = corpus(setting.empty("audio"))
+    def ready(method: str, teacher: Any = lambda table: None, clips: int = CLIPS) -> Any:
+        table = corpus(setting.empty("audio"), clips)
         student = routed(setting.student_dimensions)
-        trainee = Trainee(setting, method, student, table, teacher(table))
+        trainee = Trainee(setting, method, student, table, teacher(table), pack=clips > 1)
         trainee.allocate()
         return trainee.step
 
@@ -229,5 +259,6 @@ def sides_of_memory(setting: Setting) -> dict[str, Any]:
         "cached js": partial(ready, "js", stored),
         "online js": partial(ready, "js", lambda _table: Teacher(setting.teacher)),
         "lora": partial(ready, "lora"),
+        "packed lora": partial(ready, "lora", clips=PACKED),
         "full": partial(ready, "full"),
     }

@@ -46,7 +46,7 @@ def test_every_race_runs_and_tells_all_of_it(bench):
         assert set(row["medians"]) == set(row["samples"])
     goals = [row["goal"] for row in rows if row["goal"]]
     experts = "<= 1.03|<= 0.75|<= 1.12|<= 1.30|<= 1.05|<= 1.12" + 4 * "|<= 1.00"
-    training = ">= 2.2|<= 1.10|<= 1.6|<= 1.2|>= 5|<= 0.51"
+    training = ">= 2.2|<= 1.10|<= 1.6|<= 1.2|>= 5|<= 0.51|<= 0.35|<= 0.35|<= 1.10"
     assert sorted(goals) == sorted(f"{experts}|{training}".split("|"))
     shares = [row["gates_open"] for row in rows if row["group"] == "forward"]
     assert all(0.4 < s < 0.6 for share in shares for side in share.values() for s in side)
