@@ -445,7 +445,7 @@ DIGITS = "9" * 5000
             "line 2: the audio file .* does not exist",
         ),
         ("csv", f"a.wav,bon dia,ca,train,{DIGITS}\n", "line 2: up_votes is '999.*; write a whole"),
-        ("csv", "x.raw,bon dia,ca,train,1\n", r"x\.raw cannot be read \(samplerate"),
+        ("csv", "x.raw,bon dia,ca,train,1\n", r"x\.raw cannot be read \(Format not"),
         ("csv", "loop.wav,bon dia,ca,train,1\n", r"loop\.wav does not exist"),
         ("jsonl", json.dumps(row("a.wav", up_votes=DIGITS)), "line 1: up_votes is '999.*; write a"),
         ("jsonl", f'{{"file_name": "a.wav", "up_votes": {DIGITS}}}', "line 1: not JSON"),
