@@ -208,9 +208,11 @@ class Cluster:
             return {address: known[address] for address in known if address in self._trusted}
 
     def _ask(self) -> dict[str, Any]:
+        # Not scheduler_info(), which answers from memory when the scheduler does not.
         if self._client.status == "running":
-            with contextlib.suppress(OSError, CancelledError):
-                return dict(self._client.scheduler_info(n_workers=-1)["workers"])
+            with contextlib.suppress(OSError, CancelledError, AttributeError):
+                identity = self._client.sync(self._client.scheduler.identity, n_workers=-1)
+                return dict(identity["workers"])
         raise self._gone()
 
     def _wait_for_workers(self) -> None:
@@ -277,6 +279,8 @@ class Cluster:
         while self._losses[task.name] < LOST:
             with self._worker(task) as worker:
                 if worker is None:
+                    if self._client.status != "running":
+                        raise self._gone()
                     return Outcome(task.name, "interrupted")
                 outcome = self._execute(task, worker)
             if outcome is not None:
