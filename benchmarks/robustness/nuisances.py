@@ -166,15 +166,14 @@ def compare(rows: Sequence[Row], found: Told, report: dict) -> Iterator[Compared
         said = _counted(found.values())
         yield Compared("brought by nobody", len(found), "nothing", said, False)
     for part in PARTS:
-        table = report["table"][report["table"]["part"] == part]
+        about = report["parts"][part]
+        label = f"{about['corpus']}, {about['split']}"
+        table = report["table"][report["table"]["part"] == label]
         ours = [row for row in rows if row.part == part and row.told != {UNREAD}]
         left = sum(KEPT not in row.told for row in ours)
-        said = [
-            table[(table["clips"] == what) & ((table["why"] == "") | (what != KEPT))]["count"].sum()
-            for what in (KEPT, "left out")
-        ]
+        said = [table[table["clips"] == what]["count"].sum() for what in (KEPT, "left out")]
         seconds = sum(row.seconds for row in ours if KEPT in row.told)
-        hours = report["parts"][part]["hours"]
+        hours = about["hours"]
         yield Compared(
             part, len(ours), f"{len(ours) - left} kept, {left} left out, {seconds:.0f} s",
             f"{said[0]} kept, {said[1]} left out, {3600 * hours:.0f} s",

@@ -6,6 +6,7 @@ import html
 import json
 import math
 from collections import defaultdict
+from datetime import date
 from typing import Any
 
 import pandas as pd
@@ -24,10 +25,22 @@ from distilwhisper_lib.data.splits import LabelLimit, RunData, asked_for
 from distilwhisper_lib.data.subsets import write_subset
 from distilwhisper_lib.io.files import write_atomic
 from distilwhisper_lib.io.leaks import mask_values
+from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.scoring.text import normalize_marks
+from distilwhisper_lib.speech.audio import FFMPEG_READ
 
 _FIRST = 3  # of many clips
 _BARS = 32  # of the histogram of label lengths
+
+_HARMLESS = (FFMPEG_READ,)  # notes on recordings that nobody need look at
+_SHARED = {"text": "sentence", "speaker": "speaker", "id": "id"}
+_TOLD = {  # what became of clips -> as a part of a sentence
+    "of these": "read in a way worth knowing",
+    "changed": "changes to texts",
+    "shared": "shared by two parts",
+    "twice": "recordings that stand there twice",
+    "not read": "rows not read",
+}
 
 _BOM = "\ufeff"  # by which spreadsheets know UTF-8
 _PAGE = """<!DOCTYPE html>
@@ -38,7 +51,9 @@ table {{ border-collapse: collapse; }}
 th, td {{ padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; }}
 </style>
 <h1>{title}</h1>
+<p>{verdict}</p>
 {table}
+<p>Read on {day}, in {language}. Each row counts clips; "first" names up to three of them.</p>
 </html>
 """
 
@@ -54,7 +69,7 @@ _COLUMNS = {
 def preflight(data: RunData, labels: LabelLimit) -> dict[str, Any]:
     """`RunData.report` with what takes a closer look, as plain values for JSON.
 
-    Each of "parts" gains its language and split; "tokens", the lengths of its labels (decoder
+    Each of "parts" gains "tokens", the lengths of its labels (decoder
     positions, prompt included; 'labels' knows the model's limit); "label_over_limit", the ids of
     clips that are over it and stay, because they are transcribed and not learnt;
     "repeated_sentences", how many clips say what an earlier one of the part says. Beside them:
@@ -66,8 +81,6 @@ def preflight(data: RunData, labels: LabelLimit) -> dict[str, Any]:
         counts = labels.count(list(table["text"]))
         over = [id_ for id_, n in zip(table["id"], counts, strict=True) if n > labels.limit]
         report["parts"][part] |= {
-            "language": table["language"].iloc[0],
-            "split": table["split"].iloc[0],
             "tokens": _lengths(counts, labels.limit),
             "label_over_limit": over,
             "repeated_sentences": int(table["text"].map(normalize_marks).duplicated().sum()),
@@ -98,32 +111,63 @@ def dropped_table(report: dict[str, Any]) -> pd.DataFrame:
 
 
 def clips_table(report: dict[str, Any]) -> pd.DataFrame:
-    """A row for all that happened to clips alike: how many of a part are kept as they are, kept
-    and changed, or left out, why, and the first three, each with the place that can be mended.
+    """A row for all that happened to clips alike, to be sent to whoever made them and their sheet.
 
-    Columns: part, clips ("kept", "changed" or "left out"), why, count, first. A part's first row
-    counts all that are kept, those included that the rows on recordings and texts are about. At the
-    end, by corpus, rows of a sheet that no part reads ("not read").
+    Columns: "part", the corpus and its split; "clips", what became of them; "why"; "count";
+    "first", three of them, each with the place that can be mended. A part's first row counts all
+    that are "kept", with their lengths; the rows "of these" are about some of them, "changed" about
+    their texts; "left out" are not in it. At the end what stands in two parts ("shared"), is one
+    recording under two names ("twice"), if `preflight` looked, and rows of a sheet that no part
+    reads ("not read").
     """
     rows = []
+    names = {name: f"{part['corpus']}, {part['split']}" for name, part in report["parts"].items()}
     for name, part in report["parts"].items():
-        rows.append((name, "kept", "", part["clips"], ""))
+        lengths = "{shortest:.1f} to {longest:.1f} s".format(**part["seconds"])
+        told = f"{lengths} each, {60 * part['hours']:.1f} min"
+        rows.append((names[name], "kept", told, part["clips"], ""))
         noted, cleaned, dropped = defaultdict(list), defaultdict(list), defaultdict(list)
         for clip in part["notes"]:
-            noted[clip["notes"]].append(clip["id"])
+            noted[clip["notes"]].append("" if clip["notes"] in _HARMLESS else clip["id"])
         for clip in part["changed"]:
             told = f"{clip['where'] or clip['id']}: {clip['before']!r} -> {clip['after']!r}"
             for what in clip["what"]:
                 cleaned[what].append(told)
         for clip in part["dropped"]:
             dropped[clip["reason"]].append(f"{clip['id']} ({clip['detail']})")
-        for what, clips in (("kept", noted), ("changed", cleaned), ("left out", dropped)):
+        for what, clips in (("of these", noted), ("changed", cleaned), ("left out", dropped)):
             for why, told in clips.items():
-                rows.append((name, what, why, len(told), "; ".join(told[:_FIRST])))
+                rows.append((names[name], what, why, len(told), _first(told)))
+    shared = defaultdict(list)
+    for leak in report["leaks"]:
+        parts = "; ".join(dict.fromkeys(names[part] for part in leak["splits"]))
+        shared[parts, f"the same {_SHARED[leak['kind']]}"].append(leak["value"])
+    rows += [
+        (parts, "shared", why, len(told), _first(told)) for (parts, why), told in shared.items()
+    ]
+    if groups := report.get("duplicates"):
+        told = [" = ".join(clip["id"] for clip in group) for group in groups]
+        rows.append(("all", "twice", "one recording, several names", len(told), _first(told)))
     for rest in report["unread"]:
         why = f"language {rest['language']}, split {rest['split']}"
         rows.append((rest["corpus"], "not read", why, rest["rows"], ""))
     return pd.DataFrame(rows, columns=["part", "clips", "why", "count", "first"])
+
+
+def _first(told: list[str]) -> str:
+    return "; ".join(filter(None, told[:_FIRST]))
+
+
+def _verdict(clips: pd.DataFrame) -> str:
+    """What a person should know who reads no further."""
+    named = clips[(clips["clips"] != "kept") & ~clips["why"].isin(_HARMLESS)]
+    counts = named.groupby("clips", sort=False)["count"].sum()
+    if counts.empty:
+        return "Every clip is used as it is: there is nothing to mend."
+    told = ", ".join(f"{count} {_TOLD.get(what, what)}" for what, count in counts.items())
+    return (
+        f"To look at: {told}. The table says which and why; all other clips are used as they are."
+    )
 
 
 def write_data_report(
@@ -145,6 +189,9 @@ def write_data_report(
     clips = clips_table(told)
     page = _PAGE.format(
         title=html.escape(f"What was read of {', '.join(dict.fromkeys(data.corpora.values()))}"),
+        verdict=_verdict(clips),
+        day=date.today(),
+        language=find_language(config.language).name.title(),
         table=clips.to_html(index=False, border=0, escape=True),
     )
     pages = [

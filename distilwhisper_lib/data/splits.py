@@ -127,14 +127,22 @@ class RunData:
         }
 
     def report(self) -> dict[str, Any]:
-        """`describe` and, for each part, the number of clips that were asked for (None: all), its
-        speakers, every clip that was left out, and why, every transcript that was cleaned, and what
-        is worth knowing of how recordings were read. Beside them "leaks" and "unread".
+        """`describe` and, for each part, its language and split, the number of clips that were
+        asked for (None: all), the lengths of its shortest and longest, its speakers, every clip
+        that was left out, and why, every transcript that was cleaned, and what is worth knowing of
+        how recordings were read. Beside them "leaks" and "unread".
         """
         parts = self.describe()
         for part, table in self.tables().items():
+            lengths = table["seconds"]
             parts[part] |= {
+                "language": table["language"].iloc[0],
+                "split": table["split"].iloc[0],
                 "asked": self.asked[part],
+                "seconds": {
+                    "shortest": round(float(lengths.min()), 2),
+                    "longest": round(float(lengths.max()), 2),
+                },
                 "speakers": int(table["speaker"].replace("", pd.NA).nunique()),
                 "dropped": [clip._asdict() for clip in self.dropped[part]],
                 "notes": table[["id", NOTES]].explode(NOTES).dropna().to_dict("records"),
@@ -176,9 +184,10 @@ def data_of(config: RunConfig, data: RunData) -> dict[str, dict[str, Any] | None
 
 
 def asked_for(asked: int | None, clips: int) -> str:
-    """ "all", "3000", or, where the corpus has not so many that can be used, how many it lacks."""
-    lacking = "" if asked is None or clips >= asked else f" ({asked - clips} lacking)"
-    return "all" if asked is None else f"{asked}{lacking}"
+    """ "all", "3000", or, where the corpus has not so many that can be used, how many it has."""
+    if asked is None:
+        return "all"
+    return f"{asked}" if clips >= asked else f"{asked}, has {clips}"
 
 
 def load_data(config: RunConfig) -> RunData:

@@ -39,6 +39,7 @@ from distilwhisper_lib.data.common_voice import unpack_common_voice
 from distilwhisper_lib.data.plots import preflight_overview
 from distilwhisper_lib.data.splits import LabelLimit, label_limit, load_data
 from distilwhisper_lib.data.subsets import read_subset, write_subset
+from distilwhisper_lib.speech.audio import FFMPEG_READ, LOUDER
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_a_corpus_with_fewer_clips_than_asked_for_is_said_to_lack_them(tmp_path,
     release(tmp_path / "data" / "common_voice" / "ca", three_tables(5))
     config = configure("common_voice", "common_voice", train_size=40, validation_size=5)
     data = load_data(config)
-    expected = ["40 (35 lacking)", "5", "all", "all"]
+    expected = ["40, has 5", "5", "all", "all"]
     assert data.summary()["clips"].tolist() == [5, 5, 5, 5]
     assert data.summary()["asked for"].tolist() == expected
     report = preflight(data, labels)
@@ -143,7 +144,7 @@ def test_a_corpus_with_fewer_clips_than_asked_for_is_said_to_lack_them(tmp_path,
     config = configure("common_voice", "common_voice", train_subset="subset.txt")
     assert load_data(config).summary()["asked for"].tolist()[0] == "3"
     (tmp_path / "data" / "common_voice" / "ca" / "clips" / f"{fewer[0]}.mp3").write_bytes(b"")
-    assert load_data(config).summary()["asked for"].tolist()[0] == "3 (1 lacking)"
+    assert load_data(config).summary()["asked for"].tolist()[0] == "3, has 2"
 
 
 def test_a_subset_list_takes_the_place_of_the_rule(tmp_path, configure):
@@ -180,6 +181,41 @@ def test_speakers_sentences_and_recordings_that_stand_twice(tmp_path, configure,
     (group,) = [g for g in report["duplicates"] if any(c["part"] == "train" for c in g)]
     assert {clip["id"][-8:] for clip in group} == {"train001", "_test002"}
     assert table["same recording"]["train"] == 1
+    rows = clips_table(report).drop_duplicates(["part", "clips", "why"])
+    rows = {tuple(r[:3]): tuple(r[3:]) for r in rows.itertuples(index=False)}
+    both = "common_voice, test; common_voice, train"
+    assert rows[both, "shared", "the same sentence"] == (1, "frase a de train 0")
+    assert rows[both, "shared", "the same speaker"] == (1, "voice-train-0")
+    count, first = rows["all", "twice", "one recording, several names"]
+    assert count == len(report["duplicates"]) and "train001 = " in first
+    shortest, longest = data.train["seconds"].min(), data.train["seconds"].max()
+    minutes = data.train["seconds"].sum() / 60
+    told = f"{shortest:.1f} to {longest:.1f} s each, {minutes:.1f} min"
+    assert rows["common_voice, train", "kept", told] == (len(data.train), "")
+
+
+def test_a_page_says_first_whether_there_is_something_to_mend(
+    speech_folder, tmp_path, configure, labels
+):
+    """How a phone's recordings were decoded is nothing of the kind."""
+    (tmp_path / "data").mkdir()
+    speech_folder("data/speech")
+    path = speech_folder("data/ood", splits=("test",)) / "metadata.csv"
+    path.write_text(path.read_text().replace("test frase", "una altra"))
+    config = configure("folder/speech", "folder/ood")
+    data = load_data(config)
+    report = preflight(data, labels)
+    for kind in ("leaks", "duplicates"):
+        report[kind] = []  # the stand-ins are tones, some alike
+    ids = data.train["id"].tolist()
+    notes = report["parts"]["train"]["notes"]
+    notes += [{"id": id_, "notes": FFMPEG_READ} for id_ in ids]
+    page = (tmp_path / write_data_report(config, data, report)[-1]).read_text(encoding="utf-8")
+    assert "nothing to mend" in page and "folder/ood, test" in page and "in Catalan" in page
+    assert FFMPEG_READ in page and ids[0] not in page
+    notes.append({"id": ids[0], "notes": LOUDER})
+    page = (tmp_path / write_data_report(config, data, report)[-1]).read_text(encoding="utf-8")
+    assert "To look at: 1 read in a way worth knowing" in page and ids[0] in page
 
 
 def test_own_recordings_go_the_same_way(speech_folder, tmp_path, configure, processor):
