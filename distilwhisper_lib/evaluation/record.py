@@ -9,7 +9,14 @@ from typing import Any
 import pandas as pd
 import torch
 
-from distilwhisper_lib.config.settings import NOTEBOOK_OF, WITH_EXPERTS, RunConfig, decisive
+from distilwhisper_lib.config.settings import (
+    DOMAINS,
+    NOTEBOOK_OF,
+    PROGRESS,
+    WITH_EXPERTS,
+    RunConfig,
+    decisive,
+)
 from distilwhisper_lib.data.splits import TESTS, RunData, data_of
 from distilwhisper_lib.evaluation.decoding import (
     read_hypotheses,
@@ -38,8 +45,15 @@ def evaluate(run: Run, data: RunData) -> list[dict[str, Any]]:
     Hypotheses go to ``<output_dir>/<domain>-test.jsonl``. What is finished is not decoded again,
     and keeps the timing, precision and batch size that decoded it.
     """
+    found, note = [], run.config.output_dir / PROGRESS
     with at_work(run.config, "transcribing"):
-        return [_evaluate_domain(run, data, domain) for domain in TESTS]
+        for domain in TESTS:
+            write_atomic(
+                note, f"test {DOMAINS[domain]}: {len(getattr(data, domain))} clips to hear"
+            )
+            found.append(_evaluate_domain(run, data, domain))
+        note.unlink(missing_ok=True)
+    return found
 
 
 def record_run(run: Run, data: RunData, evaluations: list[dict[str, Any]]) -> dict[str, Any]:

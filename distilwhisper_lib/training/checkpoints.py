@@ -109,17 +109,19 @@ class TimeLeft(TrainerCallback):
 
     ``name``: of its stage, "" of the only one; ``after``: how many times its own steps come after
     it. Counts at the pace of this call, validations included; tests, which follow, are not in it.
+    What was logged first is slower than what follows, and foretells nothing.
     """
 
     def __init__(self, note: Path, name: str, after: float) -> None:
         self.note, self.name, self.after = note, name, after
-        self.begin, self.first = time.perf_counter(), 0
+        self.begin, self.first, self.logs = time.perf_counter(), 0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.begin, self.first = time.perf_counter(), state.global_step
+        self.begin, self.first, self.logs = time.perf_counter(), state.global_step, 0
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if ranks.is_first() and state.global_step > self.first:
+        self.logs += 1
+        if ranks.is_first() and self.logs > 1:
             write_atomic(self.note, self._line(state))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -16,6 +16,7 @@ from distilwhisper_lib.data.checklist import write_data_report
 from distilwhisper_lib.data.clips import TOO_LONG
 from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.data.subsets import read_subset
+from distilwhisper_lib.evaluation import record as records
 from distilwhisper_lib.evaluation.decoding import read_hypotheses, transcribe
 from distilwhisper_lib.evaluation.forced import hear_forced
 from distilwhisper_lib.evaluation.record import evaluate, record_run, scores_table, written
@@ -53,6 +54,21 @@ def test_a_run_is_the_same_as_it_was_trained_and_as_it_was_read_back(study):
     assert weights_hash(run.model.state_dict()) == weights_hash(again.model.state_dict())
     hear_forced(run, cases=["closed"], progress=False)
     assert export_run(run, "from-training", "trained").is_dir()
+
+
+def test_who_waits_outside_is_told_which_test_is_heard(study, monkeypatch):
+    config = study("zero_shot")
+    data, told = load_data(config), []
+    note = config.output_dir / "progress.txt"
+    heard = records._evaluate_domain
+    monkeypatch.setattr(
+        records, "_evaluate_domain", lambda *a: told.append(note.read_text()) or heard(*a)
+    )
+    evaluate(train(config, data), data)
+    clips = [len(data.in_domain), len(data.out_of_domain)]
+    assert told == [f"test {what}: {n} clips to hear" for what, n in zip(
+        ("in domain", "out of domain"), clips, strict=True)]  # fmt: skip
+    assert not note.exists()
 
 
 @pytest.mark.parametrize("method", ["teacher", "zero_shot", "lora", "js"])
