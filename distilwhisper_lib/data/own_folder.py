@@ -351,8 +351,8 @@ def _check_audio(path: Path, line: _Line, files: _Files) -> None:
         raise UserError(f"{name!r} leaves the folder; move the recording into it.")
     if not os.path.isfile(audio):
         near = files.near(name)
-        mend = f"is it {near!r}? Correct file_name." if near else "correct file_name."
-        raise UserError(f"the audio file {audio} does not exist; {mend}")
+        mend = f"is it {near!r}? Correct" if near else "put it there, drop the row or correct"
+        raise UserError(f"the audio file {audio} does not exist; {mend} file_name.")
 
 
 def _named_once() -> Callable[[_Line], None]:

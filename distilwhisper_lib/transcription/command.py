@@ -8,6 +8,7 @@ Everything else about it is Transcriber.stream().
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from distilwhisper_lib.config.settings import locate
 from distilwhisper_lib.errors import UserError, command
 from distilwhisper_lib.io.files import parse_json, told, write_atomic
+from distilwhisper_lib.session import quieten
 from distilwhisper_lib.transcription.recordings import find_recordings
 from distilwhisper_lib.transcription.transcriber import Transcriber
 from distilwhisper_lib.transcription.transcripts import (
@@ -49,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _listen(given: argparse.Namespace) -> int:
     named = find_recordings(given.source if len(given.source) > 1 else given.source[0])
+    if not any(os.path.exists(locate(str(path))) for _, path in named):
+        one, *others = [name for name, _ in named]
+        more = f" and {len(others)} more do" if others else " does"
+        raise UserError(f"{one}{more} not exist: name recordings, or a folder of them")
     to = Path(given.to) if given.to else None
     growing = False
     if to is not None and to.suffix:  # refused before anything is decoded
@@ -58,6 +65,7 @@ def _listen(given: argparse.Namespace) -> int:
         named = [one for one in named if one[0] not in done]
     found = []
     if named:
+        quieten()
         listener = Transcriber.load(given.model, given.experts)
         options = {"task": given.task, "timestamps": given.timestamps}
         paths = [path for _, path in named]

@@ -356,9 +356,19 @@ def test_the_command_writes_subtitles_and_prints_text(tmp_path, capsys):
     capsys.readouterr()
     assert main([str(tmp_path / "a.wav"), *call]) == 0
     assert capsys.readouterr().out.strip()
-    assert main([str(tmp_path / "gone.wav"), *call, "--to", str(tmp_path / "x.txt")]) == 1
-    assert main([str(tmp_path / "gone.wav"), *call, "--to", str(tmp_path / "x.srt")]) == 1
+    (tmp_path / "torn.wav").write_bytes(b"RIFF")
+    assert main([str(tmp_path / "torn.wav"), *call, "--to", str(tmp_path / "x.txt")]) == 1
+    assert main([str(tmp_path / "torn.wav"), *call, "--to", str(tmp_path / "x.srt")]) == 1
     assert not list(tmp_path.glob("x.*"))
+
+
+@pytest.mark.parametrize(("names", "said"), [("a", "a does not"), ("ab", "a and 1 more do not")])
+def test_the_command_says_before_it_loads_a_model_that_nothing_is_there(
+    names, said, monkeypatch, capsys
+):
+    monkeypatch.setattr(Transcriber, "load", lambda *_: pytest.fail("a model was loaded"))
+    assert main([*names, "--language", "ca"]) == 2
+    assert f"error: {said} exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("to", ["x.docx", "x.srt"])
