@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from distilwhisper_lib.config.presets import PAPERS, PRESETS, RECIPES
+from distilwhisper_lib.config.presets import (
+    PAPERS,
+    PRESETS,
+    RECIPES,
+    without_usual_revisions,
+)
 from distilwhisper_lib.config.settings import Record, decisive, resolve, usual_recipe
 
 
@@ -27,7 +32,7 @@ def changed_settings(records: Sequence[Record]) -> list[dict[str, Any]]:
         usual = _usual_settings(record) or max(alike, key=alike.count)
         shared = sorted(settings.keys() & usual.keys())
         differing = {name: settings[name] for name in shared if settings[name] != usual[name]}
-        changed.append(_recipe(record) | differing)
+        changed.append(_recipe(record) | without_usual_revisions(differing, record["config"]))
     return changed
 
 
@@ -40,8 +45,9 @@ def _recipe(record: Record) -> dict[str, Any]:
 
 
 def named(settings: Mapping[str, Any]) -> list[str]:
-    """["decisive", "epochs=3", "budget=0.3"]: a recipe goes by its name alone."""
-    return [str(v) if name == "recipe" else f"{name}={v}" for name, v in settings.items()]
+    """["decisive", "epochs=3", "no teacher"]: a recipe goes by its name alone."""
+    told = [(name, str(value)) for name, value in settings.items()]
+    return [v if name == "recipe" else f"{name}={v}" if v else f"no {name}" for name, v in told]
 
 
 def _preset_and_method(record: Record) -> tuple[str, str]:

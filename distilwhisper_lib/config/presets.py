@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,13 @@ REVISIONS = {
 def revision_of(model: str) -> str:
     """The commit at which a model is taken unless another is asked for; "main" of the others."""
     return REVISIONS.get(model, "main")
+
+
+def without_usual_revisions(changed: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that differ, without the commits that come with their models: they need no word."""
+    roles = [r for r in ("student", "teacher") if f"{r}_revision" in changed]
+    usual = {f"{r}_revision" for r in roles if changed[f"{r}_revision"] == revision_of(config[r])}
+    return {name: value for name, value in changed.items() if name not in usual}
 
 
 # What a method changes for every preset (RECIPE).

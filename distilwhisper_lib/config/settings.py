@@ -33,6 +33,7 @@ from distilwhisper_lib.config.presets import (  # fmt: skip
     recipe_settings,
     revision_of,
     settings_for,
+    without_usual_revisions,
 )
 from distilwhisper_lib.config.values import check_values, coerce, parse_overrides
 from distilwhisper_lib.errors import UserError
@@ -42,7 +43,7 @@ from distilwhisper_lib.languages import find_language
 # What runs leave, and what is published: only `results publish` and `results readme` write there.
 OWN_RESULTS, PUBLISHED_RESULTS = Path("outputs/results"), Path("results")
 CAME_WITH_KIT = "came with the kit"  # how published results are marked beside one's own
-PROGRESS = "progress.txt"  # in a run's folder while it trains: how far it is, for who waits
+PROGRESS = "progress.txt"  # in a run's folder while it trains: how far it is
 
 
 def results_of(root: str | Path, demo: bool) -> Path:
@@ -293,10 +294,7 @@ class RunConfig:
             profile["recipe"] = self.recipe
         usual = resolve(self.method, self.preset, self.language, self.seed, profile)
         changed = {k: v for k, v in self.to_dict().items() if v != getattr(usual, k)}
-        for role in ("student", "teacher"):  # the commit that comes with a model needs no word
-            if changed.get(f"{role}_revision") == revision_of(getattr(self, role)):
-                changed.pop(f"{role}_revision")
-        return profile | changed
+        return profile | without_usual_revisions(changed, self.to_dict())
 
     def sources(self) -> dict[str, str]:
         """Where each value comes from, in the order in which resolve() puts them together."""

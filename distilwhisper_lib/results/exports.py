@@ -10,6 +10,7 @@ import io
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,13 @@ _SHORT = {"in_domain": "in", "out_of_domain": "out"}
 def to_text(table: pd.DataFrame, width: int) -> str:
     """The table for a terminal of ``width`` characters.
 
-    Where it is too wide, with short names, and settings told below; where it still is, a table for
-    each domain; and where that is, the columns too many in one more.
+    An average of one language is left out. Where the table is too wide, with short names, and
+    settings told below; where it still is, a table for each domain; and where that is, the columns
+    too many in one more.
     """
+    counts = Counter(domain for domain, *_ in table.columns)
+    alone = [c for c in table.columns if counts[c[0]] == 2 and c[1].startswith(AVERAGE)]
+    table = table.drop(columns=alone)
     text = _aligned(table, DOMAINS)
     if _widest(text) <= width:
         return text
