@@ -407,6 +407,7 @@ TARGETS: dict[str, Target] = {
             "rf64",
             "caf",
             "au",
+            "nist",
             *PHONES,
             "joined wav",
             "joined mp3",

@@ -189,6 +189,7 @@ def export_run(
         comparison = size = None
         if whisper:
             plain = plain_whisper(run.model, run.config.language if what == "folded" else None)
+            plain.config.learned_timestamps = run.config.timestamps  # Transcriber goes by it
             if compare is not None:
                 comparison = compare_with_plain(run, plain, compare)
             write_whisper(plain.cpu(), padding_all(run.processor), folder)

@@ -89,6 +89,7 @@ def model_card(
         lender=config.get("speaks_as"),
         window=config.get("window_seconds") if what in ("expert", "adapter") else None,
         fits=config.get("window", "whole") == "fit",
+        timestamps=config.get("timestamps", 0),
         scores=scores,
         heard=_other_languages(record),
         changes_all=what in _CHANGE_ALL,

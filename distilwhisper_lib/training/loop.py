@@ -232,6 +232,8 @@ def _save_trained(model: Any, processor: WhisperProcessor, config: RunConfig) ->
             about["window_seconds"] = str(config.window_seconds)
         if config.window != "whole":
             about["window"] = config.window
+        if config.timestamps:
+            about["timestamps"] = str(config.timestamps)
         model.save_experts(config.language, config.output_dir, **about)
     else:
         folder = config.output_dir / ("adapter" if config.method == "lora" else "model")

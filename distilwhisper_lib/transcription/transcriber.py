@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, WhisperProcessor
 
-from distilwhisper_lib.config.settings import locate
+from distilwhisper_lib.config.settings import TRAINED, WITH_EXPERTS, locate
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.evaluation.run import is_run, load_run
 from distilwhisper_lib.hardware import best_device
@@ -61,6 +61,9 @@ class Transcriber:
         self.experts: str | None = None
         # In which experts were trained that say nothing of it.
         self._whole = self.window, fits_window(processor.feature_extractor)
+        # Language code, or None for all others -> whether what speaks for it learned timestamps.
+        # Stock Whisper did.
+        self._learned_times = {None: getattr(model.config, "learned_timestamps", 1) > 0}
 
     @classmethod
     def load(
@@ -75,13 +78,15 @@ class Transcriber:
         ``experts``: where expert files are found, see load_experts(); each is loaded when its
         language is first asked for. ``device``: a GPU where there is one.
         """
-        if is_run(name):
-            run = load_run(name)
-            model, processor = run.model, run.processor
-        else:
-            model, processor = load_model(str(name), revision)
+        run = load_run(name) if is_run(name) else None
+        model, processor = (
+            load_model(str(name), revision) if run is None else (run.model, run.processor)
+        )
         made = cls(model.to(device or best_device()), processor)
         made.experts = experts and locate(str(experts))
+        if run is not None and run.config.method in TRAINED:
+            of = run.config.language if run.config.method in WITH_EXPERTS else None
+            made._learned_times[of] = run.config.timestamps > 0
         return made
 
     @property
@@ -146,9 +151,9 @@ class Transcriber:
         ``timestamps``: True for segments timed by Whisper, which goes through a recording of any
         length by transformers' long-form decoding; False to decode window by window, cut where
         the recording is quiet, with the windows' times; None for timestamps where a recording is
-        longer than the window and the model has them. Whatever was fine-tuned without timestamps
-        (everything this kit trains) predicts them badly, and may lose speech with them: compare
-        with False.
+        longer than the window and what speaks for its language has learned them: stock Whisper, and
+        what this kit trained with the setting ``timestamps``. Whatever was fine-tuned without
+        predicts them badly, and may lose speech with them.
         """
         self._check(language, task, timestamps)
         code = None if language is None else self._prepare(language)
@@ -184,6 +189,7 @@ class Transcriber:
             seconds, fit = self._whole
             seconds = int(about.get("window_seconds", 0)) or seconds
             self._hear_in(seconds, fit or about.get("window") == "fit", code)
+            self._learned_times[code] = float(about.get("timestamps", 0)) > 0
         language_token(self.model.generation_config, code)
         return code
 
@@ -201,18 +207,15 @@ class Transcriber:
         except UserError as error:
             return _Recording(name, np.zeros(0, np.float32), code, False, [], error=str(error))
         window = self.processor.feature_extractor.n_samples
+        pieces = _voiced(samples, window)
+        code = code or self._detect(samples[slice(*pieces[0])])
         timed = timestamps
         if timed is None:
-            timed = len(samples) > window and self.has_timestamps
-        pieces = [
-            piece
-            for piece in cut_at_silence(samples, window * (TIMED_WINDOWS if timed else 1))
-            if not is_silent(samples[slice(*piece)])
-        ]
-        recording = _Recording(name, samples, code, timed, pieces)
-        if code is None:
-            recording.code = self._detect(samples[slice(*pieces[0])])
-        return recording
+            learned = self._learned_times.get(code, self._learned_times[None])
+            timed = len(samples) > window and self.has_timestamps and learned
+        if timed:
+            pieces = _voiced(samples, window * TIMED_WINDOWS)
+        return _Recording(name, samples, code, timed, pieces)
 
     def _detect(self, samples: np.ndarray) -> str:
         """The language that Whisper takes the first window for."""
@@ -319,6 +322,12 @@ class _Recording:
         timed_by = MODEL if self.timed else WINDOWS
         spoken = tuple(self.segments)
         return Transcript(self.name, self.code, seconds, spoken, timed_by, self.error)
+
+
+def _voiced(samples: np.ndarray, limit: int) -> list[tuple[int, int]]:
+    """The stretches of at most so many samples in which there is something to hear."""
+    cut = cut_at_silence(samples, limit)
+    return [piece for piece in cut if not is_silent(samples[slice(*piece)])]
 
 
 def _window(seconds: float, fit: bool) -> str:

@@ -98,6 +98,7 @@ def test_what_was_trained_in_windows_that_fit_becomes_plain_whisper(finished, tm
     model = WhisperForConditionalGeneration.from_pretrained(folder)
     features = extract_features(processor.feature_extractor, [np.zeros(16_000, np.float32)])
     assert model.generate(input_features=features, language="ca", max_new_tokens=3).shape[0] == 1
+    assert model.config.learned_timestamps == 0  # else Transcriber took it for stock Whisper
     assert "plain Whisper hears that silence" in (folder / "README.md").read_text()
     if method != "full":
         trained = export_run(run, tmp_path / "trained", form="trained")
@@ -333,6 +334,8 @@ def test_a_card_has_the_hubs_metadata_and_the_records_numbers(record):
         assert text in card
     assert "demonstration" not in card
     assert "feed-forward network beside each of its own" in card and "as its gate decides" in card
+    told = model_card(record | {"config": record["config"] | {"timestamps": 0.2}}, "expert")
+    assert "with timestamps: 20 % of" in told and "without timestamps" not in told
     assert "recipe 'paper'" in card and "rounded to" not in card
     assert f"{record['training']['artifact_bytes'] / 1e6:.1f} MB in float32" in card
     assert "recipe" not in model_card(

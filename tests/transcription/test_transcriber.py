@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import soundfile
 import torch
 
 import distilwhisper_lib
-from distilwhisper_lib.config.settings import locate
+from distilwhisper_lib.config.settings import locate, resolve
 from distilwhisper_lib.data.corpora import load_corpus
 from distilwhisper_lib.data.splits import load_data
 from distilwhisper_lib.errors import UserError
@@ -265,6 +266,35 @@ def test_long_recordings_go_through_transformers_long_form(timed):
     asked = listener.transcribe(noise(1.0), "ca", timestamps=True)
     assert asked.timed_by == "model" and all(s.end <= 1.0 for s in asked.segments)
     assert listener.transcribe(audio, "ca", timestamps=False).timed_by == "windows"
+
+
+def test_timestamps_are_used_where_what_speaks_has_learned_them(timed, tmp_path, monkeypatch):
+    """By an expert's file, a run's settings, or what an export says; stock Whisper knows them."""
+    audio, teller = noise(5.0), timed("ca")
+    teller.model.save_experts("ca", tmp_path / "with", timestamps="0.2")
+    teller.model.save_experts("ca", tmp_path / "without")
+    for folder, timed_by in (("with", "model"), ("without", "windows")):
+        listener = timed()
+        assert listener.transcribe(audio, "ca").timed_by == "model"
+        listener.experts = str(tmp_path / folder)
+        assert listener.transcribe(audio, "ca").timed_by == timed_by
+        listener.experts = None
+        assert listener.transcribe(audio, "cs").timed_by == "model"  # the shared branch
+    listener = timed("ca")
+    for share, timed_by in ((0.0, "windows"), (0.2, "model")):
+        listener.model.config.learned_timestamps = share
+        plain = Transcriber(listener.model, listener.processor)
+        assert plain.transcribe(audio, "ca").timed_by == timed_by
+        del listener.model.config.learned_timestamps
+        for method, others in (("js", "model"), ("lora", timed_by), ("zero_shot", "model")):
+            config = resolve(method, "demo", "ca", overrides={"timestamps": share})
+            run = SimpleNamespace(model=listener.model, processor=listener.processor, config=config)
+            monkeypatch.setattr(module, "is_run", lambda _: True)
+            monkeypatch.setattr(module, "load_run", lambda _, run=run: run)
+            of_run = Transcriber.load("outputs/it")
+            own = "model" if method == "zero_shot" else timed_by
+            assert of_run.transcribe(audio, "ca").timed_by == own
+            assert of_run.transcribe(audio, "cs").timed_by == others
 
 
 def test_long_form_in_a_batch_routes_each_row_by_its_own_language(timed, monkeypatch):
