@@ -32,7 +32,7 @@ STEPS = {"batch_size": 4, "micro_batch": 1, "warmup_fraction": 0.0}
 NOT_RANDOM = {"gate_noise": 0.0, "gate_dropout": 0.0, "expert_dropout": 0.0, "lora_dropout": 0.0}
 STUDIES = [
     ("full", {}),
-    ("lora", {}),
+    ("lora", {"pack": True, "batch_size": 2}),  # of windows, which clips share
     ("clsr", {"skip": 1.0}),  # gates learn, but no expert gets a gradient in any process
     ("js", {"skip": 0.0, "activation_checkpointing": True, "epochs": 2}),
 ]

@@ -89,10 +89,17 @@ def test_a_finished_run_is_read_back(method, study, monkeypatch):
     assert again.model.generate(**arguments).tolist() == first.model.generate(**arguments).tolist()
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "js"])
+PACKED = {"pack": True, "batch_size": 1, "micro_batch": 1}  # three windows, a step each
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("full", {}), ("lora", {}), ("js", {}), ("js", PACKED)]
+)
 @pytest.mark.parametrize("step", [4, 5])  # in the second epoch, after the first checkpoint
-def test_an_interrupted_run_resumes_to_the_same_weights_and_log(method, step, study, monkeypatch):
-    config, data = study(method)
+def test_an_interrupted_run_resumes_to_the_same_weights_and_log(
+    method, settings, step, study, monkeypatch
+):
+    config, data = study(method, **settings)
     undisturbed = kit.train(config, data).training
     (config.output_dir / "training.json").unlink()
 
@@ -317,10 +324,11 @@ def test_both_conventions_train_and_differ(study):
     assert logs["authors"]["loss"] == pytest.approx(weighted, rel=1e-4)
 
 
-def test_activation_checkpointing_gives_the_same_weights(study):
+@pytest.mark.parametrize("pack", [False, True])
+def test_activation_checkpointing_gives_the_same_weights(study, pack):
     hashes = []
     for checkpointing in (False, True):
-        config, data = study("js", activation_checkpointing=checkpointing, max_steps=2)
+        config, data = study("js", activation_checkpointing=checkpointing, pack=pack, max_steps=2)
         hashes.append(kit.train(config, data).training["log"])
         (config.output_dir / "training.json").unlink()
     for plain, recomputed in zip(*hashes, strict=True):
