@@ -114,7 +114,7 @@ def rows_of(
     stock = {"system": f"{config.student}, stock", "learned_timestamps": None, "overrides": {}}
     ours = {"learned_timestamps": config.timestamps, "overrides": config.overrides()}
     for system, name in ((stock, config.student), ({"system": config.run_id} | ours, folder)):
-        listener = Transcriber.load(name)
+        listener = Transcriber.load(name, revision=config.student_revision)
         for timestamps in (True, False):
             begin = time.process_time()
             heard = listener.transcribe(long.samples, config.language, timestamps=timestamps)

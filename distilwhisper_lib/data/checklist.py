@@ -35,9 +35,9 @@ _BARS = 32  # of the histogram of label lengths
 _HARMLESS = (FFMPEG_READ,)  # notes on recordings that nobody need look at
 _SHARED = {"text": "sentence", "speaker": "speaker", "id": "id"}
 _TOLD = {  # what became of clips -> as a part of a sentence
-    "of these": "read in a way worth knowing",
+    "of these": "recordings read in an unusual way",
     "changed": "changes to texts",
-    "shared": "shared by two parts",
+    "shared": "sentences or speakers in two parts",
     "twice": "recordings that stand there twice",
     "not read": "rows not read",
 }
@@ -140,13 +140,17 @@ def clips_table(report: dict[str, Any]) -> pd.DataFrame:
                 rows.append((names[name], what, why, len(told), _first(told)))
     shared = defaultdict(list)
     for leak in report["leaks"]:
-        parts = "; ".join(dict.fromkeys(names[part] for part in leak["splits"]))
-        shared[parts, f"the same {_SHARED[leak['kind']]}"].append(leak["value"])
+        parts = list(dict.fromkeys(names[part] for part in leak["splits"]))
+        if len(parts) > 1:  # one test set may stand for both domains
+            shared["; ".join(parts), f"the same {_SHARED[leak['kind']]}"].append(leak["value"])
     rows += [
         (parts, "shared", why, len(told), _first(told)) for (parts, why), told in shared.items()
     ]
-    if groups := report.get("duplicates"):
-        told = [" = ".join(clip["id"] for clip in group) for group in groups]
+    groups = [
+        dict.fromkeys((names[clip["part"]], clip["id"]) for clip in group)
+        for group in report.get("duplicates", [])
+    ]
+    if told := [" = ".join(id_ for _, id_ in group) for group in groups if len(group) > 1]:
         rows.append(("all", "twice", "one recording, several names", len(told), _first(told)))
     for rest in report["unread"]:
         why = f"language {rest['language']}, split {rest['split']}"
