@@ -88,6 +88,15 @@ def errors() -> tuple[type[Exception], ...]:
     return (av.error.FFmpegError, ValueError, OSError)
 
 
+def is_damage(error: Exception) -> bool:
+    """Whether one of `errors` speaks of the file, not of what this FFmpeg cannot decode."""
+    if not has_decoder():
+        return False
+    import av
+
+    return isinstance(error, av.error.InvalidDataError | av.error.EOFError)
+
+
 @contextmanager
 def _opened(source: str | bytes, demuxer: str) -> Iterator[tuple[Any, Any]]:
     import av

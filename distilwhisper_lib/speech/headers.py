@@ -217,13 +217,16 @@ def damaged(source: Source, error: Exception) -> UserError:
 
 
 def unreadable(source: Source, error: Exception) -> UserError:
+    """Of a file that FFmpeg knows by its content: broken, or of a kind that it does not decode."""
+    if ffmpeg.is_damage(error):
+        return damaged(source, error)
     return UserError(
         f"{name_of(source)} cannot be read ({_said(error)}): convert it to WAV, FLAC, MP3 or Ogg."
     )
 
 
 def _said(error: Exception) -> str:
-    return str(error).rsplit(": ", 1)[-1].rstrip(".")
+    return getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1].rstrip(".")
 
 
 def name_of(source: Readable, noun: str = "Audio") -> str:
