@@ -97,7 +97,7 @@ class Progress:
         """The table of all cells, when there is more than one, and how many ended how."""
         if table := results_grid(self.tasks, {o.name: o for o in outcomes}):
             self.say(f"\n{table}\n")
-        self.say(", ".join(f"{number} {status}" for status, number in self.counts.items()))
+        self.say(", ".join(f"{number} {status}" for status, number in sorted(self.counts.items())))
 
     def _wipe(self) -> None:
         if self._footer:

@@ -175,7 +175,7 @@ PRESETS: dict[str, Preset] = {
     # thousands. Experts are trained by the recipe whose gates decide: on real speech the paper's
     # lose to LoRA at six times its size (results/README.md). recipe="paper" has the paper's method.
     # How much of it: as in "mini", where it was chosen for 200 clips; fewer than 100 are gone
-    # through again until there are about as many, as was tried with 40 (benchmarks/tuning.json).
+    # through again until there are about as many.
     "own": Preset(
         "your recordings in data/speech and data/speech_ood; the paper's models, decisive gates",
         KIT,
