@@ -20,6 +20,7 @@ from distilwhisper_lib.data.clips import (
     SILENT,
     UNREADABLE,
     UNSAFE,
+    WHERE,
     Inspection,
 )
 from distilwhisper_lib.errors import UserError
@@ -140,6 +141,7 @@ class RequireWhole:
         self._checks = ClipChecks(root, memory, far=math.inf)
         self._root = root
         rows = zip(table["audio"], table["start"], table["end"], table["seconds"], strict=True)
+        self._where = dict(zip(table["audio"].map(Path), table[WHERE], strict=True))
         self._promised = defaultdict(list)
         for audio, *promised in rows:
             self._promised[Path(audio)].append(promised)
@@ -147,7 +149,7 @@ class RequireWhole:
     def __call__(self, clips: Sequence[Path]) -> list[Inspection]:
         found = self._checks(clips)
         faults = {
-            clip: fault
+            clip: f"{self._where[clip]}: {fault}"
             for clip, result in zip(clips, found, strict=True)
             if (fault := _broken(result) or self._wrong_length(clip, result.seconds))
         }
@@ -155,7 +157,7 @@ class RequireWhole:
             first = " ".join(f"{fault.rstrip('.')}." for fault in list(faults.values())[:_NAMED])
             raise UserError(
                 f"{len(faults)} of {len(set(clips))} recordings looked at in {self._root} cannot "
-                f"be used: {first} Copy them again, or correct or drop their rows."
+                f"be used: {first} Mend them, or correct or drop their rows."
             )
         return found
 

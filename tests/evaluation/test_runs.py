@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from stand_ins import encoded
 
 from distilwhisper_lib import UserError
 from distilwhisper_lib.data.checklist import write_data_report
@@ -215,6 +216,10 @@ def test_long_clips_are_dropped_and_counted(study):
         (lambda f: (f / "train1.wav").unlink(), "train1.wav does not exist"),
         (lambda f: (f / "train1.wav").write_bytes(b"no audio at all" * 9), "cannot be read"),
         (lambda f: (f / "train1.wav").write_bytes(b""), "empty"),
+        (
+            lambda f: (f / "train1.wav").write_bytes(encoded(1.0, 3, "FLAC")[:9000]),
+            r"cannot be used: metadata.csv, line \d: .*train1.wav is damaged or cut",
+        ),
         (lambda f: (f / "metadata.csv").write_text("file_name,words\na.wav,hi\n"), "no text, lang"),
         (lambda f: (f / "metadata.csv").unlink(), "neither metadata.csv nor metadata.jsonl"),
     ],
