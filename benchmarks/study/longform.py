@@ -98,9 +98,12 @@ def measured(heard: Transcript, long: Long, language: str) -> dict[str, Any]:
 
 
 def rows_of(
-    folder: Path, domain: str, minutes: float, srt: Path | None
+    folder: Path, domain: str, minutes: float, srt: Path | None, known: set[tuple[str, str]]
 ) -> Iterator[dict[str, Any]]:
-    """What a run and its student hear of the recording, each in both ways."""
+    """What a run and its student hear of the recording, each in both ways.
+
+    A student that an earlier run had as well is not heard again: systems and recordings in `known`.
+    """
     config = load_run(folder).config
     long = joined(getattr(load_data(config), domain), minutes)
     about = {
@@ -114,6 +117,9 @@ def rows_of(
     stock = {"system": f"{config.student}, stock", "learned_timestamps": None, "overrides": {}}
     ours = {"learned_timestamps": config.timestamps, "overrides": config.overrides()}
     for system, name in ((stock, config.student), ({"system": config.run_id} | ours, folder)):
+        if (pair := (system["system"], about["clips_sha256"])) in known:
+            continue
+        known.add(pair)
         listener = Transcriber.load(name, revision=config.student_revision)
         for timestamps in (True, False):
             begin = time.process_time()
@@ -147,8 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE")
     given = parser.parse_args(arguments)
     session.quieten()
+    known: set[tuple[str, str]] = set()
     for run in given.runs:
-        for row in rows_of(run, given.domain, given.minutes, given.srt):
+        for row in rows_of(run, given.domain, given.minutes, given.srt, known):
             names = ("segments", "wer", "lost", "inserted", "border_median", "border_90th")
             print(row["system"], row["timed_by"], *(f"{k} {row[k]}" for k in names), flush=True)
             if given.out:

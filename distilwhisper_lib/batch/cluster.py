@@ -208,7 +208,8 @@ class Cluster:
             return {address: known[address] for address in known if address in self._trusted}
 
     def _ask(self) -> dict[str, Any]:
-        # Not scheduler_info(), which answers from memory when the scheduler does not.
+        # Not scheduler_info(), which answers from memory when the scheduler does not. Of a client
+        # that closes meanwhile, scheduler is None.
         if self._client.status == "running":
             with contextlib.suppress(OSError, CancelledError, AttributeError):
                 identity = self._client.sync(self._client.scheduler.identity, n_workers=-1)

@@ -217,7 +217,7 @@ def damaged(source: Source, error: Exception) -> UserError:
 
 
 def unreadable(source: Source, error: Exception) -> UserError:
-    """Of a file that FFmpeg knows by its content: broken, or of a kind that it does not decode."""
+    """Of a file that no decoder here takes: spoilt, as FFmpeg finds, or of another kind."""
     if ffmpeg.is_damage(error):
         return damaged(source, error)
     return UserError(

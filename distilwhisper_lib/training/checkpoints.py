@@ -109,7 +109,7 @@ class TimeLeft(TrainerCallback):
 
     ``name``: of its stage, "" of the only one; ``after``: how many times its own steps come after
     it. Counts at the pace of this call, validations included; tests, which follow, are not in it.
-    What was logged first is slower than what follows, and foretells nothing.
+    The first log, of a few steps and the start, foretells nothing.
     """
 
     def __init__(self, note: Path, name: str, after: float) -> None:

@@ -76,7 +76,16 @@ def test_a_run_is_measured_both_ways_it_can_decode(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Transcriber, "transcribe", transcribe)
     out, subtitles = tmp_path / "long.json", tmp_path / "srt"
-    call = [str(run.folder), "--minutes", "0.1", "--out", str(out), "--srt", str(subtitles)]
+    call = [
+        str(run.folder),
+        str(run.folder),
+        "--minutes",
+        "0.1",
+        "--out",
+        str(out),
+        "--srt",
+        str(subtitles),
+    ]
     for _ in range(2):  # again: in the place of what is there
         assert main(call) == 0
         rows = json.loads(out.read_text())
