@@ -35,7 +35,8 @@ class Run:
     """A run's model, ready to transcribe, and how it came to be: of train() or load_run().
 
     ``model``: with its expert, its LoRA adapter, fine-tuned, or as it was loaded. ``models`` names
-    and hashes what it started from; ``training`` is what training said, None where nothing trains.
+    and hashes what it started from; ``training`` is what training said, None where nothing trains;
+    ``base`` is where its base model lies, if not at ``config.student``.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Run:
     processor: WhisperProcessor
     models: dict[str, Any]
     training: dict[str, Any] | None
+    base: str | None = None
 
     @cached_property
     def record(self) -> Record:
@@ -90,7 +92,7 @@ def load_run(folder: str | Path, base: str | None = None, data_dir: str | None =
     model, processor = _base(config, base, record)
     model = read_trained(model, config, folder, record["training"])
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
-    return Run(folder, config, model, processor, record["models"], record["training"])
+    return Run(folder, config, model, processor, record["models"], record["training"], base)
 
 
 def _record_in(folder: Path) -> Record:

@@ -198,7 +198,13 @@ def export_run(
         else:
             size = _write_expert(run, folder, dtype).stat().st_size
         card = model_card(
-            run.record, what, comparison=comparison, license=license, size=size, dtype=dtype
+            run.record,
+            what,
+            comparison=comparison,
+            license=license,
+            size=size,
+            dtype=dtype,
+            base_folder=Path(run.base or run.config.student).is_dir(),
         )
         write_atomic(folder / "README.md", card)
         _write_manifest(run, what, comparison, folder)

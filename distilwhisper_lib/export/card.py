@@ -60,6 +60,7 @@ def model_card(
     license: str | None = None,
     size: int | None = None,
     dtype: str = "float32",
+    base_folder: bool = False,
 ) -> str:
     """The card of what was exported of a run.
 
@@ -68,13 +69,14 @@ def model_card(
     record tells of the model with gates, unless they were always open. ``license``: as the hub
     writes it; None for that of the base model where it is known, and none in the card elsewhere.
     ``size`` and ``dtype``: of an expert file, in bytes; by default what the record says that the
-    weights take.
+    weights take. ``base_folder``: that the base model is a folder on somebody's machine, which
+    the reader of the card has to name, and no repository of the hub.
     """
     if what not in KINDS:
         raise UserError(f"{what!r} has no card: expected one of {', '.join(KINDS)}")
     scores, config = _scores(record, what, comparison), record["config"]
     card = ModelCard.from_template(
-        _metadata(record, what, scores, license),
+        _metadata(record, what, scores, license, base_folder),
         template_path=str(_TEMPLATE),
         record=record,
         config=config,
@@ -86,6 +88,7 @@ def model_card(
         gates=_GATES[_gates(config)],
         recipe=config.get("recipe", "paper") if config["method"] in WITH_EXPERTS else None,
         base=_base(record),
+        base_folder=base_folder,
         lender=config.get("speaks_as"),
         window=config.get("window_seconds") if what in ("expert", "adapter") else None,
         fits=config.get("window", "whole") == "fit",
@@ -111,12 +114,16 @@ def known_license(record: Record) -> str | None:
 
 
 def _metadata(
-    record: Record, what: str, scores: list[dict[str, Any]], license: str | None
+    record: Record,
+    what: str,
+    scores: list[dict[str, Any]],
+    license: str | None,
+    base_folder: bool,
 ) -> ModelCardData:
     library, relation = KINDS[what]
     base, corpora = _base(record), {part["corpus"] for part in record["data"].values() if part}
     on_hub = {_ON_HUB.get(corpus.split("/")[0].split("@")[0]) for corpus in corpora} - {None}
-    public = could_be_repository(base) and "/" in base and not record["demo"]
+    public = could_be_repository(base) and "/" in base and not (record["demo"] or base_folder)
     return ModelCardData(
         language=record["config"]["language"],
         license=license or known_license(record),

@@ -328,9 +328,9 @@ def test_a_card_has_the_hubs_metadata_and_the_records_numbers(record):
     wer = round(100 * record["evaluations"][0]["scores"]["marks"]["wer"]["wer"], 2)
     assert found["model-index"][0]["results"][0]["metrics"][0]["value"] == wer
     assert f"| {wer:.2f} |" in card
-    for text in ("Transcriber.load(\"openai/whisper-small\"", "teacher openai/whisper-large-v2",
-                 "2311.01070", record["provenance"]["commit"][:12], "without timestamps",
-                 record["provenance"]["command"]):  # fmt: skip
+    for text in ('base = "openai/whisper-small"\n', "Transcriber.load(base, ",
+                 "teacher openai/whisper-large-v2", "2311.01070", "without timestamps",
+                 record["provenance"]["commit"][:12], record["provenance"]["command"]):  # fmt: skip
         assert text in card
     assert "demonstration" not in card
     assert "feed-forward network beside each of its own" in card and "as its gate decides" in card
@@ -341,6 +341,18 @@ def test_a_card_has_the_hubs_metadata_and_the_records_numbers(record):
     assert "recipe" not in model_card(
         record | {"config": record["config"] | {"method": "lora"}}, "adapter"
     )
+
+
+@pytest.mark.parametrize("what", ["expert", "adapter"])
+def test_a_card_says_where_a_base_models_folder_is_to_be_named(record, what):
+    """A relative path looks as a name on the hub does, and means nothing on another machine."""
+    record |= {"demo": False}
+    record["models"]["student"] |= {"name": "models/whisper-base", "sha256": "0123abcd"}
+    card = model_card(record, what, base_folder=True)
+    assert 'base = "path/to/models/whisper-base"  # the folder of the base model on your' in card
+    assert "calls `models/whisper-base`; its weights have the SHA-256 `0123abcd`." in card
+    assert "base_model" not in metadata_of(card)
+    assert "path/to" not in model_card(record, what)
 
 
 def test_a_folded_card_has_no_scores_that_it_did_not_earn(record):
