@@ -56,6 +56,8 @@ class Progress:
         line = f"[{self.counts.total():>{width}}/{total}] {outcome.status:<8} {outcome.name}"
         if outcome.status in ("done", "failed"):
             line += f"  {outcome.seconds:.1f} s"
+        if outcome.status == "done" and (left := self._left(outcome.name)):
+            line += f"  {left}"
         if outcome.status == "failed":
             where = f"; see {_relative(outcome.output)}" if outcome.output else ""
             line += f"  {outcome.error.rstrip('.')}{where}"
@@ -64,6 +66,17 @@ class Progress:
         elif outcome.status == "skipped":
             line += "  (its record exists; --force runs it again)"
         self.say(line)
+
+    def _left(self, name: str) -> str:
+        """What a task leaves to look at: the page of its data, else its run's folder."""
+        files = [
+            *(Path(file).with_suffix(".html") for t in self._named(name) for file in t.files[-1:]),
+            *(Path(record).parent for t in self._named(name) for record in t.records),
+        ]
+        return next((_relative(str(file)) for file in files if file.exists()), "")
+
+    def _named(self, name: str) -> list[Task]:
+        return [task for task in self.tasks if task.name == name and task.notebook]
 
     def tick(self, running: Collection[Task], waiting: int) -> None:
         """Draw the live table again; without a terminal, a line for each epoch that began."""
@@ -98,6 +111,8 @@ class Progress:
         if table := results_grid(self.tasks, {o.name: o for o in outcomes}):
             self.say(f"\n{table}\n")
         self.say(", ".join(f"{number} {status}" for status, number in sorted(self.counts.items())))
+        if self.counts["interrupted"]:
+            self.say("The same command goes on where it was interrupted.")
 
     def _wipe(self) -> None:
         if self._footer:
