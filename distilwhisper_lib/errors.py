@@ -31,6 +31,35 @@ def _printable(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
+class Faults(UserError):
+    """Many faults of a person's own files, found at once.
+
+    ``found`` has all of them, each with the place that can be mended ("metadata.csv, line 3") and
+    what is wrong there; the sentence tells the first few, how many more there are and ``where`` all
+    of them stand.
+    """
+
+    def __init__(self, found: Sequence[tuple[str, str]], where: str = "") -> None:
+        self.found = list(found)
+        told, before = [], ""
+        for place, fault in self.found[:_NAMED]:
+            file, _, line = place.rpartition(", ")
+            its = line if file and file == before else place  # a file's name once in a row
+            told.append(f"{its}: {_ended(fault)}" if its else _ended(fault))
+            before = file
+        more = len(self.found) - len(told)
+        told += [f"And {more} more."] if more else []
+        told += [f"All of them: {where}."] if where else []
+        super().__init__(" ".join(told))
+
+
+_NAMED = 3  # of many faults
+
+
+def _ended(sentence: str) -> str:
+    return f"{sentence.rstrip('.')}."
+
+
 class DiskError(UserError, OSError):
     """The disk is full, read-only or gone. An OSError too, for those who can do without the file.
 

@@ -171,7 +171,7 @@ def compare(rows: Sequence[Row], found: Told, report: dict) -> Iterator[Compared
         table = report["table"][report["table"]["part"] == label]
         ours = [row for row in rows if row.part == part and row.told != {UNREAD}]
         left = sum(KEPT not in row.told for row in ours)
-        said = [table[table["clips"] == what]["count"].sum() for what in (KEPT, "left out")]
+        said = [table[table["what"] == what]["count"].sum() for what in (KEPT, "left out")]
         seconds = sum(row.seconds for row in ours if KEPT in row.told)
         hours = about["hours"]
         yield Compared(

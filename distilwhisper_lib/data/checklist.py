@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections import defaultdict
-from datetime import date
 from typing import Any
 
 import pandas as pd
@@ -19,8 +17,10 @@ from distilwhisper_lib.data.clips import (
     NO_TEXT,
     TOO_LONG,
     UNREADABLE,
+    WHERE,
 )
 from distilwhisper_lib.data.corpora import file_digest
+from distilwhisper_lib.data.page import write_page
 from distilwhisper_lib.data.splits import LabelLimit, RunData, asked_for
 from distilwhisper_lib.data.subsets import write_subset
 from distilwhisper_lib.io.files import write_atomic
@@ -32,30 +32,26 @@ from distilwhisper_lib.speech.audio import FFMPEG_READ
 _FIRST = 3  # of many clips
 _BARS = 32  # of the histogram of label lengths
 
-_HARMLESS = (FFMPEG_READ,)  # notes on recordings that nobody need look at
 _SHARED = {"text": "sentence", "speaker": "speaker", "id": "id"}
-_TOLD = {  # what became of clips -> as a part of a sentence
-    "of these": "recordings read in an unusual way",
-    "changed": "changes to texts",
-    "shared": "sentences or speakers in two parts",
-    "twice": "recordings that stand there twice",
-    "not read": "rows not read",
+# What became of clips, as clips_table() says it, and of what asks to be looked at, one and many.
+_KEPT, _AMONG = "kept", "among them"
+_LOOK, _CHANGED, _LEFT = "look at", "changed", "left out"
+_TWO_PARTS, _TWICE, _NOT_READ = "in two parts", "twice", "not read"
+_TOLD = {
+    _LOOK: ("clip that looks odd", "clips that look odd"),
+    _CHANGED: ("change to a text", "changes to texts"),
+    _LEFT: ("clip left out", "clips left out"),
+    _TWO_PARTS: ("sentence or speaker in two parts", "sentences or speakers in two parts"),
+    _TWICE: ("recording that stands there twice", "recordings that stand there twice"),
+    _NOT_READ: ("row not read", "rows not read"),
 }
-
-_BOM = "\ufeff"  # by which spreadsheets know UTF-8
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; }}
-table {{ border-collapse: collapse; }}
-th, td {{ padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; }}
-</style>
-<h1>{title}</h1>
-<p>{verdict}</p>
-{table}
-<p>Read on {day}, in {language}. Each row counts clips; "first" names up to three of them.</p>
-</html>
-"""
+_LEGEND = (
+    "Each row counts the clips of a part, which is a corpus and its split: kept; among them, those "
+    "read in another way, which nobody need mend; look at, used as they are although they look "
+    "odd; changed, their text as it is used; left out; in two parts, in two parts of the data; "
+    "twice, one recording under two names; not read, rows of the sheet in another language or "
+    "split. The last column shows up to three of them."
+)
 
 # Column of the table -> the reasons it counts; all others go to "other".
 _COLUMNS = {
@@ -113,62 +109,74 @@ def dropped_table(report: dict[str, Any]) -> pd.DataFrame:
 def clips_table(report: dict[str, Any]) -> pd.DataFrame:
     """A row for all that happened to clips alike, to be sent to whoever made them and their sheet.
 
-    Columns: "part", the corpus and its split; "clips", what became of them; "why"; "count";
-    "first", three of them, each with the place that can be mended. A part's first row counts all
-    that are "kept", with their lengths; the rows "of these" are about some of them, "changed" about
-    their texts; "left out" are not in it. At the end what stands in two parts ("shared"), is one
-    recording under two names ("twice"), if `preflight` looked, and rows of a sheet that no part
-    reads ("not read").
+    Columns: "part", the corpus and its split; "what" became of them; "why"; "count"; "for example",
+    three of them, each with the place that can be mended. A part's first row counts all that are
+    "kept", with their lengths; the rows "among them" and "look at" are about some of them,
+    "changed" about their texts; "left out" are not in it. At the end what stands in two parts, what
+    is one recording under two names ("twice"), if `preflight` looked, and rows of a sheet that no
+    part reads ("not read").
     """
     rows = []
     names = {name: f"{part['corpus']}, {part['split']}" for name, part in report["parts"].items()}
     for name, part in report["parts"].items():
         lengths = "{shortest:.1f} to {longest:.1f} s".format(**part["seconds"])
         told = f"{lengths} each, {60 * part['hours']:.1f} min"
-        rows.append((names[name], "kept", told, part["clips"], ""))
+        rows.append((names[name], _KEPT, told, part["clips"], ""))
         noted, cleaned, dropped = defaultdict(list), defaultdict(list), defaultdict(list)
         for clip in part["notes"]:
-            noted[clip["notes"]].append("" if clip["notes"] in _HARMLESS else clip["id"])
+            noted[clip["notes"]].append(clip["where"] or clip["id"])
         for clip in part["changed"]:
             told = f"{clip['where'] or clip['id']}: {clip['before']!r} -> {clip['after']!r}"
             for what in clip["what"]:
                 cleaned[what].append(told)
         for clip in part["dropped"]:
             dropped[clip["reason"]].append(f"{clip['id']} ({clip['detail']})")
-        for what, clips in (("of these", noted), ("changed", cleaned), ("left out", dropped)):
+        if read := noted.pop(FFMPEG_READ, None):
+            rows.append((names[name], _AMONG, FFMPEG_READ, len(read), ""))
+        for what, clips in ((_LOOK, noted), (_CHANGED, cleaned), (_LEFT, dropped)):
             for why, told in clips.items():
                 rows.append((names[name], what, why, len(told), _first(told)))
     shared = defaultdict(list)
     for leak in report["leaks"]:
         parts = list(dict.fromkeys(names[part] for part in leak["splits"]))
         if len(parts) > 1:  # one test set may stand for both domains
-            shared["; ".join(parts), f"the same {_SHARED[leak['kind']]}"].append(leak["value"])
+            told = _placed(leak["value"], leak["where"])
+            shared["; ".join(parts), f"the same {_SHARED[leak['kind']]}"].append(told)
     rows += [
-        (parts, "shared", why, len(told), _first(told)) for (parts, why), told in shared.items()
+        (parts, _TWO_PARTS, why, len(told), _first(told)) for (parts, why), told in shared.items()
     ]
     groups = [
-        dict.fromkeys((names[clip["part"]], clip["id"]) for clip in group)
+        dict.fromkeys((names[clip["part"]], clip["id"], clip["where"]) for clip in group)
         for group in report.get("duplicates", [])
     ]
-    if told := [" = ".join(id_ for _, id_ in group) for group in groups if len(group) > 1]:
-        rows.append(("all", "twice", "one recording, several names", len(told), _first(told)))
+    if told := [
+        " = ".join(_placed(id_, [where]) for _, id_, where in group)
+        for group in groups
+        if len(group) > 1
+    ]:
+        rows.append(("all", _TWICE, "one recording, several names", len(told), _first(told)))
     for rest in report["unread"]:
         why = f"language {rest['language']}, split {rest['split']}"
-        rows.append((rest["corpus"], "not read", why, rest["rows"], ""))
-    return pd.DataFrame(rows, columns=["part", "clips", "why", "count", "first"])
+        rows.append((rest["corpus"], _NOT_READ, why, rest["rows"], _first(rest["where"])))
+    return pd.DataFrame(rows, columns=["part", "what", "why", "count", "for example"])
 
 
 def _first(told: list[str]) -> str:
     return "; ".join(filter(None, told[:_FIRST]))
 
 
+def _placed(value: str, places: list[str]) -> str:
+    """A value and where it stands, where that is known."""
+    told = ", ".join(filter(None, places))
+    return f"{value} ({told})" if told else value
+
+
 def _verdict(clips: pd.DataFrame) -> str:
     """What a person should know who reads no further."""
-    named = clips[(clips["clips"] != "kept") & ~clips["why"].isin(_HARMLESS)]
-    counts = named.groupby("clips", sort=False)["count"].sum()
+    counts = clips[clips["what"].isin(_TOLD)].groupby("what", sort=False)["count"].sum()
     if counts.empty:
         return "Every clip is used as it is: there is nothing to mend."
-    told = ", ".join(f"{count} {_TOLD.get(what, what)}" for what, count in counts.items())
+    told = ", ".join(f"{count} {_TOLD[what][count > 1]}" for what, count in counts.items())
     return (
         f"To look at: {told}. The table says which and why; all other clips are used as they are."
     )
@@ -191,17 +199,14 @@ def write_data_report(
         for part, table in data.tables().items()
     ]
     clips = clips_table(told)
-    page = _PAGE.format(
-        title=html.escape(f"What was read of {', '.join(dict.fromkeys(data.corpora.values()))}"),
-        verdict=_verdict(clips),
-        day=date.today(),
-        language=find_language(config.language).name.title(),
-        table=clips.to_html(index=False, border=0, escape=True),
+    rows = ", ".join(f"{name} has {n} rows" for name, n in told["sheets"].items())
+    pages = write_page(
+        path,
+        f"What was read of {', '.join(dict.fromkeys(data.corpora.values()))}",
+        _verdict(clips),
+        clips,
+        f"In {find_language(config.language).name.title()}. {rows}{'. ' if rows else ''}{_LEGEND}",
     )
-    pages = [
-        write_atomic(path.with_suffix(".csv"), _BOM + clips.to_csv(index=False)),
-        write_atomic(path.with_suffix(".html"), page),
-    ]
     write_atomic(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     return [str(written) for written in (path, *lists, *pages)]
 
@@ -257,7 +262,7 @@ def _shared_speakers(data: RunData) -> list[dict[str, Any]]:
         for speaker in set(table["speaker"]) - {""}:
             places[data.corpora[part], speaker].add(part)
     return [
-        {"kind": "speaker", "value": speaker, "splits": sorted(parts)}
+        {"kind": "speaker", "value": speaker, "splits": sorted(parts), "where": []}
         for (_, speaker), parts in sorted(places.items())
         if len(parts) > 1
     ]
@@ -265,13 +270,12 @@ def _shared_speakers(data: RunData) -> list[dict[str, Any]]:
 
 def _same_recordings(data: RunData) -> list[list[dict[str, str]]]:
     """Clips of any part that hold the same segment of byte-identical files, in groups."""
-    first: dict[str, tuple[str, str]] = {}  # part and id; few recordings are met again
-    groups: dict[str, list[tuple[str, str]]] = {}
+    first: dict[str, dict[str, str]] = {}  # few recordings are met again
+    groups: dict[str, list[dict[str, str]]] = {}
     for part, table in data.tables().items():
         for clip in table.itertuples():
             heard = f"{file_digest(clip.audio)} {clip.start} {clip.end}"
-            met = first.setdefault(heard, (part, clip.id))
-            if met != (part, clip.id):
-                groups.setdefault(heard, [met]).append((part, clip.id))
-    order = [groups[heard] for heard in first if heard in groups]
-    return [[{"part": part, "id": id_} for part, id_ in group] for group in order]
+            this = {"part": part, "id": clip.id, "where": getattr(clip, WHERE, "")}
+            if (met := first.setdefault(heard, this)) != this:
+                groups.setdefault(heard, [met]).append(this)
+    return [groups[heard] for heard in first if heard in groups]

@@ -18,7 +18,7 @@ import pandas as pd
 COLUMNS = ["id", "audio", "start", "end", "text", "language", "speaker", "seconds", "split"]
 VOTES = ["up_votes", "down_votes"]  # where a corpus has them: what the selection rule goes by
 WHERE = "where"  # where a reader knows it: the file and line that a person can mend
-NOTES = "notes"  # of clips that were opened: what is worth knowing of how they were read
+NOTES = "notes"  # of clips that were opened: what is worth knowing of their text and sound
 SENTENCE = "sentence_id"  # where a corpus has it: the same number in every language
 
 # Why a clip is left out.
@@ -79,8 +79,9 @@ class Corpus:
     the rows that metadata alone rules out, `changed` the texts that open_corpus() cleaned; `about`
     says name, licence, source and whatever else it takes to find the same data again; `inspect`
     opens recordings, one result a path in order, and raises `UserError` where the corpus is one in
-    which nothing may be broken; `held` counts the rows of a person's own sheet, all languages and
-    splits, so that those which nobody reads can be told.
+    which nothing may be broken; `sheet` has the places of all rows of a person's own sheet, by
+    language and split, so that those which nobody reads can be told; `odd` tells by id what in a
+    text as it was given may not be meant (`scoring.text.oddities`).
     """
 
     table: pd.DataFrame
@@ -88,4 +89,5 @@ class Corpus:
     inspect: Callable[[Sequence[Path]], list[Inspection]]
     dropped: list[Dropped] = field(default_factory=list)
     changed: list[Changed] = field(default_factory=list)
-    held: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by language and split
+    sheet: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
+    odd: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -34,7 +34,7 @@ from distilwhisper_lib.data.common_voice import open_common_voice
 from distilwhisper_lib.data.fleurs import open_fleurs
 from distilwhisper_lib.data.own_folder import open_folder, read_folder
 from distilwhisper_lib.errors import UserError
-from distilwhisper_lib.scoring.text import clean_transcript, is_note, says_nothing
+from distilwhisper_lib.scoring.text import clean_transcript, is_note, oddities, says_nothing
 
 __all__ = [
     "COLUMNS", "SENTENCE", "VOTES", "READERS", "corpus_hash", "file_digest", "load_corpus",
@@ -75,10 +75,12 @@ def _clean(corpus: Corpus, keep_notes: bool) -> Corpus:
     """The corpus with clean transcripts, and without those that are none."""
     table = corpus.table
     places = table[WHERE] if WHERE in table else [""] * len(table)
-    texts, keep, changed, dropped = [], [], [], list(corpus.dropped)
+    texts, keep, changed, dropped, odd = [], [], [], list(corpus.dropped), {}
     for id_, before, where in zip(table["id"], table["text"], places, strict=True):
         after, what = clean_transcript(before)
         texts.append(after)
+        if found := oddities(before):
+            odd[id_] = found
         empty = says_nothing(after)
         keep.append(not empty and (keep_notes or not is_note(after)))
         if not keep[-1]:
@@ -87,7 +89,7 @@ def _clean(corpus: Corpus, keep_notes: bool) -> Corpus:
         elif what:
             changed.append(Changed(id_, what, before, after, where))
     table = table.assign(text=texts)[np.array(keep, dtype=bool)].reset_index(drop=True)
-    return replace(corpus, table=table, dropped=dropped, changed=changed)
+    return replace(corpus, table=table, dropped=dropped, changed=changed, odd=odd)
 
 
 def load_corpus(name: str, language: str, split: str, data_dir: str | Path) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from distilwhisper_lib.data.clips import (
     WHERE,
     Inspection,
 )
-from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.errors import Faults, UserError
 from distilwhisper_lib.io.files import parse_json, write_atomic
 from distilwhisper_lib.speech.audio import LENGTH_SLACK
 from distilwhisper_lib.speech.guarded import header_seconds, listen
@@ -32,7 +32,6 @@ from distilwhisper_lib.speech.guarded import header_seconds, listen
 _THREADS = min(8, os.cpu_count() or 1)
 FAR_SECONDS = 60.0  # twice Whisper's window
 MEMORY = ".clip_checks.json"  # in a corpus: what decoding said of each clip
-_NAMED = 3  # of many broken recordings
 _MANY = 500  # clips from which on one would like to see progress
 
 
@@ -131,9 +130,9 @@ class ClipChecks:
 class RequireWhole:
     """`ClipChecks` where nothing may be broken: whoever recorded `table` can mend it.
 
-    Raises `UserError` that names the first recordings which cannot be decoded, or whose decoded
-    length is not that of their row in `table` (columns of `clips.COLUMNS`). Silence is no fault of
-    a copy: it is found, and left out.
+    Raises `Faults` of the recordings which cannot be decoded, or whose decoded length is not that
+    of their row in `table` (columns of `clips.COLUMNS`). Silence is no fault of a copy: it is
+    found, and left out.
     """
 
     def __init__(self, table: pd.DataFrame, root: Path, memory: Path) -> None:
@@ -149,16 +148,12 @@ class RequireWhole:
     def __call__(self, clips: Sequence[Path]) -> list[Inspection]:
         found = self._checks(clips)
         faults = {
-            clip: f"{self._where[clip]}: {fault}"
+            f"{self._root}/{self._where[clip]}": fault
             for clip, result in zip(clips, found, strict=True)
             if (fault := _broken(result) or self._wrong_length(clip, result.seconds))
         }
         if faults:
-            first = " ".join(f"{fault.rstrip('.')}." for fault in list(faults.values())[:_NAMED])
-            raise UserError(
-                f"{len(faults)} of {len(set(clips))} recordings looked at in {self._root} cannot "
-                f"be used: {first} Mend them, or correct or drop their rows."
-            )
+            raise Faults(list(faults.items()))
         return found
 
     def _wrong_length(self, clip: Path, decoded: float) -> str | None:
@@ -168,13 +163,15 @@ class RequireWhole:
             if last > decoded + LENGTH_SLACK or abs(last - first - seconds) > LENGTH_SLACK:
                 return (
                     f"{clip.name} decodes to {decoded:.2f} s, and a row says that {first:g} to "
-                    f"{last:.2f} s of it are {seconds:.2f} s."
+                    f"{last:.2f} s of it are {seconds:.2f} s; correct or drop the row"
                 )
         return None
 
 
 def _broken(result: Inspection) -> str | None:
-    return None if result.reason == SILENT else result.detail or result.reason
+    if result.reason in (None, SILENT):
+        return None
+    return f"{(result.detail or result.reason).rstrip('.')}; mend it, or drop its row"
 
 
 def _key(clip: Path, folder: Path) -> str | None:

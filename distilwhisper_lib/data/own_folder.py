@@ -15,7 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property, lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -23,10 +23,10 @@ import pandas as pd
 from distilwhisper_lib.config.settings import EMBEDDED, locate
 from distilwhisper_lib.data.clips import COLUMNS, VOTES, WHERE, Corpus, Inspection
 from distilwhisper_lib.data.inspection import MEMORY, RequireWhole
-from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.errors import Faults, UserError
 from distilwhisper_lib.io.files import sha256_file
 from distilwhisper_lib.io.sheets import Row, read_sheet
-from distilwhisper_lib.languages import find_language, unknown_language
+from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.scoring.text import says_nothing
 from distilwhisper_lib.speech.audio import audio_seconds, check_segment
 from distilwhisper_lib.speech.guarded import header_seconds
@@ -43,7 +43,6 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev", "development"),
     "test": ("test", "testing"),
 }
-_NAMED = 3  # of many faulty lines
 _MAX_DIGITS = 15  # of a vote
 _LONGEST = 255  # characters of a name that is compared with others
 _DECIMAL_COMMA = re.compile(r"^([+-]?\d*),(\d+)$")
@@ -62,11 +61,11 @@ def open_folder(rest: str, language: str, split: str, data_dir: str) -> Corpus:
     if Path(rest).is_absolute() or ".." in Path(rest).parts:
         raise UserError(f"Corpus folder {rest!r} leaves {data_dir}: name a folder within it.")
     folder = Path(locate(data_dir)) / rest
-    table, held = _read(folder, language, split)
+    table, sheet = _read(folder, language, split)
     about = _about(folder, rest, data_dir)
     if _is_embedded(data_dir):
         return Corpus(table, about, require_as_shipped)
-    return Corpus(table, about, RequireWhole(table, folder, folder / MEMORY), held=held)
+    return Corpus(table, about, RequireWhole(table, folder, folder / MEMORY), sheet=sheet)
 
 
 def require_as_shipped(clips: Sequence[Path]) -> list[Inspection]:
@@ -123,8 +122,10 @@ def read_folder(folder: str | Path, language: str, split: str) -> pd.DataFrame:
     return _read(Path(folder), language, split)[0]
 
 
-def _read(folder: Path, language: str, split: str) -> tuple[pd.DataFrame, Counter[tuple[str, str]]]:
-    """`read_folder`, and how many rows the sheet holds of each language and split."""
+def _read(
+    folder: Path, language: str, split: str
+) -> tuple[pd.DataFrame, dict[tuple[str, str], list[str]]]:
+    """`read_folder`, and the places of the rows that the sheet holds of each language and split."""
     code = find_language(language).code
     path = _find_metadata(folder)
     rows = _rename_text(path, read_sheet(path, [*_NEEDED, "transcription"]))
@@ -140,15 +141,17 @@ def _read(folder: Path, language: str, split: str) -> tuple[pd.DataFrame, Counte
         for line, id_ in zip(lines, ids, strict=True)
         if line.language == code and line.split == split
     ]
-    held = Counter((line.language, line.split) for line in lines)
+    sheet: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        sheet.setdefault((line.language, line.split), []).append(_where(path, line))
     if not chosen:
-        raise _nothing_left(path, code, split, held)
+        raise _nothing_left(path, code, split, sheet)
     ours = folder.resolve().is_relative_to(locate(EMBEDDED))
     seconds_of = lru_cache(maxsize=None)(audio_seconds if ours else header_seconds)
     records = _each(path, chosen, lambda row: _record(path, *row, files, seconds_of))
     _check_none_left_over(path, lines)
     votes = [name for name in VOTES if any(name in fields for _, fields in rows)]
-    return pd.DataFrame.from_records(records, columns=[*COLUMNS, WHERE, *votes]), held
+    return pd.DataFrame.from_records(records, columns=[*COLUMNS, WHERE, *votes]), sheet
 
 
 class _Line(NamedTuple):
@@ -162,7 +165,7 @@ class _Line(NamedTuple):
 
 
 def _each(path: Path, rows: Sequence[Any], check: Callable[[Any], Any]) -> list[Any]:
-    """`check` of every row; one error that says what is wrong with the first few and how many."""
+    """`check` of every row; one error with what is wrong with each of them."""
     found, faults = [], {}
     for row in rows:
         try:
@@ -170,10 +173,7 @@ def _each(path: Path, rows: Sequence[Any], check: Callable[[Any], Any]) -> list[
         except UserError as error:
             faults[row[0] if isinstance(row[0], int) else row[0].number] = str(error)
     if faults:
-        told = [f"line {number}: {fault}" for number, fault in list(faults.items())[:_NAMED]]
-        many = len(faults) - _NAMED
-        more = f" And {many} more line{'s' * (many > 1)}." if many > 0 else ""
-        raise UserError(f"{path}, {' '.join(told)}{more}")
+        raise Faults([(f"{path}, line {number}", fault) for number, fault in faults.items()])
     return found
 
 
@@ -182,7 +182,11 @@ def _each(path: Path, rows: Sequence[Any], check: Callable[[Any], Any]) -> list[
 
 def _find_metadata(folder: Path) -> Path:
     if not folder.is_dir():
-        raise UserError(f"Corpus folder {folder} does not exist: check data_dir and its name.")
+        raise UserError(
+            f"Corpus folder {folder} does not exist: make it, or name another one by the settings "
+            "data_dir, in_domain and out_of_domain (who has one test set only names its folder as "
+            "out_of_domain, too)."
+        )
     found = [path for name in _METADATA if (path := folder / name).is_file()]
     if len(found) != 1:
         raise UserError(
@@ -263,17 +267,27 @@ def _check_columns(path: Path, rows: list[Row]) -> None:
     for number, fields in rows:  # every row, because a JSON line has its own keys
         if missing := [name for name in _NEEDED if name not in fields]:
             held = ", ".join(fields)[:_LONGEST] or "nothing"
+            place = f"line {number}" if path.suffix == ".jsonl" else "first line"
             raise UserError(
-                f"{path}, line {number}: no {', '.join(missing)}; the needed columns are "
-                f"{', '.join(_NEEDED)}, and it holds {held}."
+                f"{path}, {place}: no column {', '.join(missing)}, but {held}; call the columns "
+                f"{', '.join(_NEEDED)}, as they stand here."
             )
 
 
 def _language(row: Row, code: str) -> str:
     """A row's language; of those that Whisper does not know, only the one that is asked for."""
-    found = find_language(given := row[1]["language"])
-    if not found.known and found.code != code:
-        raise unknown_language(given)
+    given = row[1]["language"]
+    if not given.strip():
+        raise UserError(f"the language is empty; write {code!r}, or what the row is in.")
+    try:
+        found = find_language(given)
+    except UserError:
+        found = None
+    if found is None or not (found.known or found.code == code):
+        raise UserError(
+            f"the language is {reprlib.repr(given)}; write its code or English name, such as "
+            f"{code!r} for the language of this run."
+        )
     return found.code
 
 
@@ -338,14 +352,24 @@ def _record(
     elif seconds <= 0:
         raise UserError(f"seconds is {seconds:g}; it must be above 0.")
     values = (id_, str(line.audio), start, end, text, line.language, speaker, seconds, line.split)
-    where = {WHERE: f"{path.name}, line {line.number}"}
+    where = {WHERE: _where(path, line)}
     return dict(zip(COLUMNS, values, strict=True)) | where | _votes(fields)
+
+
+def _where(path: Path, line: _Line) -> str:
+    return f"{path.name}, line {line.number}"
 
 
 def _check_audio(path: Path, line: _Line, files: _Files) -> None:
     name, audio = line.fields["file_name"].strip(), line.audio
     if not name or "\0" in name:
         raise UserError(f"file_name is {name!r}; name the recording.")
+    if PureWindowsPath(name).drive:
+        near = files.near(PureWindowsPath(name).name)
+        raise UserError(
+            f"file_name is {name!r}, a place on somebody's computer; write the name that it has "
+            f"in {path.parent}{f', {near!r}' if near else ''}."
+        )
     # Resolved, so that neither ".." nor a link reads what the folder does not hold.
     if not Path(os.path.realpath(audio)).is_relative_to(os.path.realpath(path.parent)):
         raise UserError(f"{name!r} leaves the folder; move the recording into it.")
@@ -416,8 +440,16 @@ def _votes(fields: dict[str, str]) -> dict[str, int]:
     return {name: int(field) for name, field in votes.items()}
 
 
-def _nothing_left(path: Path, code: str, split: str, held: Counter[tuple[str, str]]) -> UserError:
-    listed = ", ".join(f"{language} {name} ({n})" for (language, name), n in sorted(held.items()))
+def _nothing_left(
+    path: Path, code: str, split: str, sheet: dict[tuple[str, str], list[str]]
+) -> UserError:
+    held = ", ".join(f"{name} {part} ({len(rows)})" for (name, part), rows in sorted(sheet.items()))
+    if code not in (name for name, _ in sheet):  # the same sentence for each split
+        return UserError(
+            f"{path} has no rows of language {code!r}: it holds {held}; run in one of these "
+            "languages, or correct the column language."
+        )
     return UserError(
-        f"{path} has no rows of language {code!r} and split {split!r}: it holds {listed}."
+        f"{path} has no rows of language {code!r} and split {split!r}: it holds {held}; write "
+        f"{split} into the column split of some of them."
     )

@@ -12,18 +12,21 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from distilwhisper_lib.config.settings import TRAINED, RunConfig, locate
-from distilwhisper_lib.data.clips import NOTES, Changed, Corpus, Dropped
+from distilwhisper_lib.data.clips import NOTES, TOO_LONG, WHERE, Changed, Corpus, Dropped
 from distilwhisper_lib.data.corpora import corpus_hash, open_corpus
+from distilwhisper_lib.data.page import write_faults
 from distilwhisper_lib.data.subsets import (
     Leak,
     check_disjoint,
     read_subset,
     take_usable,
 )
-from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.errors import Faults, UserError
+from distilwhisper_lib.scoring.text import normalize_marks
 from distilwhisper_lib.speech.audio import FFMPEG_READ
 
 PROMPT = 4  # start, language, task, no-timestamps; the end token takes the place of the start
+_SHOWN = 3  # rows of many
 _AT_ONCE = 500  # texts: a tokenizer remembers several kilobytes of each
 
 
@@ -91,6 +94,7 @@ class Unread(NamedTuple):
     language: str
     split: str
     rows: int
+    where: tuple[str, ...]  # the first of them
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class RunData:
     asked: dict[str, int | None]  # part -> the clips that the configuration wants, None for all
     # Rows of a person's own sheets that no part reads.
     unread: list[Unread] = field(default_factory=list)
+    sheets: dict[str, int] = field(default_factory=dict)  # corpus -> rows of a person's own sheet
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Corpus and where it is from, clips, hours and hash of each part, and how many of its
@@ -130,7 +135,8 @@ class RunData:
         """`describe` and, for each part, its language and split, the number of clips that were
         asked for (None: all), the lengths of its shortest and longest, its speakers, every clip
         that was left out, and why, every transcript that was cleaned, and what is worth knowing of
-        how recordings were read. Beside them "leaks" and "unread".
+        how recordings were read and of texts that look odd. Beside them "leaks", with the rows
+        that hold them, "unread" and "sheets".
         """
         parts = self.describe()
         for part, table in self.tables().items():
@@ -145,12 +151,34 @@ class RunData:
                 },
                 "speakers": int(table["speaker"].replace("", pd.NA).nunique()),
                 "dropped": [clip._asdict() for clip in self.dropped[part]],
-                "notes": table[["id", NOTES]].explode(NOTES).dropna().to_dict("records"),
+                "notes": _noted(table),
                 "changed": [c._asdict() | {"what": list(c.what)} for c in self.changed[part]],
             }
-        leaks = [leak._asdict() | {"splits": list(leak.splits)} for leak in self.leaks]
-        unread = [rows._asdict() for rows in self.unread]
-        return {"parts": parts, "leaks": leaks, "unread": unread}
+        places = self._places() if self.leaks else {}
+        leaks = [
+            leak._asdict()
+            | {
+                "splits": list(leak.splits),
+                "where": [
+                    f"{parts[part]['split']}: {places[part][leak.value]}"
+                    for part in leak.splits
+                    if leak.value in places.get(part, ())
+                ],
+            }
+            for leak in self.leaks
+        ]
+        unread = [rows._asdict() | {"where": list(rows.where)} for rows in self.unread]
+        return {"parts": parts, "leaks": leaks, "unread": unread, "sheets": self.sheets}
+
+    def _places(self) -> dict[str, dict[str, str]]:
+        """Of each part with a sheet, the first row of each sentence."""
+        return {
+            part: dict(
+                zip(table["text"].map(normalize_marks)[::-1], table[WHERE][::-1], strict=True)
+            )
+            for part, table in self.tables().items()
+            if WHERE in table
+        }
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {part: getattr(self, part) for part in PARTS}
@@ -175,6 +203,13 @@ class RunData:
 def _by_ffmpeg(table: pd.DataFrame) -> dict[str, Any]:
     clips = sum(FFMPEG_READ in notes for notes in table[NOTES])
     return {"by_ffmpeg": {"clips": clips, "av": version("av")}} if clips else {}
+
+
+def _noted(table: pd.DataFrame) -> list[dict[str, str]]:
+    """id, place and note of each note on a clip."""
+    places = table.get(WHERE, pd.Series("", index=table.index))
+    noted = table[["id", NOTES]].assign(where=places).explode(NOTES).dropna()
+    return noted.to_dict("records")
 
 
 def data_of(config: RunConfig, data: RunData) -> dict[str, dict[str, Any] | None]:
@@ -214,27 +249,28 @@ def load_data(config: RunConfig) -> RunData:
     changed: dict[str, list[Changed]] = {}
     about: dict[str, dict[str, str]] = {}
     asked: dict[str, int | None] = {}
-    held: dict[str, dict[tuple[str, str], int]] = {}
+    unread: dict[str, dict[tuple[str, str], Sequence[str]]] = {}
+    sheets: dict[str, int] = {}
+    stopped: list[UserError] = []
     for part, (name, split, size) in wanted.items():
-        corpus = open_part(config, name, split)
-        choice: dict[str, Any] = {}
-        if part == "train":
-            choice["label_over"] = label_limit(config).over
-        if (listed := subsets.get(part)) is not None:
-            choice["ids"] = read_subset(listed)
-            size = len(choice["ids"])
-        table, left_out = take_usable(corpus, size, config.max_seconds, **choice)
-        if table.empty:
-            raise UserError(
-                f"corpus {name!r} has no {split} clip in {config.language!r} of at most "
-                f"{config.max_seconds:g} s ({_count_reasons(left_out) or 'no rows'}): use shorter "
-                "clips or raise max_seconds"
-            )
+        try:
+            corpus = open_part(config, name, split)
+            ids = read_subset(listed) if (listed := subsets.get(part)) is not None else None
+            asked[part] = size if ids is None else len(ids)
+            table, left_out = _take(config, corpus, part, split, asked[part], ids)
+        except UserError as error:
+            stopped.append(error)
+            if not name.startswith("folder"):  # the next may be a download
+                break
+            continue  # to tell at once all that a person has to mend
         tables[part], dropped[part], about[part] = table, left_out, corpus.about
-        asked[part] = size
-        held.setdefault(name, dict(corpus.held)).pop((config.language, split), None)
+        if corpus.sheet:
+            sheets[name] = sum(map(len, corpus.sheet.values()))
+        unread.setdefault(name, dict(corpus.sheet)).pop((config.language, split), None)
         ours = set(table["id"])
         changed[part] = [clip for clip in corpus.changed if clip.id in ours]
+    if stopped:
+        raise _one_error(config, stopped)
     corpora = {part: name for part, (name, _, _) in wanted.items()}
     # An id names a clip within its corpus only.
     named = {p: t.assign(id=f"{corpora[p]}:" + t["id"]) for p, t in tables.items()}
@@ -247,8 +283,51 @@ def load_data(config: RunConfig) -> RunData:
         leaks=leaks,
         about=about,
         asked=asked,
-        unread=[Unread(name, *of, n) for name, rest in held.items() for of, n in rest.items()],
+        unread=[
+            Unread(name, *of, len(places), tuple(places[:_SHOWN]))
+            for name, rest in unread.items()
+            for of, places in rest.items()
+        ],
+        sheets=sheets,
     )
+
+
+def _take(
+    config: RunConfig,
+    corpus: Corpus,
+    part: str,
+    split: str,
+    size: int | None,
+    ids: Sequence[str] | None,
+) -> tuple[pd.DataFrame, list[Dropped]]:
+    """What a part takes of its corpus, and what it leaves; `UserError` where nothing is left."""
+    over = {"label_over": label_limit(config).over} if part == "train" else {}
+    table, left_out = take_usable(corpus, size, config.max_seconds, ids=ids, **over)
+    if table.empty:
+        reasons = {clip.reason for clip in left_out}
+        mend = (
+            f"use clips of at most {config.max_seconds:g} s, or raise max_seconds"
+            if reasons == {TOO_LONG}
+            else f"put recordings there that can be used; the first: {left_out[0].detail}"
+            if left_out
+            else "add rows"
+        )
+        raise UserError(
+            f"corpus {corpus.about['name']!r} has no {split} clip in {config.language!r} that can "
+            f"be used ({_count_reasons(left_out) or 'no rows'}): {mend}"
+        )
+    return table, left_out
+
+
+def _one_error(config: RunConfig, stopped: Sequence[UserError]) -> UserError:
+    """All that stops a reading as one error; with a page, where rows of a sheet are at fault."""
+    found: dict[tuple[str, str], None] = {}
+    for error in stopped:
+        each = error.found if isinstance(error, Faults) else [("", str(error))]
+        found |= dict.fromkeys(each)  # a sheet of several parts is read for each of them
+    if not any(isinstance(error, Faults) for error in stopped):
+        return stopped[0] if len(found) == 1 else Faults(list(found))
+    return Faults(list(found), str(write_faults(config.data_report, list(found))))
 
 
 def open_part(config: RunConfig, name: str, split: str, language: str | None = None) -> Corpus:

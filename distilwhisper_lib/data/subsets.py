@@ -37,6 +37,10 @@ _HEADER = "# sha256 "
 # Broken clips above this share of those looked at, and above this number, mean a broken copy.
 MAX_BROKEN_SHARE = 0.2
 MAX_BROKEN = 20
+# Letters, digits and spaces a second above which a text is too much for its clip. The fastest of
+# the 4,231 rows of the small real corpora (benchmarks/recipes/fillets.py) has 23.6.
+MAX_LETTERS = 40
+HURRIED = "more text than can be said in its time"
 _CHUNK = 4096  # clips opened at a time
 _MAX_DIGITS = 15  # of a row number
 
@@ -109,7 +113,8 @@ def take_usable(
             else:
                 kept.append(looked_at + number)
                 seconds.append(result.seconds if math.isnan(clip.seconds) else clip.seconds)
-                notes.append(result.notes)
+                odd = corpus.odd.get(clip.id, ())
+                notes.append((*odd, *result.notes, *_hurried(clip.text, seconds[-1])))
         looked_at += len(chunk)
         _check_share(corpus, dropped[len(corpus.dropped) :], looked_at)
     table = ordered.iloc[kept].reset_index(drop=True)
@@ -149,6 +154,11 @@ def _problem(
     if detail := label_over(clip.text):
         return Dropped(clip.id, LABEL_TOO_LONG, _told(clip, detail))
     return None
+
+
+def _hurried(text: str, seconds: float) -> tuple[str, ...]:
+    """A note where nobody could have said the text in the time: a part of it may be missing."""
+    return (HURRIED,) if len(normalize_marks(text)) > MAX_LETTERS * seconds else ()
 
 
 def _too_long(clip: Any, seconds: float) -> Dropped:

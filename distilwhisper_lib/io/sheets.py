@@ -76,10 +76,13 @@ def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
     skipped = named.end() if named else 0
     separator = named[1] if named else _separator(text, columns)
     lines = csv.reader(io.StringIO(text[skipped:], newline=""), strict=True, delimiter=separator)
+    begun = 1
     try:
         header = _header(path, next(lines, []))
+        begun = lines.line_num + 1
         for fields in lines:
             number = lines.line_num + bool(skipped)
+            begun = lines.line_num + 1
             while len(fields) > len(header) and not fields[-1].strip():  # a spreadsheet's margin
                 fields.pop()
             if not fields:  # an empty line
@@ -98,9 +101,11 @@ def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
                 )
             yield number, {name: field for name, field in row if name}
     except csv.Error as error:
+        first, last = begun + bool(skipped), lines.line_num + bool(skipped)
+        to = f" to {last}" if last > first else ""
         raise UserError(
-            f"{path}, line {lines.line_num + bool(skipped)}: not CSV ({error}); "
-            "write a double quote within a text twice."
+            f"{path}, line {first}{to}: not CSV ({error}), often for a double quote that opens and "
+            "does not close; write a double quote within a text twice."
         ) from error
 
 

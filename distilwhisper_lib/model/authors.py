@@ -122,8 +122,8 @@ def language_token(generation_config: Any, code: str) -> int:
     tokens = language_tokens(generation_config)
     if f"<|{code}|>" not in tokens:
         raise UserError(
-            f"language {code!r} is not in this model's generation_config.lang_to_id: "
-            "use a multilingual Whisper that knows it, or lend it a token with speaks_as"
+            f"it has no token for the language {code!r}: take a Whisper that has one, or lend it "
+            'that of a near language which it knows, as in {"speaks_as": "es"}'
         )
     return tokens[f"<|{code}|>"]
 

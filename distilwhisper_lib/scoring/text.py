@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 
 import regex
@@ -70,6 +71,14 @@ _CONTROL = regex.compile(r"\p{Cc}")
 # A word that Whisper's rule takes for a note rather than for speech stands in one of these.
 _BRACKETS = re.compile(r"[\[(<]")
 
+# What other programs leave in a transcript: nobody says it, and nobody can know what was meant.
+_FORMULA = regex.compile(r"\s*(?:=\s*[\w.]+\(|[#]{2,}|#[¡¿]?[\p{Lu}/0]+[!?]?\s*$)")
+_MARKUP = regex.compile(
+    r"<[|/]?\w[^<>]{0,40}>|<\s*\|[^<>]{0,40}\|\s*>|&(?:[a-zA-Z]{2,8}|#\d{1,6});"
+)
+# Tables of 8 bits as which UTF-8 is read by mistake.
+_TABLES = ("cp1252", "cp1250", "cp1251")
+
 # What clean_transcript() may have changed.
 TOKENS, FORM, INVISIBLE, SPACES = (
     "special tokens taken out", "letters put together (NFC)", "invisible characters taken out",
@@ -98,6 +107,30 @@ _CLEANING: dict[str, Callable[[str], str]] = {
     FORM: lambda text: unicodedata.normalize("NFC", text),
     SPACES: lambda text: " ".join(_CONTROL.sub(" ", text).split()),
 }
+
+
+def oddities(text: str) -> tuple[str, ...]:
+    """Why a transcript, as it was given, should be looked at: each a few words; mostly none.
+
+    A spreadsheet's formula or error, letters that were lost or read by another alphabet's table,
+    marks of another program. All may be what somebody said, so that nothing is changed for it.
+    """
+    found = {
+        "a spreadsheet's formula or error for a text": _FORMULA.match(text),
+        "letters that were lost (\ufffd)": "\ufffd" in text,
+        "UTF-8 that was read as another alphabet": not text.isascii() and _misread(text),
+        "another program's marks": _MARKUP.search(text),
+    }
+    return tuple(what for what, is_so in found.items() if is_so)
+
+
+def _misread(text: str) -> bool:
+    """Whether the bytes of an 8-bit table make whole UTF-8: other texts hardly ever do."""
+    for table in _TABLES:
+        with suppress(UnicodeError):
+            text.encode(table).decode("utf-8")
+            return True
+    return False
 
 
 def _without_tokens(text: str) -> str:

@@ -25,6 +25,7 @@ _DELAYS = 4 * 1152
 # Formats and codings in which seeking gives the very samples that decoding from the start gives.
 _EXACT_SEEK = {("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")}
 # soundfile takes a name that ends in .raw for samples without a header: TypeError.
+_TEXT = 40  # characters of a text that is no recording
 READ_ERRORS = (soundfile.SoundFileError, OSError, TypeError)
 
 Readable = str | Path | bytes | bytearray | memoryview  # what callers give
@@ -220,9 +221,26 @@ def unreadable(source: Source, error: Exception) -> UserError:
     """Of a file that no decoder here takes: spoilt, as FFmpeg finds, or of another kind."""
     if ffmpeg.is_damage(error):
         return damaged(source, error)
+    if begins := _text_in(source):
+        return _broken(source, f"cannot be read: it is a text, which begins {begins!r}")
     return UserError(
         f"{name_of(source)} cannot be read ({_said(error)}): convert it to WAV, FLAC, MP3 or Ogg."
     )
+
+
+def _text_in(source: Source) -> str:
+    """The first characters of a file that is a text, such as a page that tells of an error."""
+    head = source[:_TEXT] if isinstance(source, bytes) else _head(source)
+    try:
+        text = head.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return ""
+    return text if "".join(text.split()).isprintable() else ""
+
+
+def _head(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_TEXT)
 
 
 def _said(error: Exception) -> str:

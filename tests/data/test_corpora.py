@@ -85,9 +85,7 @@ def test_only_the_language_and_split_asked_for(tmp_path):
     assert read_folder(folder, "Catalan", "train")["id"].tolist() == ["a", "b"]
     assert read_folder(folder, "cs", "train")["id"].tolist() == ["c"]
     assert read_folder(str(folder), "ca", "test")["id"].tolist() == ["d"]
-    with pytest.raises(
-        UserError, match=r"'gl' and split 'train': it holds ca test \(1\), ca train"
-    ):
+    with pytest.raises(UserError, match=r"rows of language 'gl': it holds ca test \(1\), ca train"):
         read_folder(folder, "gl", "train")
 
 
@@ -160,7 +158,7 @@ def test_given_seconds_spare_the_headers(tmp_path, monkeypatch):
     [
         ({"text": "  "}, "the text is empty; write"),
         ({"text": " \u200b..."}, r"the text is empty \('\\u200b...' says nothing\); write"),
-        ({"language": "klingon"}, "Unknown language 'klingon'"),
+        ({"language": "klingon"}, "the language is 'klingon'; write its code"),
         ({"id": "a"}, "the id 'a' stands on line 2 already"),
         ({"id": "x\ny"}, r"the id 'x\\ny' must be one line"),
         ({"id": "# x"}, "the id '# x' must be one line"),
@@ -275,8 +273,8 @@ def test_unreadable_and_empty_audio(tmp_path):
     [
         ("", "holds no rows"),
         ("file_name,text,language,split\n", "holds no rows"),
-        ("file_name,text\na.wav,hola\n", "no language, split; the needed columns are"),
-        ("path,sentence\na.wav,hola\n", "no file_name, text, language, split"),
+        ("file_name,text\na.wav,hola\n", "first line: no column language, split, but file_name, text;"),
+        ("path,sentence\na.wav,hola\n", "no column file_name, text, language, split, but path"),
         ("file_name,text,text,split\na.wav,x,y,train\n", "the column 'text' twice"),
         ("file_name,text,transcription,language,split\na.wav,x,y,ca,train\n", "both columns"),
         ("file_name,text,language,split\na.wav,hola, món,ca,train\n", "line 2: 5 fields"),
@@ -380,13 +378,17 @@ def test_rows_that_no_part_reads_are_told_in_the_data_report(tmp_path):
     data = load_data(resolve("clsr", "demo", "ca", 1, settings | {"out_of_domain": "folder/ood"}))
     report = data.report()
     assert report["unread"] == [
-        {"corpus": "folder/speech", "language": "es", "split": "train", "rows": 2},
-        {"corpus": "folder/ood", "language": "ca", "split": "train", "rows": 1},
-    ]
+        {"corpus": "folder/speech", "language": "es", "split": "train", "rows": 2,
+         "where": ["metadata.csv, line 5", "metadata.csv, line 6"]},
+        {"corpus": "folder/ood", "language": "ca", "split": "train", "rows": 1,
+         "where": ["metadata.csv, line 2"]},
+    ]  # fmt: skip
+    assert report["sheets"] == {"folder/speech": 5, "folder/ood": 2}
     assert clips_table(report).iloc[-2:].values.tolist() == [
-        ["folder/speech", "not read", "language es, split train", 2, ""],
-        ["folder/ood", "not read", "language ca, split train", 1, ""],
-    ]
+        ["folder/speech", "not read", "language es, split train", 2,
+         "metadata.csv, line 5; metadata.csv, line 6"],
+        ["folder/ood", "not read", "language ca, split train", 1, "metadata.csv, line 2"],
+    ]  # fmt: skip
     same = load_data(
         resolve("clsr", "demo", "ca", 1, settings | {"out_of_domain": "folder/speech"})
     )

@@ -39,6 +39,8 @@ from distilwhisper_lib.data.common_voice import unpack_common_voice
 from distilwhisper_lib.data.plots import preflight_overview
 from distilwhisper_lib.data.splits import LabelLimit, label_limit, load_data
 from distilwhisper_lib.data.subsets import read_subset, write_subset
+from distilwhisper_lib.errors import Faults
+from distilwhisper_lib.io.leaks import mask
 from distilwhisper_lib.speech.audio import FFMPEG_READ, LOUDER
 
 
@@ -106,10 +108,10 @@ def test_the_report_is_written_with_the_subsets(two_corpora, configure, labels, 
     assert len(paths) == 7
     table = pd.read_csv(tmp_path / paths[-2], keep_default_na=False)
     pd.testing.assert_frame_equal(table, clips_table(report))
-    assert dict(zip(table["clips"], table["part"], strict=True)).keys() == {
+    assert dict(zip(table["what"], table["part"], strict=True)).keys() == {
         "kept", "changed", "left out",
     }  # fmt: skip
-    assert table["count"][table["clips"] == "left out"].sum() == sum(
+    assert table["count"][table["what"] == "left out"].sum() == sum(
         len(part["dropped"]) for part in report["parts"].values()
     )
     assert "\\u2028línia" in (tmp_path / paths[-1]).read_text(encoding="utf-8")
@@ -172,8 +174,8 @@ def test_speakers_sentences_and_recordings_that_stand_twice(tmp_path, configure,
     leaks = [leak for leak in report["leaks"] if "train" in leak["splits"]]
     where = ["in_domain", "out_of_domain", "train"]
     assert leaks == [
-        {"kind": "text", "value": "frase a de train 0", "splits": where},
-        {"kind": "speaker", "value": "voice-train-0", "splits": where},
+        {"kind": "text", "value": "frase a de train 0", "splits": where, "where": []},
+        {"kind": "speaker", "value": "voice-train-0", "splits": where, "where": []},
     ]
     table = preflight_table(report)
     assert table["speakers elsewhere"]["train"] == 1
@@ -181,11 +183,11 @@ def test_speakers_sentences_and_recordings_that_stand_twice(tmp_path, configure,
     (group,) = [g for g in report["duplicates"] if any(c["part"] == "train" for c in g)]
     assert {clip["id"][-8:] for clip in group} == {"train001", "_test002"}
     assert table["same recording"]["train"] == 1
-    rows = clips_table(report).drop_duplicates(["part", "clips", "why"])
+    rows = clips_table(report).drop_duplicates(["part", "what", "why"])
     rows = {tuple(r[:3]): tuple(r[3:]) for r in rows.itertuples(index=False)}
     both = "common_voice, test; common_voice, train"
-    assert rows[both, "shared", "the same sentence"] == (1, "frase a de train 0")
-    assert rows[both, "shared", "the same speaker"] == (1, "voice-train-0")
+    assert rows[both, "in two parts", "the same sentence"] == (1, "frase a de train 0")
+    assert rows[both, "in two parts", "the same speaker"] == (1, "voice-train-0")
     count, first = rows["all", "twice", "one recording, several names"]
     assert count == 1 and "train001 = " in first
     shortest, longest = data.train["seconds"].min(), data.train["seconds"].max()
@@ -209,13 +211,16 @@ def test_a_page_says_first_whether_there_is_something_to_mend(
         report[kind] = []  # the stand-ins are tones, some alike
     ids = data.train["id"].tolist()
     notes = report["parts"]["train"]["notes"]
-    notes += [{"id": id_, "notes": FFMPEG_READ} for id_ in ids]
+    lines = data.train["where"].tolist()
+    both = list(zip(ids, lines, strict=True))
+    notes += [{"id": id_, "where": line, "notes": FFMPEG_READ} for id_, line in both]
     page = (tmp_path / write_data_report(config, data, report)[-1]).read_text(encoding="utf-8")
-    assert "nothing to mend" in page and "folder/ood, test" in page and "in Catalan" in page
-    assert FFMPEG_READ in page and ids[0] not in page
-    notes.append({"id": ids[0], "notes": LOUDER})
+    assert "nothing to mend" in page and "folder/ood, test" in page and "In Catalan." in page
+    assert FFMPEG_READ in page and lines[0] not in page
+    assert "folder/speech has 12 rows, folder/ood has 4 rows" in page
+    notes.append({"id": ids[0], "where": lines[0], "notes": LOUDER})
     page = (tmp_path / write_data_report(config, data, report)[-1]).read_text(encoding="utf-8")
-    assert "To look at: 1 recordings read in an unusual way" in page and ids[0] in page
+    assert "To look at: 1 clip that looks odd." in page and lines[0] in page
 
 
 def test_own_recordings_go_the_same_way(speech_folder, tmp_path, configure, processor):
@@ -297,9 +302,76 @@ def test_every_broken_own_recording_counts_and_the_first_are_named(
     for number in range(4):
         whole = encoded(2.0, number, "FLAC")  # libsndfile goes by the content
         path.with_name(f"train{number}.wav").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="4 of 4 recordings") as error:
-        load_data(configure("folder/speech", "folder/speech", max_seconds=30))
+    config = configure("folder/speech", "folder/speech", max_seconds=30)
+    with pytest.raises(Faults, match="And 1 more.") as error:
+        load_data(config)
     assert [f"train{number}.wav" in str(error.value) for number in range(4)].count(True) == 3
+    assert f"All of them: {config.data_report.with_suffix('.html')}." in str(error.value)
+
+
+def test_what_is_wrong_in_any_part_is_told_at_once_and_on_a_page(
+    tmp_path, speech_folder, configure
+):
+    """Two broken recordings of two splits, a faulty row, and a folder that is not there."""
+    (tmp_path / "data").mkdir()
+    path = speech_folder("data/speech") / "metadata.csv"
+    for split in ("train", "validation"):
+        whole = encoded(2.0, 1, "FLAC")
+        path.with_name(f"{split}0.wav").write_bytes(whole[: len(whole) // 2])
+    path.write_text(path.read_text().replace("test frase b", "..."))
+    config = configure("folder/speech", "folder/far")
+    with pytest.raises(Faults) as error:
+        load_data(config)
+    told = " ".join(f"{place} {fault}" for place, fault in error.value.found)
+    assert len(error.value.found) == 4
+    for said in ("train0.wav", "validation0.wav", "says nothing", "far does not exist: make it"):
+        assert said in told
+    page = config.data_report.with_suffix(".html").read_text(encoding="utf-8")
+    table = pd.read_csv(config.data_report.with_suffix(".csv"), keep_default_na=False)
+    assert "4 faults stop the reading" in page and "says nothing" in page
+    assert table.values.tolist() == [list(map(mask, fault)) for fault in error.value.found]
+
+
+def test_two_folders_that_are_missing_are_told_without_a_page(tmp_path, configure):
+    config = configure("folder/speech", "folder/far")
+    with pytest.raises(UserError, match="data/speech does not exist: .*far does not exist: "):
+        load_data(config)
+    assert not config.data_report.with_suffix(".html").exists()
+
+
+def test_a_corpus_that_is_no_own_folder_stops_at_its_first_fault(tmp_path, configure):
+    with pytest.raises(UserError, match="common_voice") as error:
+        load_data(configure("common_voice", "fleurs"))
+    assert "fleurs" not in str(error.value)
+
+
+def test_a_part_of_nothing_but_silence_says_so(tmp_path, speech_folder, configure):
+    (tmp_path / "data").mkdir()
+    folder = speech_folder("data/speech")
+    for wav in folder.glob("validation*.wav"):
+        soundfile.write(wav, np.zeros(16_000), 16_000)
+    with pytest.raises(
+        UserError, match=r"4 silence\): put recordings there .* first: metadata.csv, "
+    ):
+        load_data(configure("folder/speech", "folder/speech"))
+
+
+def test_texts_that_look_odd_are_used_and_told_with_their_lines(
+    tmp_path, speech_folder, configure, labels
+):
+    (tmp_path / "data").mkdir()
+    path = speech_folder("data/speech") / "metadata.csv"
+    text = path.read_text().replace("train frase a", "#NOM?").replace("train frase b", "cafÃ©")
+    path.write_text(text.replace("test frase a", "molt " * 40))
+    report = preflight(load_data(configure("folder/speech", "folder/speech")), labels)
+    assert report["parts"]["train"]["clips"] == 4
+    table = clips_table(report)
+    odd = table[table["what"] == "look at"]
+    assert odd[["why", "count", "for example"]].values.tolist() == [
+        ["a spreadsheet's formula or error for a text", 1, "metadata.csv, line 2"],
+        ["UTF-8 that was read as another alphabet", 1, "metadata.csv, line 3"],
+        *([["more text than can be said in its time", 1, "metadata.csv, line 10"]] * 2),
+    ]
 
 
 def test_own_recordings_are_decoded_once_and_not_where_a_run_does_not_look(
@@ -366,7 +438,9 @@ def test_two_segments_of_a_file_are_two_recordings(tmp_path, configure, labels):
     report = preflight(data, labels)
     (group,) = report["duplicates"]  # the test set stands for both domains
     assert [clip["part"] for clip in group] == ["in_domain", "out_of_domain"]
-    assert not clips_table(report)["clips"].isin(["twice", "shared"]).any()  # which is no fault
+    assert (
+        not clips_table(report)["what"].isin(["twice", "in two parts"]).any()
+    )  # which is no fault
 
 
 def test_the_overview_shows_what_was_left_out_and_checks(two_corpora, configure, labels):

@@ -114,7 +114,46 @@ def test_every_faulty_line_is_counted_and_three_are_told(tmp_path):
     assert [f"line {n}: the text is empty" in said for n in range(2, 8)] == [
         False, False, True, True, True, False,
     ]  # fmt: skip
-    assert said.endswith("And 1 more line.")
+    assert said.endswith("And 1 more.") and said.count("metadata.csv") == 1
+    assert [place for place, _ in error.value.found] == [
+        f"{tmp_path}/metadata.csv, line {n}" for n in range(4, 8)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a.wav,hola,Català,train", "line 2: the language is 'Català'; write its code or Eng"),
+        ("a.wav,hola,,train", "line 2: the language is empty; write 'ca'"),
+        (r"C:\Ana\A.wav,hola,ca,train", r"a place on somebody's computer; write .*, 'a\.wav'"),
+        (r"D:\x.wav,hola,ca,train", r"a place on somebody's computer; write the name that it has"),
+        ('a.wav,"hola,ca,train', 'line 2: not CSV .* a double quote that opens and does not close'),
+        ('a.wav,"hola,ca,train\nb.wav,"dia",ca,train', "line 2 to 3: not CSV"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_meant_so_says_what_to_write(tmp_path, row, message):
+    sheet(recorded(tmp_path, "a.wav"), row)
+    with pytest.raises(UserError, match=message):
+        read_folder(tmp_path, "ca", "train")
+
+
+def test_headings_in_another_language_are_told_with_those_that_are_wanted(tmp_path):
+    recorded(tmp_path, "a.wav")
+    (tmp_path / "metadata.csv").write_text("Fitxer;Text;Llengua;split\na.wav;hola;ca;train\n")
+    with pytest.raises(
+        UserError, match="first line: no column file_name, language, but fitxer, text, llengua, spl"
+    ):
+        read_folder(tmp_path, "ca", "train")
+
+
+def test_a_language_or_split_that_no_row_has_is_told_with_those_there_are(tmp_path):
+    sheet(recorded(tmp_path, "a.wav"), "a.wav,hola,ca,train")
+    with pytest.raises(
+        UserError, match="no rows of language 'es': it holds ca train \\(1\\); run in"
+    ):
+        read_folder(tmp_path, "es", "train")
+    with pytest.raises(UserError, match="and split 'test': .*; write test into the column split"):
+        read_folder(tmp_path, "ca", "test")
 
 
 def test_the_same_name_in_two_folders_gives_two_ids(tmp_path):

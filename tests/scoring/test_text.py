@@ -16,6 +16,7 @@ from distilwhisper_lib.scoring.text import (
     normalize,
     normalize_marks,
     normalize_whisper,
+    oddities,
     says_nothing,
 )
 
@@ -198,3 +199,26 @@ def test_normalize_goes_by_name():
 def test_the_tatweel_stretches_a_word_and_is_no_letter():
     assert normalize("كـــتاب", "marks") == normalize("كتاب", "marks") == "كتاب"
     assert says_nothing("ـــ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#NAAM?", "#¿NOMBRE?", "#DIV/0!", "#N/A", "#######", "=ALS(A1;2)",  # of a spreadsheet
+        "caf\ufffd", "cafÃ©", "Ã\xa0 demain", "PÅ™Ã\xadliÅ¡", "PĹ™Ă\xadliĹˇ", "Ð¿Ñ€Ð¸Ð²ÐµÑ‚",
+        "< |endoftext| >", "<unk>", "<i>molt</i>", "R&amp;D", "&#233;l",
+    ],
+)  # fmt: skip
+def test_what_another_program_left_in_a_text_is_noticed(text):
+    assert len(oddities(text)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "molt bé", "CAFÉ", "l'été à Noël", "«Señor», ¿qué?", "příliš žluťoučký kůň", "привет",
+        "ไม่เป็นไร", "1 = 2", "= dos", "#hola", "a < b & c > d", "AT&T; R & D;", "No. #1", "",
+    ],
+)  # fmt: skip
+def test_what_people_write_is_not(text):
+    assert oddities(text) == ()

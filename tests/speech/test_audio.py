@@ -96,7 +96,11 @@ def test_a_wrong_suffix_does_not_matter(tmp_path):
     ("data", "message"),
     [
         (b"", r"file of 0 bytes in memory is empty"),
-        (b"no audio" * 9, r"file of 72 bytes in memory cannot be read \(.+\): convert"),
+        (
+            b"no audio" * 9,
+            r"of 72 bytes in memory cannot be read: it is a text, which begins 'no au",
+        ),
+        (b"no \xff\x00audio" * 9, r"file of 90 bytes in memory cannot be read \(.+\): convert"),
     ],
 )
 def test_bytes_that_are_no_audio(data, message):
