@@ -273,7 +273,7 @@ def test_unreadable_and_empty_audio(tmp_path):
     [
         ("", "holds no rows"),
         ("file_name,text,language,split\n", "holds no rows"),
-        ("file_name,text\na.wav,hola\n", "first line: no column language, split, but file_name, text;"),
+        ("file_name,text\na.wav,hola\n", "first line: no column language, split, but file_name"),
         ("path,sentence\na.wav,hola\n", "no column file_name, text, language, split, but path"),
         ("file_name,text,text,split\na.wav,x,y,train\n", "the column 'text' twice"),
         ("file_name,text,transcription,language,split\na.wav,x,y,ca,train\n", "both columns"),
