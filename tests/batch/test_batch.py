@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -19,6 +20,8 @@ from kits import finish, make_notebook, names
 from distilwhisper_lib.batch import command as batch
 from distilwhisper_lib.batch import notebooks
 from distilwhisper_lib.batch import task as execution
+from distilwhisper_lib.batch.progress import Progress
+from distilwhisper_lib.batch.task import Outcome, Task
 from distilwhisper_lib.config.settings import resolve
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.results.provenance import usable_cores
@@ -370,10 +373,35 @@ def test_an_interrupt_stops_notebooks_and_kernels(kit, kind, where):
         ["interrupted", "06_kl_distillation-ca-s77"],
         ["interrupted", "07_evaluation_tables"],
     ]
+    assert "The same command goes on where it was interrupted." in out
     assert os.listdir(kit / "outputs" / "notebooks") == []
     while _alive(kernel) and time.monotonic() < deadline + 20:
         time.sleep(0.1)
     assert not _alive(kernel)
+
+
+def test_a_line_ends_with_what_its_task_left(tmp_path, monkeypatch):
+    """01 its page of the data, a method its run's folder."""
+    monkeypatch.chdir(tmp_path)
+    run, page = Path("outputs/clsr-ca-s77-0123"), Path("outputs/results/data/own-ca.html")
+    for folder in (run, page.parent):
+        folder.mkdir(parents=True)
+    page.write_text("x")
+    record = (str(tmp_path / run / "record.json"),)
+    data = str(tmp_path / page.with_suffix(".json"))
+    tasks = [
+        Task("01", str(tmp_path), "01.ipynb", {}, record, files=("a.json", data)),
+        Task("04", str(tmp_path), "04.ipynb", {}, record, files=("a.json",)),
+        Task("07", str(tmp_path), "07.ipynb", {}),
+    ]
+    progress = Progress(tasks, out=io.StringIO())
+    for task in tasks:
+        progress.ended(Outcome(task.name, "done", 2.0))
+    assert progress.out.getvalue().splitlines() == [
+        f"[1/3] done     01  2.0 s  {page}",
+        f"[2/3] done     04  2.0 s  {run}",
+        "[3/3] done     07  2.0 s",
+    ]
 
 
 def _hear_interrupts() -> None:
