@@ -32,10 +32,11 @@ def precision_here(precision: str) -> str:
 
 
 def multiplies_bf16() -> bool:
-    """Whether bfloat16 is fast here, and not emulated as on a T4 or a CPU without AMX."""
+    """Whether bfloat16 is fast here, and not emulated as on a T4 or an older CPU."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("amx_bf16", False) or can.get("avx512_bf16", False))
 
 
 @cache

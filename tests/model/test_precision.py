@@ -18,11 +18,12 @@ from distilwhisper_lib.training import loop as kit
 from distilwhisper_lib.training import trainer
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-MACHINES = {  # (a GPU, bfloat16 in hardware): what each setting becomes
-    "A100": (True, True, ("bf16", "fp32", "bf16", "fp16")),
-    "T4": (True, False, ("fp16", "fp32", "bf16", "fp16")),
-    "CPU with AMX": (False, True, ("bf16", "fp32", "bf16", "fp32")),
-    "plain CPU": (False, False, ("fp32", "fp32", "bf16", "fp32")),
+MACHINES = {  # (a GPU, what of it multiplies bfloat16): what each setting becomes
+    "A100": (True, "cuda", ("bf16", "fp32", "bf16", "fp16")),
+    "T4": (True, "", ("fp16", "fp32", "bf16", "fp16")),
+    "CPU with AMX": (False, "amx_bf16", ("bf16", "fp32", "bf16", "fp32")),
+    "CPU with AVX-512 BF16": (False, "avx512_bf16", ("bf16", "fp32", "bf16", "fp32")),
+    "CPU with AVX-512": (False, "avx512_f", ("fp32", "fp32", "bf16", "fp32")),
 }
 
 
@@ -34,12 +35,12 @@ def test_precision_by_machine(monkeypatch, machine):
     monkeypatch.setattr(
         torch.cuda,
         "is_bf16_supported",
-        lambda including_emulation=True: including_emulation or units,
+        lambda including_emulation=True: including_emulation or units == "cuda",
     )
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units and not gpu})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {units: True})
     for setting, here in zip(PRECISIONS, expected, strict=True):
         assert precision_here(setting) == here
-    assert multiplies_bf16() is units
+    assert multiplies_bf16() is (expected[0] == "bf16")
 
 
 def test_a_cpu_without_known_capabilities_stays_in_float32(monkeypatch):
