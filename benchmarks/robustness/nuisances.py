@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
 import tempfile
 import time
 from collections import Counter
@@ -37,7 +36,7 @@ from benchmarks.robustness.brought import (
 from distilwhisper_lib import data as kit
 from distilwhisper_lib.config import resolve
 from distilwhisper_lib.data.subsets import read_subset
-from distilwhisper_lib.errors import UserError
+from distilwhisper_lib.errors import Faults
 from distilwhisper_lib.io.files import parse_json
 from distilwhisper_lib.scoring.text import normalize_marks
 from distilwhisper_lib.speech import audio
@@ -73,17 +72,22 @@ def mend(rows: list[Row], folder: Path) -> tuple[list[Row], dict[str, str], kit.
         write_sheets(rows, folder)
         try:
             return rows, said, *read(folder)
-        except UserError as error:
-            sentence = str(error)
-            lines = {int(n) for n in re.findall(r"line (\d+):", sentence)}
-            named = [row for row in rows if row.line in lines or row.file in sentence]
-            named = [row for row in named if row.line in lines or row.kind in FAULTS]
-            if not named or any(row.kind not in FAULTS for row in named):
+        except Faults as error:
+            named = [(row, fault) for row in rows for fault in error.found if _is_of(row, *fault)]
+            if not named or any(row.kind not in FAULTS for row, _ in named):
                 raise
-            said |= {row.kind: sentence for row in named}
-            rows = [row for row in rows if row not in named]
-            for row in named:
+            said |= {row.kind: fault for row, (_, fault) in named}
+            for row, _ in named:
+                rows = [other for other in rows if other is not row]
                 (folder / "data" / row.corpus / row.file).unlink(missing_ok=True)
+
+
+def _is_of(row: Row, place: str, fault: str) -> bool:
+    """Whether a fault is that of a row: by its line, or of a recording without one by its name."""
+    sheet = f"data/{row.corpus}/metadata.csv"
+    if place == sheet:
+        return row.kind in FAULTS and row.file in fault
+    return place == f"{sheet}, line {row.line}"
 
 
 # --- what is right beside what is told ----------------------------------------------------------

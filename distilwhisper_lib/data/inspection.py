@@ -147,14 +147,22 @@ class RequireWhole:
 
     def __call__(self, clips: Sequence[Path]) -> list[Inspection]:
         found = self._checks(clips)
-        faults = {
+        if faults := self._faults(clips, found):
+            raise Faults(faults)
+        return found
+
+    def faults(self) -> list[tuple[str, str]]:
+        """What is wrong with any recording of the table, each after its place."""
+        clips = list(self._where)
+        return self._faults(clips, self._checks(clips))
+
+    def _faults(self, clips: Sequence[Path], found: Sequence[Inspection]) -> list[tuple[str, str]]:
+        told = {
             f"{self._root}/{self._where[clip]}": fault
             for clip, result in zip(clips, found, strict=True)
             if (fault := _broken(result) or self._wrong_length(clip, result.seconds))
         }
-        if faults:
-            raise Faults(list(faults.items()))
-        return found
+        return list(told.items())
 
     def _wrong_length(self, clip: Path, decoded: float) -> str | None:
         for start, end, seconds in self._promised[clip]:
@@ -171,7 +179,7 @@ class RequireWhole:
 def _broken(result: Inspection) -> str | None:
     if result.reason in (None, SILENT):
         return None
-    return f"{(result.detail or result.reason).rstrip('.')}; mend it, or drop its row"
+    return f"{(result.detail or result.reason).rstrip('.')}, or drop its row"
 
 
 def _key(clip: Path, folder: Path) -> str | None:

@@ -61,11 +61,14 @@ def open_folder(rest: str, language: str, split: str, data_dir: str) -> Corpus:
     if Path(rest).is_absolute() or ".." in Path(rest).parts:
         raise UserError(f"Corpus folder {rest!r} leaves {data_dir}: name a folder within it.")
     folder = Path(locate(data_dir)) / rest
-    table, sheet = _read(folder, language, split)
+    table, sheet, faults = _read(folder, language, split)
     about = _about(folder, rest, data_dir)
     if _is_embedded(data_dir):
         return Corpus(table, about, require_as_shipped)
-    return Corpus(table, about, RequireWhole(table, folder, folder / MEMORY), sheet=sheet)
+    checks = RequireWhole(table, folder, folder / MEMORY)
+    if faults:  # with what decoding finds, so that all is told at once
+        raise Faults([*faults, *checks.faults()])
+    return Corpus(table, about, checks, sheet=sheet)
 
 
 def require_as_shipped(clips: Sequence[Path]) -> list[Inspection]:
@@ -119,39 +122,45 @@ def read_folder(folder: str | Path, language: str, split: str) -> pd.DataFrame:
     or segment that two rows name, recordings in the folder that no row names, and when nothing is
     left.
     """
-    return _read(Path(folder), language, split)[0]
+    table, _, faults = _read(Path(folder), language, split)
+    if faults:
+        raise Faults(faults)
+    return table
 
 
 def _read(
     folder: Path, language: str, split: str
-) -> tuple[pd.DataFrame, dict[tuple[str, str], list[str]]]:
-    """`read_folder`, and the places of the rows that the sheet holds of each language and split."""
+) -> tuple[pd.DataFrame, dict[tuple[str, str], list[str]], list[tuple[str, str]]]:
+    """`read_folder` of the rows that can be used, the places of all rows that the sheet holds of
+    each language and split, and what is wrong, each fault after its place."""
     code = find_language(language).code
     path = _find_metadata(folder)
     rows = _rename_text(path, read_sheet(path, [*_NEEDED, "transcription"]))
     _check_columns(path, rows)
-    files = _Files(folder)
-    lines = _each(
-        path, rows, lambda row: _Line(*row, _language(row, code), _split(row), files.of(row))
+    files, faults = _Files(folder), _Faulty(path)
+    lines = faults.of(
+        rows, lambda row: _Line(*row, _language(row, code), _split(row), files.of(row))
     )
-    _each(path, lines, _named_once())  # before ids, which would be asked for in vain
+    lines = faults.of(lines, _named_once())  # before ids, which would be asked for in vain
     ids = _ids(path, lines)
+    sheet: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        sheet.setdefault((line.language, line.split), []).append(_where(path, line))
     chosen = [
         (line, id_)
         for line, id_ in zip(lines, ids, strict=True)
         if line.language == code and line.split == split
     ]
-    sheet: dict[tuple[str, str], list[str]] = {}
-    for line in lines:
-        sheet.setdefault((line.language, line.split), []).append(_where(path, line))
-    if not chosen:
+    if not (chosen or faults.found):
         raise _nothing_left(path, code, split, sheet)
     ours = folder.resolve().is_relative_to(locate(EMBEDDED))
     seconds_of = lru_cache(maxsize=None)(audio_seconds if ours else header_seconds)
-    records = _each(path, chosen, lambda row: _record(path, *row, files, seconds_of))
-    _check_none_left_over(path, lines)
+    records = faults.of(chosen, lambda row: _record(path, *row, files, seconds_of))
+    if extra := _left_over(path, [files.meant(row) for row in rows]):
+        faults.found.append((str(path), extra))
     votes = [name for name in VOTES if any(name in fields for _, fields in rows)]
-    return pd.DataFrame.from_records(records, columns=[*COLUMNS, WHERE, *votes]), sheet
+    table = pd.DataFrame.from_records(records, columns=[*COLUMNS, WHERE, *votes])
+    return table, sheet, faults.found
 
 
 class _Line(NamedTuple):
@@ -164,17 +173,23 @@ class _Line(NamedTuple):
     audio: Path
 
 
-def _each(path: Path, rows: Sequence[Any], check: Callable[[Any], Any]) -> list[Any]:
-    """`check` of every row; one error with what is wrong with each of them."""
-    found, faults = [], {}
-    for row in rows:
-        try:
-            found.append(check(row))
-        except UserError as error:
-            faults[row[0] if isinstance(row[0], int) else row[0].number] = str(error)
-    if faults:
-        raise Faults([(f"{path}, line {number}", fault) for number, fault in faults.items()])
-    return found
+class _Faulty:
+    """What is wrong with the rows of a sheet: all of it, each fault after its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: list[tuple[str, str]] = []
+
+    def of(self, rows: Sequence[Any], check: Callable[[Any], Any]) -> list[Any]:
+        """`check` of every row that passes it."""
+        passed = []
+        for row in rows:
+            try:
+                passed.append(check(row))
+            except UserError as error:
+                number = row[0] if isinstance(row[0], int) else row[0].number
+                self.found.append((f"{self.path}, line {number}", str(error)))
+        return passed
 
 
 # --- metadata files -----------------------------------------------------------------------------
@@ -233,6 +248,11 @@ class _Files:
             return named
         alike = self._known.get(_plain(name), [])
         return alike[0] if len(alike) == 1 else self.folder / name.replace("\\", "/")
+
+    def meant(self, row: Row) -> Path:
+        """The file that a row names, or, if there is none, the one that it should name."""
+        file, near = self.of(row), self.near(row[1]["file_name"].strip())
+        return file if os.path.isfile(file) or not near else self.folder / near
 
     def near(self, name: str) -> str | None:
         """The recording that has this name but for its suffix, if there is one."""
@@ -313,18 +333,20 @@ def _ids(path: Path, lines: list[_Line]) -> list[str]:
         for name, id_ in zip(names, given, strict=True)
     ]
     seen: dict[str, int] = {}
+    faults = []
     for (number, *_), id_ in zip(lines, ids, strict=True):
         if len(id_.splitlines()) != 1 or id_.startswith("#"):
-            raise UserError(
-                f"{path}, line {number}: the id {id_!r} must be one line that does not begin "
-                "with '#'; rename it."
+            fault = f"the id {id_!r} must be one line that does not begin with '#'; rename it."
+        elif (first := seen.setdefault(id_, number)) != number:
+            fault = (
+                f"the id {id_!r} stands on line {first} already; give every row its own in a "
+                "column id."
             )
-        if id_ in seen:
-            raise UserError(
-                f"{path}, line {number}: the id {id_!r} stands on line {seen[id_]} already; "
-                "give every row its own in a column id."
-            )
-        seen[id_] = number
+        else:
+            continue
+        faults.append((f"{path}, line {number}", fault))
+    if faults:
+        raise Faults(faults)
     return ids
 
 
@@ -379,11 +401,11 @@ def _check_audio(path: Path, line: _Line, files: _Files) -> None:
         raise UserError(f"the audio file {audio} does not exist; {mend} file_name.")
 
 
-def _named_once() -> Callable[[_Line], None]:
+def _named_once() -> Callable[[_Line], _Line]:
     """A check that no recording, or segment of one, stands in two rows: one would count twice."""
     seen: dict[tuple[str, float, float], int] = {}
 
-    def check(line: _Line) -> None:
+    def check(line: _Line) -> _Line:
         bounds = (_number(line.fields, name) for name in ("start", "end"))
         start, end = (-1.0 if math.isnan(bound) else bound for bound in bounds)
         place = (os.path.normpath(line.audio), start, end)
@@ -392,20 +414,23 @@ def _named_once() -> Callable[[_Line], None]:
                 f"{line.fields['file_name']!r} is named on line {first} already; drop one of the "
                 "rows or give them different segments."
             )
+        return line
 
     return check
 
 
-def _check_none_left_over(path: Path, lines: list[_Line]) -> None:
-    """Every recording below the folder has a row; a subfolder with metadata is its own corpus."""
-    named = {os.path.normpath(line.audio) for line in lines}
+def _left_over(path: Path, files: list[Path]) -> str:
+    """What is wrong if a recording below the folder has no row; a subfolder with metadata is its
+    own corpus."""
+    named = set(map(os.path.normpath, files))
     extra = sorted(file for file in _recordings(path.parent) if os.path.normpath(file) not in named)
-    if extra:
-        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise UserError(
-            f"{path} has no row for {extra[0].relative_to(path.parent)}{more}: "
-            "add the rows or move the recordings out of the folder."
-        )
+    if not extra:
+        return ""
+    more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+    return (
+        f"there is no row for {extra[0].relative_to(path.parent)}{more}; add the rows, or move the "
+        "recordings out of the folder."
+    )
 
 
 def _recordings(folder: Path) -> Iterator[Path]:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from distilwhisper_lib.errors import UserError, reason
+from distilwhisper_lib.errors import Faults, UserError, reason
 from distilwhisper_lib.io.files import parse_json
 
 # A row as read: its line in the file (for messages) and its fields as text, by column.
@@ -76,7 +76,7 @@ def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
     skipped = named.end() if named else 0
     separator = named[1] if named else _separator(text, columns)
     lines = csv.reader(io.StringIO(text[skipped:], newline=""), strict=True, delimiter=separator)
-    begun = 1
+    begun, faults = 1, []
     try:
         header = _header(path, next(lines, []))
         begun = lines.line_num + 1
@@ -88,17 +88,20 @@ def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
             if not fields:  # an empty line
                 continue
             if len(fields) != len(header):
-                raise UserError(
-                    f"{path}, line {number}: {len(fields)} fields, expected {len(header)}; put "
-                    f"texts with {_SEPARATORS.get(separator, repr(separator))} between double "
-                    "quotes."
+                fault = (
+                    f"{len(fields)} fields, expected {len(header)}; put texts with "
+                    f"{_SEPARATORS.get(separator, repr(separator))} between double quotes."
                 )
+                faults.append((f"{path}, line {number}", fault))
+                continue
             row = list(zip(header, fields, strict=True))
             if nameless := [field for name, field in row if not name and field.strip()]:
-                raise UserError(
-                    f"{path}, line {number}: {reprlib.repr(nameless[0])} stands in a column "
-                    "without a name; name it on the first line, or drop it."
+                fault = (
+                    f"{reprlib.repr(nameless[0])} stands in a column without a name; name it on "
+                    "the first line, or drop it."
                 )
+                faults.append((f"{path}, line {number}", fault))
+                continue
             yield number, {name: field for name, field in row if name}
     except csv.Error as error:
         first, last = begun + bool(skipped), lines.line_num + bool(skipped)
@@ -107,6 +110,8 @@ def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
             f"{path}, line {first}{to}: not CSV ({error}), often for a double quote that opens and "
             "does not close; write a double quote within a text twice."
         ) from error
+    if faults:
+        raise Faults(faults)
 
 
 def _separator(text: str, columns: Sequence[str]) -> str:

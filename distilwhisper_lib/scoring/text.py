@@ -119,7 +119,7 @@ def oddities(text: str) -> tuple[str, ...]:
         "a spreadsheet's formula or error for a text": _FORMULA.match(text),
         "letters that were lost (\ufffd)": "\ufffd" in text,
         "UTF-8 that was read as another alphabet": not text.isascii() and _misread(text),
-        "another program's marks": _MARKUP.search(text),
+        "another program's marks": _MARKUP.search(_SPECIAL.sub(" ", text)),
     }
     return tuple(what for what, is_so in found.items() if is_so)
 
