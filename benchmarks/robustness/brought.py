@@ -18,6 +18,7 @@ import soundfile
 from benchmarks.robustness.fuzz_targets import encode
 from distilwhisper_lib import data as kit
 from distilwhisper_lib.data import clips
+from distilwhisper_lib.data.subsets import HURRIED
 from distilwhisper_lib.scoring import text as texts
 from distilwhisper_lib.speech import audio
 
@@ -55,6 +56,7 @@ _TOKENS, _FORM, _SPACES, _INVISIBLE = (
 _FFMPEG, _JOINED, _LOUDER = (
     f"noted: {note}" for note in (audio.FFMPEG_READ, audio.JOINED, audio.LOUDER)
 )
+_LOST, _MARKS, _HURRIED = (f"noted: {note}" for note in (texts.LOST, texts.MARKS, HURRIED))
 _NOTE, _EMPTY, _LABEL, _SILENT, _LONG = (
     f"left out: {reason}"
     for reason in (clips.NOTE, clips.NO_TEXT, clips.LABEL_TOO_LONG, clips.SILENT, clips.TOO_LONG)
@@ -74,6 +76,9 @@ TEXTS = {
     "text is [música]": ("", "[música]", _NOTE),
     "text is (rialles)": ("", "(rialles)", _NOTE),
     "text is <|nospeech|>": ("", "<|nospeech|>", _EMPTY),
+    "text with lost letters": ("{} s\ufffd", "{} s\ufffd", _LOST),
+    "text with another program's marks": ("{} <unk>", "{} <unk>", _MARKS),
+    "text too long for its sound": ("{0} {0} {0} {0}", "{0} {0} {0} {0}", _HURRIED),
     "text too long to learn": ("", 50 * "{0} ", _LABEL),
 }
 # Kind -> the file's name and the one in the sheet; {} is the clip's number.
@@ -120,6 +125,7 @@ PAIRS = {
 KINDS = (*TEXTS, *NAMES, *SOUNDS, *FIELDS, *PAIRS)
 _ONLY = {
     "text too long to learn": "train",
+    "text too long for its sound": "validation",
     "text of training in test": "in_domain",
     "same name, two folders": "train",
 }

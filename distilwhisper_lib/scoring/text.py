@@ -68,6 +68,11 @@ _FORMAT = regex.compile(
     rf"|(?<![{_JOINED}])[\u200C\u200D\u180E]"
 )
 _CONTROL = regex.compile(r"\p{Cc}")
+# Why a text looks odd.
+FORMULA, LOST, MISREAD, MARKS = (
+    "a spreadsheet's formula or error for a text", "letters that were lost (\ufffd)",
+    "UTF-8 that was read as another alphabet", "another program's marks",
+)  # fmt: skip
 # A word that Whisper's rule takes for a note rather than for speech stands in one of these.
 _BRACKETS = re.compile(r"[\[(<]")
 
@@ -116,10 +121,10 @@ def oddities(text: str) -> tuple[str, ...]:
     marks of another program. All may be what somebody said, so that nothing is changed for it.
     """
     found = {
-        "a spreadsheet's formula or error for a text": _FORMULA.match(text),
-        "letters that were lost (\ufffd)": "\ufffd" in text,
-        "UTF-8 that was read as another alphabet": not text.isascii() and _misread(text),
-        "another program's marks": _MARKUP.search(_SPECIAL.sub(" ", text)),
+        FORMULA: _FORMULA.match(text),
+        LOST: "\ufffd" in text,
+        MISREAD: not text.isascii() and _misread(text),
+        MARKS: _MARKUP.search(_SPECIAL.sub(" ", text)),
     }
     return tuple(what for what, is_so in found.items() if is_so)
 
