@@ -116,14 +116,18 @@ def rows_of(
     }
     stock = {"system": f"{config.student}, stock", "learned_timestamps": None, "overrides": {}}
     ours = {"learned_timestamps": config.timestamps, "overrides": config.overrides()}
-    for system, name in ((stock, config.student), ({"system": config.run_id} | ours, folder)):
+    both = (
+        (stock, config.student, config.spoken),  # it knows the language whose token is borrowed
+        ({"system": config.run_id} | ours, folder, config.language),
+    )
+    for system, name, language in both:
         if (pair := (system["system"], about["clips_sha256"])) in known:
             continue
         known.add(pair)
         listener = Transcriber.load(name, revision=config.student_revision)
         for timestamps in (True, False):
             begin = time.process_time()
-            heard = listener.transcribe(long.samples, config.language, timestamps=timestamps)
+            heard = listener.transcribe(long.samples, language, timestamps=timestamps)
             seconds = time.process_time() - begin
             if srt is not None:
                 named = config.run_id if name == folder else f"stock-{config.run_id}"
