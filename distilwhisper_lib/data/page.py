@@ -53,6 +53,6 @@ def write_faults(path: Path, found: Sequence[tuple[str, str]]) -> Path:
     return write_page(
         path,
         "What must be mended before anything is trained",
-        f"{many} the reading; nothing was written or trained.",
+        f"{many} the reading; nothing was trained.",
         pd.DataFrame(rows, columns=["place", "fault"]),
     )[1]

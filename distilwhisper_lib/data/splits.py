@@ -155,18 +155,14 @@ class RunData:
                 "changed": [c._asdict() | {"what": list(c.what)} for c in self.changed[part]],
             }
         places = self._places() if self.leaks else {}
-        leaks = [
-            leak._asdict()
-            | {
-                "splits": list(leak.splits),
-                "where": [
-                    f"{parts[part]['split']}: {places[part][leak.value]}"
-                    for part in leak.splits
-                    if leak.value in places.get(part, ())
-                ],
+        leaks = []
+        for leak in self.leaks:
+            rows = {  # once, where one test set stands for both domains
+                f"{self.corpora[part]}: {places[part][leak.value]}": None
+                for part in leak.splits
+                if leak.value in places.get(part, ())
             }
-            for leak in self.leaks
-        ]
+            leaks.append(leak._asdict() | {"splits": list(leak.splits), "where": list(rows)})
         unread = [rows._asdict() | {"where": list(rows.where)} for rows in self.unread]
         return {"parts": parts, "leaks": leaks, "unread": unread, "sheets": self.sheets}
 

@@ -356,6 +356,21 @@ def test_a_part_of_nothing_but_silence_says_so(tmp_path, speech_folder, configur
         load_data(configure("folder/speech", "folder/speech"))
 
 
+def test_a_sentence_in_two_parts_is_told_with_its_rows(tmp_path, speech_folder, configure, labels):
+    (tmp_path / "data").mkdir()
+    path = speech_folder("data/speech") / "metadata.csv"
+    path.write_text(path.read_text().replace("test frase a", "Train frase B!"))
+    report = preflight(load_data(configure("folder/speech", "folder/speech")), labels)
+    (text,) = [leak for leak in report["leaks"] if "train" in leak["splits"] and leak["where"]]
+    assert text["where"] == [
+        "folder/speech: metadata.csv, line 10", "folder/speech: metadata.csv, line 3",
+    ]  # fmt: skip
+    table = clips_table(report)
+    row = table[(table["what"] == "in two parts") & (table["why"] == "the same sentence")]
+    (told,) = row["for example"]
+    assert told == f"train frase b ({', '.join(text['where'])})"
+
+
 def test_texts_that_look_odd_are_used_and_told_with_their_lines(
     tmp_path, speech_folder, configure, labels
 ):
