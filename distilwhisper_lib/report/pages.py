@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from distilwhisper_lib.config.presets import RECIPES
 from distilwhisper_lib.config.settings import DISTILLED, DOMAINS, LABELS, WITH_EXPERTS, Record
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.gates.forced import load_forced
@@ -45,11 +46,13 @@ def readme_block(records: Sequence[Record]) -> str:
 
 
 def headline_block(records: Sequence[Record]) -> str:
-    """Markdown of the one table of the first page: the systems with their preset's settings."""
+    """Markdown of the one table of the first page: the systems with their preset's settings, and
+    what a recipe makes of them."""
     if not records:
         return "No run is recorded here yet.\n"
     cells = results_table(records)
-    return f"{_table(cells[cells['system'].isin(LABELS.values())], 'marks')}\n{notes(records)}\n"
+    shown = [label + of for label in LABELS.values() for of in ("", *(f" ({r})" for r in RECIPES))]
+    return f"{_table(cells[cells['system'].isin(shown)], 'marks')}\n{notes(records)}\n"
 
 
 def _tables(records: Sequence[Record], normalizer: str) -> str:

@@ -275,6 +275,7 @@ def test_the_first_page_has_one_table_of_the_systems_with_their_presets_settings
     markers = "".join(f"<!-- results:{n}:start -->\n<!-- results:{n}:end -->\n" for n in pages)
     (tmp_path / "results" / "README.md").write_text(markers)
     runs = [make_record("js", wer=0.2), make_record("js", seed=78, wer=0.4), make_record("full")]
+    runs += [make_record("clsr", recipe="decisive", wer=0.222)]
     for record in [*runs, make_record("full", epochs=3, train_size=900, wer=0.111)]:
         record_files.write_record(record, tmp_path / "results")
     empty = "<!-- results:headline:start -->\n<!-- results:headline:end -->\n"
@@ -283,6 +284,7 @@ def test_the_first_page_has_one_table_of_the_systems_with_their_presets_settings
     first = (tmp_path / "README.md").read_text()
     assert "| + CLSR + JS | 30.0 ± 14.1 |" in first and "± is the sample" in first
     assert [title for title, _, _ in tables_of(first)] == ["WER"]
+    assert "| + CLSR (decisive) | 22.2 |" in first
     assert "11.1" not in first and "Command" not in first
     whole = (tmp_path / "results" / "README.md").read_text()
     assert "(epochs=3)" in whole and "11.1" in whole and "Command" in whole
