@@ -53,10 +53,12 @@ _PROMPT = "<|startoftranscript|><|ca|><|transcribe|><|notimestamps|>"
 _TOKENS, _FORM, _SPACES, _INVISIBLE = (
     f"changed: {what}" for what in (texts.TOKENS, texts.FORM, texts.SPACES, texts.INVISIBLE)
 )
-_FFMPEG, _JOINED, _LOUDER = (
-    f"noted: {note}" for note in (audio.FFMPEG_READ, audio.JOINED, audio.LOUDER)
+_FFMPEG, _JOINED, _LOUDER, _UNTOLD = (
+    f"noted: {note}" for note in (audio.FFMPEG_READ, audio.JOINED, audio.LOUDER, audio.UNTOLD)
 )
-_LOST, _MARKS, _HURRIED = (f"noted: {note}" for note in (texts.LOST, texts.MARKS, HURRIED))
+_LOST, _MARKS, _BRACKETED, _HURRIED = (
+    f"noted: {note}" for note in (texts.LOST, texts.MARKS, texts.BRACKETED, HURRIED)
+)
 _NOTE, _EMPTY, _LABEL, _SILENT, _LONG = (
     f"left out: {reason}"
     for reason in (clips.NOTE, clips.NO_TEXT, clips.LABEL_TOO_LONG, clips.SILENT, clips.TOO_LONG)
@@ -72,7 +74,7 @@ TEXTS = {
     "text with no-break space": ("{} sí", "{}\N{NO-BREAK SPACE}sí", _SPACES),
     "text with zero width": ("{} sí", "{} s\N{ZERO WIDTH SPACE}í", _INVISIBLE),
     "text with separators": ('diu "{}"; sí, va', 'diu "{}"; sí, va', ""),
-    "text with a note in it": ("[rialles] {}", "[rialles] {}", ""),
+    "text with a note in it": ("[rialles] {}", "[rialles] {}", _BRACKETED),
     "text is [música]": ("", "[música]", _NOTE),
     "text is (rialles)": ("", "(rialles)", _NOTE),
     "text is <|nospeech|>": ("", "<|nospeech|>", _EMPTY),
@@ -97,7 +99,7 @@ SOUNDS = {
     "webm named wav": ("wav", _WEBM, 1, _FFMPEG),
     "wav named mp3": ("mp3", _WAV, 1, ""),
     "mp3": ("mp3", _MP3, 1, ""),
-    "mp3 without a length": ("mp3", _NO_LENGTH, 1, ""),
+    "mp3 without a length": ("mp3", _NO_LENGTH, 1, _UNTOLD),
     "joined mp3": ("mp3", _MP3, 2, _JOINED),
     "chained ogg": ("ogg", _OGG, 2, _JOINED),
     "joined wav": ("wav", _WAV, 2, _JOINED),

@@ -73,7 +73,7 @@ def mend(rows: list[Row], folder: Path) -> tuple[list[Row], dict[str, str], kit.
         try:
             return rows, said, *read(folder)
         except Faults as error:
-            named = [(row, fault) for row in rows for fault in error.found if _is_of(row, *fault)]
+            named = [(row, fault) for row in rows for fault in error.found if _is_of(row, fault[0])]
             if not named or any(row.kind not in FAULTS for row, _ in named):
                 raise
             said |= {row.kind: fault for row, (_, fault) in named}
@@ -82,12 +82,10 @@ def mend(rows: list[Row], folder: Path) -> tuple[list[Row], dict[str, str], kit.
                 (folder / "data" / row.corpus / row.file).unlink(missing_ok=True)
 
 
-def _is_of(row: Row, place: str, fault: str) -> bool:
+def _is_of(row: Row, place: str) -> bool:
     """Whether a fault is that of a row: by its line, or of a recording without one by its name."""
-    sheet = f"data/{row.corpus}/metadata.csv"
-    if place == sheet:
-        return row.kind in FAULTS and row.file in fault
-    return place == f"{sheet}, line {row.line}"
+    folder = f"data/{row.corpus}"
+    return place in (f"{folder}/metadata.csv, line {row.line}", f"{folder}/{row.file}")
 
 
 # --- what is right beside what is told ----------------------------------------------------------

@@ -12,7 +12,7 @@ from distilwhisper_lib.errors import UserError, reason
 from distilwhisper_lib.io.checked import one_of, shown
 from distilwhisper_lib.io.files import parse_json
 from distilwhisper_lib.io.leaks import refuse_tokens
-from distilwhisper_lib.languages import Language, code_in, find_language, unknown_language
+from distilwhisper_lib.languages import Language, code_in, find_language
 
 
 def parse_overrides(overrides: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -148,7 +148,10 @@ def check_teacher(config: Any) -> None:
 
 def _check_language(own: Language, speaks_as: str) -> None:
     if not own.known and not speaks_as:
-        raise unknown_language(own.code)
+        raise UserError(
+            f"Whisper does not know the language {own.code!r}: lend it the token of a near one "
+            'that it knows, as in {"speaks_as": "es"}'
+        )
     if speaks_as == own.code or (speaks_as and not find_language(speaks_as).known):
         raise UserError(
             f"setting speaks_as={speaks_as!r} is no language whose token {own.code!r} could "

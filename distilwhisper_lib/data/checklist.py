@@ -50,7 +50,7 @@ _LEGEND = (
     "read in another way, which nobody need mend; look at, used as they are although they look "
     "odd; changed, their text as it is used; left out; in two parts, in two parts of the data; "
     "twice, one recording under two names; not read, rows of the sheet in another language or "
-    "split. The last column shows up to three of them."
+    "split. The last column shows up to three of them; the CSV file beside this page has all."
 )
 
 # Column of the table -> the reasons it counts; all others go to "other".
@@ -106,15 +106,15 @@ def dropped_table(report: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["part", "id", "reason", "detail"])
 
 
-def clips_table(report: dict[str, Any]) -> pd.DataFrame:
+def clips_table(report: dict[str, Any], shown: int | None = _FIRST) -> pd.DataFrame:
     """A row for all that happened to clips alike, to be sent to whoever made them and their sheet.
 
-    Columns: "part", the corpus and its split; "what" became of them; "why"; "count"; "for example",
-    three of them, each with the place that can be mended. A part's first row counts all that are
-    "kept", with their lengths; the rows "among them" and "look at" are about some of them,
-    "changed" about their texts; "left out" are not in it. At the end what stands in two parts, what
-    is one recording under two names ("twice"), if `preflight` looked, and rows of a sheet that no
-    part reads ("not read").
+    Columns: "part", the corpus and its split; "what" became of them; "why"; "count"; "which", the
+    first `shown` of them (None: all), each with the place that can be mended. A part's first row
+    counts all that are "kept", with their lengths; the rows "among them" and "look at" are about
+    some of them, "changed" about their texts; "left out" are not in it. At the end what stands in
+    two parts, what is one recording under two names or bounds ("twice"), if `preflight` looked, and
+    rows of a sheet that no part reads ("not read").
     """
     rows = []
     names = {name: f"{part['corpus']}, {part['split']}" for name, part in report["parts"].items()}
@@ -135,7 +135,7 @@ def clips_table(report: dict[str, Any]) -> pd.DataFrame:
             rows.append((names[name], _AMONG, FFMPEG_READ, len(read), ""))
         for what, clips in ((_LOOK, noted), (_CHANGED, cleaned), (_LEFT, dropped)):
             for why, told in clips.items():
-                rows.append((names[name], what, why, len(told), _first(told)))
+                rows.append((names[name], what, why, len(told), _first(told, shown)))
     shared = defaultdict(list)
     for leak in report["leaks"]:
         parts = list(dict.fromkeys(names[part] for part in leak["splits"]))
@@ -143,7 +143,8 @@ def clips_table(report: dict[str, Any]) -> pd.DataFrame:
             told = _placed(leak["value"], leak["where"])
             shared["; ".join(parts), f"the same {_SHARED[leak['kind']]}"].append(told)
     rows += [
-        (parts, _TWO_PARTS, why, len(told), _first(told)) for (parts, why), told in shared.items()
+        (parts, _TWO_PARTS, why, len(told), _first(told, shown))
+        for (parts, why), told in shared.items()
     ]
     groups = [
         dict.fromkeys((names[clip["part"]], clip["id"], clip["where"]) for clip in group)
@@ -154,15 +155,16 @@ def clips_table(report: dict[str, Any]) -> pd.DataFrame:
         for group in groups
         if len(group) > 1
     ]:
-        rows.append(("all", _TWICE, "one recording, several names", len(told), _first(told)))
+        rows.append(("all", _TWICE, "one recording, several names", len(told), _first(told, shown)))
     for rest in report["unread"]:
         why = f"language {rest['language']}, split {rest['split']}"
-        rows.append((rest["corpus"], _NOT_READ, why, rest["rows"], _first(rest["where"])))
-    return pd.DataFrame(rows, columns=["part", "what", "why", "count", "for example"])
+        rows.append((rest["corpus"], _NOT_READ, why, rest["rows"], _first(rest["where"], shown)))
+    return pd.DataFrame(rows, columns=["part", "what", "why", "count", "which"])
 
 
-def _first(told: list[str]) -> str:
-    return "; ".join(filter(None, told[:_FIRST]))
+def _first(told: list[str], shown: int | None) -> str:
+    more = len(told) - len(told[:shown])
+    return "; ".join([*told[:shown], *([f"and {more} more"] if more else [])])
 
 
 def _placed(value: str, places: list[str]) -> str:
@@ -182,6 +184,13 @@ def _verdict(clips: pd.DataFrame) -> str:
     )
 
 
+def _sheet(name: str, sheet: dict[str, Any]) -> str:
+    """How many rows a sheet has, and which of its columns nobody reads."""
+    columns = sheet["columns_not_read"]
+    besides = f", and columns that are not read: {', '.join(columns)}" if columns else ""
+    return f"The sheet of {name} has {sheet['rows']} rows{besides}."
+
+
 def write_data_report(
     config: RunConfig, data: RunData, report: dict[str, Any] | None = None
 ) -> list[str]:
@@ -199,13 +208,14 @@ def write_data_report(
         for part, table in data.tables().items()
     ]
     clips = clips_table(told)
-    rows = ", ".join(f"{name} has {n} rows" for name, n in told["sheets"].items())
+    sheets = [_sheet(name, sheet) for name, sheet in told["sheets"].items()]
     pages = write_page(
         path,
         f"What was read of {', '.join(dict.fromkeys(data.corpora.values()))}",
-        _verdict(clips),
+        " ".join([_verdict(clips), *sheets]),
         clips,
-        f"In {find_language(config.language).name.title()}. {rows}{'. ' if rows else ''}{_LEGEND}",
+        f"In {find_language(config.language).name.title()}. {_LEGEND}",
+        whole=clips_table(told, shown=None),
     )
     write_atomic(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     return [str(written) for written in (path, *lists, *pages)]
@@ -269,13 +279,27 @@ def _shared_speakers(data: RunData) -> list[dict[str, Any]]:
 
 
 def _same_recordings(data: RunData) -> list[list[dict[str, str]]]:
-    """Clips of any part that hold the same segment of byte-identical files, in groups."""
-    first: dict[str, dict[str, str]] = {}  # few recordings are met again
-    groups: dict[str, list[dict[str, str]]] = {}
+    """Clips of any part that hold the same sound, in groups: byte-identical files, or segments of
+    one that share more than half of the shorter."""
+    heard: dict[str, list[tuple[float, float, dict[str, str]]]] = defaultdict(list)
     for part, table in data.tables().items():
         for clip in table.itertuples():
-            heard = f"{file_digest(clip.audio)} {clip.start} {clip.end}"
-            this = {"part": part, "id": clip.id, "where": getattr(clip, WHERE, "")}
-            if (met := first.setdefault(heard, this)) != this:
-                groups.setdefault(heard, [met]).append(this)
-    return [groups[heard] for heard in first if heard in groups]
+            start = 0.0 if math.isnan(clip.start) else clip.start
+            end = start + clip.seconds if math.isnan(clip.end) else clip.end
+            told = {"part": part, "id": clip.id, "where": getattr(clip, WHERE, "")}
+            heard[file_digest(clip.audio)].append((start, end, told))
+    return [group for clips in heard.values() if len(clips) > 1 for group in _overlapping(clips)]
+
+
+def _overlapping(clips: list[tuple[float, float, dict[str, str]]]) -> list[list[dict[str, str]]]:
+    """Of the segments of one recording, groups in which each shares sound with the longest yet."""
+    groups: list[tuple[float, float, list[dict[str, str]]]] = []
+    for start, end, told in sorted(clips, key=lambda clip: clip[:2]):
+        if groups:
+            first, last, group = groups[-1]
+            shared = min(last, end) - max(first, start)
+            if shared > min(last - first, end - start) / 2:
+                groups[-1] = (first, max(last, end), [*group, told])
+                continue
+        groups.append((start, end, [told]))
+    return [group for _, _, group in groups if len(group) > 1]

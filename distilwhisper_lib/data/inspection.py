@@ -31,6 +31,7 @@ from distilwhisper_lib.speech.guarded import header_seconds, listen
 # Each thread has a process that decodes; more than the cores do not help.
 _THREADS = min(8, os.cpu_count() or 1)
 FAR_SECONDS = 60.0  # twice Whisper's window
+_CHECKS = 2  # one more whenever decoding sees more, so that it looks again
 MEMORY = ".clip_checks.json"  # in a corpus: what decoding said of each clip
 _MANY = 500  # clips from which on one would like to see progress
 
@@ -188,4 +189,4 @@ def _key(clip: Path, folder: Path) -> str | None:
         status = clip.stat()
     except OSError:
         return None
-    return f"{os.path.relpath(clip, folder)}/{status.st_size}/{status.st_mtime_ns}"
+    return f"{os.path.relpath(clip, folder)}/{status.st_size}/{status.st_mtime_ns}/{_CHECKS}"

@@ -32,10 +32,11 @@ from distilwhisper_lib.speech.audio import audio_seconds, check_segment
 from distilwhisper_lib.speech.guarded import header_seconds
 
 _NEEDED = ("file_name", "text", "language", "split")
+_KNOWN = {*_NEEDED, *VOTES, "id", "start", "end", "speaker", "seconds"}
 # What a user takes for a recording, readable or not.
 RECORDINGS = {
-    ".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga",
-    ".ogg", ".opus", ".sph", ".w64", ".wav", ".webm", ".wma",
+    ".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".m4b", ".mka", ".mkv",
+    ".mov", ".mp3", ".mp4", ".oga", ".ogg", ".opus", ".sph", ".w64", ".wav", ".webm", ".wma",
 }  # fmt: skip
 # Of a corpus, and the words for them in sheets, in any case.
 SPLITS = {
@@ -61,14 +62,14 @@ def open_folder(rest: str, language: str, split: str, data_dir: str) -> Corpus:
     if Path(rest).is_absolute() or ".." in Path(rest).parts:
         raise UserError(f"Corpus folder {rest!r} leaves {data_dir}: name a folder within it.")
     folder = Path(locate(data_dir)) / rest
-    table, sheet, faults = _read(folder, language, split)
+    table, sheet, faults, unread = _read(folder, language, split)
     about = _about(folder, rest, data_dir)
     if _is_embedded(data_dir):
         return Corpus(table, about, require_as_shipped)
     checks = RequireWhole(table, folder, folder / MEMORY)
     if faults:  # with what decoding finds, so that all is told at once
         raise Faults([*faults, *checks.faults()])
-    return Corpus(table, about, checks, sheet=sheet)
+    return Corpus(table, about, checks, sheet=sheet, unread=unread)
 
 
 def require_as_shipped(clips: Sequence[Path]) -> list[Inspection]:
@@ -122,7 +123,7 @@ def read_folder(folder: str | Path, language: str, split: str) -> pd.DataFrame:
     or segment that two rows name, recordings in the folder that no row names, and when nothing is
     left.
     """
-    table, _, faults = _read(Path(folder), language, split)
+    table, _, faults, _ = _read(Path(folder), language, split)
     if faults:
         raise Faults(faults)
     return table
@@ -130,9 +131,10 @@ def read_folder(folder: str | Path, language: str, split: str) -> pd.DataFrame:
 
 def _read(
     folder: Path, language: str, split: str
-) -> tuple[pd.DataFrame, dict[tuple[str, str], list[str]], list[tuple[str, str]]]:
+) -> tuple[pd.DataFrame, dict[tuple[str, str], list[str]], list[tuple[str, str]], list[str]]:
     """`read_folder` of the rows that can be used, the places of all rows that the sheet holds of
-    each language and split, and what is wrong, each fault after its place."""
+    each language and split, what is wrong, each fault after its place, and columns that nothing is
+    known of."""
     code = find_language(language).code
     path = _find_metadata(folder)
     rows = _rename_text(path, read_sheet(path, [*_NEEDED, "transcription"]))
@@ -156,11 +158,11 @@ def _read(
     ours = folder.resolve().is_relative_to(locate(EMBEDDED))
     seconds_of = lru_cache(maxsize=None)(audio_seconds if ours else header_seconds)
     records = faults.of(chosen, lambda row: _record(path, *row, files, seconds_of))
-    if extra := _left_over(path, [files.meant(row) for row in rows]):
-        faults.found.append((str(path), extra))
+    faults.found += _left_over(path, [files.meant(row) for row in rows])
     votes = [name for name in VOTES if any(name in fields for _, fields in rows)]
     table = pd.DataFrame.from_records(records, columns=[*COLUMNS, WHERE, *votes])
-    return table, sheet, faults.found
+    unread = dict.fromkeys(name for _, fields in rows for name in fields if name not in _KNOWN)
+    return table, sheet, faults.found, list(unread)
 
 
 class _Line(NamedTuple):
@@ -295,20 +297,17 @@ def _check_columns(path: Path, rows: list[Row]) -> None:
 
 
 def _language(row: Row, code: str) -> str:
-    """A row's language; of those that Whisper does not know, only the one that is asked for."""
+    """A row's language, also one that Whisper does not know: most are not what a run reads."""
     given = row[1]["language"]
     if not given.strip():
         raise UserError(f"the language is empty; write {code!r}, or what the row is in.")
     try:
-        found = find_language(given)
+        return find_language(given).code
     except UserError:
-        found = None
-    if found is None or not (found.known or found.code == code):
         raise UserError(
             f"the language is {reprlib.repr(given)}; write its code or English name, such as "
             f"{code!r} for the language of this run."
-        )
-    return found.code
+        ) from None
 
 
 def _split(row: Row) -> str:
@@ -386,7 +385,7 @@ def _check_audio(path: Path, line: _Line, files: _Files) -> None:
     name, audio = line.fields["file_name"].strip(), line.audio
     if not name or "\0" in name:
         raise UserError(f"file_name is {name!r}; name the recording.")
-    if PureWindowsPath(name).drive:
+    if PureWindowsPath(name).drive or name.startswith(("/", "\\", "file:")):
         near = files.near(PureWindowsPath(name).name)
         raise UserError(
             f"file_name is {name!r}, a place on somebody's computer; write the name that it has "
@@ -419,18 +418,12 @@ def _named_once() -> Callable[[_Line], _Line]:
     return check
 
 
-def _left_over(path: Path, files: list[Path]) -> str:
-    """What is wrong if a recording below the folder has no row; a subfolder with metadata is its
-    own corpus."""
+def _left_over(path: Path, files: list[Path]) -> list[tuple[str, str]]:
+    """Recordings below the folder without a row; a subfolder with metadata is its own corpus."""
     named = set(map(os.path.normpath, files))
     extra = sorted(file for file in _recordings(path.parent) if os.path.normpath(file) not in named)
-    if not extra:
-        return ""
-    more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-    return (
-        f"there is no row for {extra[0].relative_to(path.parent)}{more}; add the rows, or move the "
-        "recordings out of the folder."
-    )
+    fault = f"no row of {path.name} names it; add one, or move it out of the folder"
+    return [(str(file), fault) for file in extra]
 
 
 def _recordings(folder: Path) -> Iterator[Path]:

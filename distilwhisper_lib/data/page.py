@@ -30,9 +30,15 @@ th, td {{ padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left;
 
 
 def write_page(
-    path: Path, title: str, verdict: str, table: pd.DataFrame, legend: str = ""
+    path: Path,
+    title: str,
+    verdict: str,
+    table: pd.DataFrame,
+    legend: str = "",
+    whole: pd.DataFrame | None = None,
 ) -> list[Path]:
-    """Write `table` beside `path` as .csv and as a page, .html; returns both paths."""
+    """Write `table` beside `path` as a page, .html, and as .csv, there `whole` in its place where
+    given; returns both paths."""
     page = _PAGE.format(
         title=html.escape(title),
         verdict=html.escape(verdict),
@@ -40,10 +46,16 @@ def write_page(
         legend=html.escape(legend),
         table=table.to_html(index=False, border=0, escape=True),
     )
+    cells = (table if whole is None else whole).map(_no_formula)
     return [
-        write_atomic(path.with_suffix(".csv"), _BOM + table.to_csv(index=False)),
+        write_atomic(path.with_suffix(".csv"), _BOM + cells.to_csv(index=False)),
         write_atomic(path.with_suffix(".html"), page),
     ]
+
+
+def _no_formula(cell: object) -> object:
+    """Text that a spreadsheet would run as a formula, behind the mark that it takes for text."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def write_faults(path: Path, found: Sequence[tuple[str, str]]) -> Path:

@@ -26,7 +26,6 @@ from distilwhisper_lib.scoring.text import normalize_marks
 from distilwhisper_lib.speech.audio import FFMPEG_READ
 
 PROMPT = 4  # start, language, task, no-timestamps; the end token takes the place of the start
-_SHOWN = 3  # rows of many
 _AT_ONCE = 500  # texts: a tokenizer remembers several kilobytes of each
 
 
@@ -94,7 +93,7 @@ class Unread(NamedTuple):
     language: str
     split: str
     rows: int
-    where: tuple[str, ...]  # the first of them
+    where: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,8 @@ class RunData:
     asked: dict[str, int | None]  # part -> the clips that the configuration wants, None for all
     # Rows of a person's own sheets that no part reads.
     unread: list[Unread] = field(default_factory=list)
-    sheets: dict[str, int] = field(default_factory=dict)  # corpus -> rows of a person's own sheet
+    # corpus -> of a person's own sheet, how many rows, and columns of which nothing is known
+    sheets: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Corpus and where it is from, clips, hours and hash of each part, and how many of its
@@ -164,7 +164,11 @@ class RunData:
             }
             leaks.append(leak._asdict() | {"splits": list(leak.splits), "where": list(rows)})
         unread = [rows._asdict() | {"where": list(rows.where)} for rows in self.unread]
-        return {"parts": parts, "leaks": leaks, "unread": unread, "sheets": self.sheets}
+        sheets = {
+            name: {"rows": rows, "columns_not_read": columns}
+            for name, (rows, columns) in self.sheets.items()
+        }
+        return {"parts": parts, "leaks": leaks, "unread": unread, "sheets": sheets}
 
     def _places(self) -> dict[str, dict[str, str]]:
         """Of each part with a sheet, the first row of each sentence."""
@@ -232,7 +236,8 @@ def load_data(config: RunConfig) -> RunData:
     """
     from distilwhisper_lib.model.checkpoint import check_models  # seconds: transformers
 
-    check_models(config)
+    # Longer clips would be cut, and their texts not.
+    limit = min(config.max_seconds, check_models(config))
     wanted = {
         "train": (config.in_domain, "train", config.train_size),
         "validation": (config.in_domain, "validation", config.validation_size),
@@ -246,14 +251,14 @@ def load_data(config: RunConfig) -> RunData:
     about: dict[str, dict[str, str]] = {}
     asked: dict[str, int | None] = {}
     unread: dict[str, dict[tuple[str, str], Sequence[str]]] = {}
-    sheets: dict[str, int] = {}
+    sheets: dict[str, tuple[int, list[str]]] = {}
     stopped: list[UserError] = []
     for part, (name, split, size) in wanted.items():
         try:
             corpus = open_part(config, name, split)
             ids = read_subset(listed) if (listed := subsets.get(part)) is not None else None
             asked[part] = size if ids is None else len(ids)
-            table, left_out = _take(config, corpus, part, split, asked[part], ids)
+            table, left_out = _take(config, corpus, part, limit, asked[part], ids)
         except UserError as error:
             stopped.append(error)
             if not name.startswith("folder"):  # the next may be a download
@@ -261,7 +266,7 @@ def load_data(config: RunConfig) -> RunData:
             continue  # to tell at once all that a person has to mend
         tables[part], dropped[part], about[part] = table, left_out, corpus.about
         if corpus.sheet:
-            sheets[name] = sum(map(len, corpus.sheet.values()))
+            sheets[name] = sum(map(len, corpus.sheet.values())), list(corpus.unread)
         unread.setdefault(name, dict(corpus.sheet)).pop((config.language, split), None)
         ours = set(table["id"])
         changed[part] = [clip for clip in corpus.changed if clip.id in ours]
@@ -280,7 +285,7 @@ def load_data(config: RunConfig) -> RunData:
         about=about,
         asked=asked,
         unread=[
-            Unread(name, *of, len(places), tuple(places[:_SHOWN]))
+            Unread(name, *of, len(places), tuple(places))
             for name, rest in unread.items()
             for of, places in rest.items()
         ],
@@ -292,25 +297,28 @@ def _take(
     config: RunConfig,
     corpus: Corpus,
     part: str,
-    split: str,
+    limit: float,
     size: int | None,
     ids: Sequence[str] | None,
 ) -> tuple[pd.DataFrame, list[Dropped]]:
-    """What a part takes of its corpus, and what it leaves; `UserError` where nothing is left."""
+    """What a part takes of its corpus, of clips up to `limit` seconds, and what it leaves;
+    `UserError` where nothing is left."""
     over = {"label_over": label_limit(config).over} if part == "train" else {}
-    table, left_out = take_usable(corpus, size, config.max_seconds, ids=ids, **over)
+    table, left_out = take_usable(corpus, size, limit, ids=ids, **over)
     if table.empty:
         reasons = {clip.reason for clip in left_out}
         mend = (
-            f"use clips of at most {config.max_seconds:g} s, or raise max_seconds"
+            f"use clips of at most {limit:g} s"
+            + (", or raise max_seconds" if limit == config.max_seconds else "")
             if reasons == {TOO_LONG}
             else f"put recordings there that can be used; the first: {left_out[0].detail}"
             if left_out
             else "add rows"
         )
+        name, what = corpus.about["name"], part.replace("_", " ")
         raise UserError(
-            f"corpus {corpus.about['name']!r} has no {split} clip in {config.language!r} that can "
-            f"be used ({_count_reasons(left_out) or 'no rows'}): {mend}"
+            f"corpus {name!r} has no {what} clip in {config.language!r} that can be used "
+            f"({_count_reasons(left_out) or 'no rows'}): {mend}"
         )
     return table, left_out
 

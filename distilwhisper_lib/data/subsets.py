@@ -97,6 +97,8 @@ def take_usable(
     """
     ordered = select(corpus.table, None) if ids is None else by_id(corpus.table, ids)
     ordered, long = within_window(ordered, max_seconds)
+    if corpus.sheet:  # a person's: is it their recording that is long, or what they wrote?
+        corpus.inspect([Path(path) for path in long["audio"]])
     _check_share(corpus, corpus.dropped, len(corpus.table) + len(corpus.dropped))
     dropped = list(corpus.dropped)
     dropped += [_too_long(clip, clip.seconds) for clip in long.itertuples()]

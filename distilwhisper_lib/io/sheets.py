@@ -29,6 +29,8 @@ _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
+# How Excel's and LibreOffice's own files begin, new (zip) and old.
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 
 
 def read_sheet(path: Path, columns: Sequence[str]) -> list[Row]:
@@ -50,6 +52,10 @@ def read_sheet(path: Path, columns: Sequence[str]) -> list[Row]:
 def _text(path: Path) -> str:
     """The sheet decoded, by its byte-order mark, else as UTF-8."""
     raw = path.read_bytes()
+    if raw.startswith(_WORKBOOKS):
+        raise UserError(
+            f"{path} is a workbook under another name: open it and save it as CSV in UTF-8."
+        )
     coding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), None)
     if coding is None and b"\0" in raw[:2]:  # the names of columns are ASCII
         coding = "utf-16-be" if raw[0] == 0 else "utf-16-le"
@@ -78,7 +84,7 @@ def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
     lines = csv.reader(io.StringIO(text[skipped:], newline=""), strict=True, delimiter=separator)
     begun, faults = 1, []
     try:
-        header = _header(path, next(lines, []))
+        header = _header(path, next((row for row in lines if any(map(str.strip, row))), []))
         begun = lines.line_num + 1
         for fields in lines:
             number = lines.line_num + bool(skipped)
@@ -116,7 +122,8 @@ def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
 
 def _separator(text: str, columns: Sequence[str]) -> str:
     """The separator under which the first line names most of the columns; a comma if none does."""
-    first = text.lstrip("\r\n").partition("\n")[0]
+    margin = "".join(_SEPARATORS) + ' "'
+    first = next((line for line in text.splitlines() if line.strip(margin)), "")
     return max(_SEPARATORS, key=lambda mark: len(_names(first.split(mark)) & set(columns)))
 
 

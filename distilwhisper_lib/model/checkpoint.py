@@ -27,8 +27,8 @@ _PROCESSOR = (
 )
 
 
-def check_models(config: RunConfig) -> None:
-    """Raise UserError where a run's models cannot do what it asks, before anything is read.
+def check_models(config: RunConfig) -> float:
+    """The seconds that a run's models hear at once; UserError where they cannot do what it asks.
 
     Each must pass check_model(), and have a token for every language that it will hear; a teacher
     must share tokens, features and window with the student.
@@ -44,6 +44,7 @@ def check_models(config: RunConfig) -> None:
         configs[role] = shorten_config(checkpoint.config, config.window_seconds)
     if with_teacher:
         check_pair(configs["teacher"], configs["student"])
+    return configs["student"].max_source_positions / POSITIONS_PER_SECOND
 
 
 class Checkpoint(NamedTuple):
@@ -156,6 +157,12 @@ def read_fields(source: Source, name: str = "config.json") -> dict[str, Any]:
 
 def _generation(source: Source) -> dict[str, Any]:
     try:
-        return read_fields(source, "generation_config.json")
+        fields = read_fields(source, "generation_config.json")
     except NotThere:
         return {}
+    if not isinstance(fields, dict):
+        raise UserError(
+            f"generation_config.json of {source.name} holds no settings: copy it from the Whisper "
+            "that the model stems from"
+        )
+    return fields

@@ -69,20 +69,27 @@ _FORMAT = regex.compile(
 )
 _CONTROL = regex.compile(r"\p{Cc}")
 # Why a text looks odd.
-FORMULA, LOST, MISREAD, MARKS = (
+FORMULA, LOST, MISREAD, MARKS, BRACKETED, TWO_ROWS = (
     "a spreadsheet's formula or error for a text", "letters that were lost (\ufffd)",
     "UTF-8 that was read as another alphabet", "another program's marks",
+    "notes beside words, which are learnt and by Whisper's rule not scored",
+    "a text that looks as if it held another row",
 )  # fmt: skip
 # A word that Whisper's rule takes for a note rather than for speech stands in one of these.
 _BRACKETS = re.compile(r"[\[(<]")
 
 # What other programs leave in a transcript: nobody says it, and nobody can know what was meant.
-_FORMULA = regex.compile(r"\s*(?:=\s*[\w.]+\(|[#]{2,}|#[¡¿]?[\p{Lu}/0]+[!?]?\s*$)")
+_FORMULA = regex.compile(r"\s*(?:=\w+\(|=[\d(+-]|[#]{2,}|#[¡¿]?[\p{Lu}/0]+[!?]?\s*$)")
 _MARKUP = regex.compile(
-    r"<[|/]?\w[^<>]{0,40}>|<\s*\|[^<>]{0,40}\|\s*>|&(?:[a-zA-Z]{2,8}|#\d{1,6});"
+    r"<[|/]?\w[^<>]{0,40}>|<\s*\|[^<>]{0,40}\|\s*>|<\|\w|&(?:[a-zA-Z]{2,8}|#\d{1,6});"
+    r"|\[(?:UNK|PAD|BOS|EOS|CLS|SEP|MASK)\]|[▁Ġ]|\\(?:[nrt]|u[0-9a-fA-F]{4})"
 )
+# What Whisper's rule takes out, and what else people put around what is not said.
+_BESIDE = regex.compile(r"\[[^\]]+\]|\([^)]+\)|\{[^}]+\}|（[^）]+）|\*\w[^*]*\*|[♪♫♬]")
+# A line, and in the next one two separators of a sheet.
+_ROWS = re.compile(r"[\r\n][^\r\n]*([,;\t|])[^\r\n]*\1")
 # Tables of 8 bits as which UTF-8 is read by mistake.
-_TABLES = ("cp1252", "cp1250", "cp1251")
+_TABLES = ("cp1252", "cp1250", "cp1251", "mac_roman", "cp437")
 
 # What clean_transcript() may have changed.
 TOKENS, FORM, INVISIBLE, SPACES = (
@@ -124,8 +131,11 @@ def oddities(text: str) -> tuple[str, ...]:
         FORMULA: _FORMULA.match(text),
         LOST: "\ufffd" in text,
         MISREAD: not text.isascii() and _misread(text),
-        MARKS: _MARKUP.search(_SPECIAL.sub(" ", text)),
+        MARKS: _MARKUP.search(plain := _SPECIAL.sub(" ", text)),
+        TWO_ROWS: _ROWS.search(text),
     }
+    if not any(found.values()):  # else brackets are part of that
+        found[BRACKETED] = _BESIDE.search(plain) and not is_note(plain)
     return tuple(what for what, is_so in found.items() if is_so)
 
 

@@ -53,6 +53,8 @@ _CANCELS = 0.01
 FFMPEG_READ = "decoded by FFmpeg"
 JOINED = "joined files read one after the other"
 LOUDER = "louder channel taken: their mean cancels out"
+UNTOLD = "the file does not tell its length: were its end missing, nobody would see"
+HALF_SILENT = "more than half of it is silence"
 
 # Segment ends come rounded, and codecs pad: this far outside the file is still inside.
 SLACK_SECONDS = 0.02
@@ -150,6 +152,8 @@ def listen(source: Readable, far: float = math.inf) -> Heard:
     notes += [LOUDER] * (channel is not None)
     seconds = frames / header.rate
     silences = _silences(np.concatenate(peaks) if peaks else rest, tenth / header.rate, seconds)
+    notes += [UNTOLD] * (not header.told)
+    notes += [HALF_SILENT] * (seconds / 2 < sum(b - a for a, b in silences) < seconds)
     return Heard(seconds, silences, tuple(notes))
 
 

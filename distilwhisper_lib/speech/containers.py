@@ -11,6 +11,7 @@ import math
 import mmap
 import re
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ class Stream(NamedTuple):
     first: int  # its bytes: first to last
     last: int
     frames: int | None = None  # MP3: samples a channel, the codec's delays among them
-    told: bool = True  # whether it has a header that tells its length
+    told: bool = True  # whether it would be seen that its end is missing
     fault: str | None = None  # what is wrong with it, as the end of a sentence
     size_at: int | None = (
         None  # where, from `first`, a size of its sound stands that was never told
@@ -37,7 +38,35 @@ def streams(data: Bytes, kind: str) -> list[Stream]:
     A ``fault`` is a promise of the container that the file does not keep.
     """
     count = _COUNTS.get(kind)
-    return (list(count(data)) if count else []) or [Stream(0, len(data))]
+    found = (list(count(data)) if count else []) or [Stream(0, len(data))]
+    if found[-1].fault is None and (other := _another(data, kind)):
+        fault = f"goes on as a file of another kind ({other}), which would not be heard: split it"
+        found[-1] = found[-1]._replace(fault=fault)
+    return found
+
+
+# How files of other kinds begin that `cat` may have joined to one.
+_OTHERS = {
+    "WAV": rb"RIFF....WAVE",
+    "FLAC": rb"fLaC\x00\x00\x00\x22",
+    "OGG": rb"OggS\x00\x02\x00{8}",
+    "MP3": rb"ID3[\x02-\x04]\x00|(?:Xing|Info)\x00\x00\x00",
+    "mov": rb"ftyp(?:M4A|M4V|isom|mp4|3gp)",
+    "matroska": rb"\x1a\x45\xdf\xa3.{1,60}?(?:webm|matroska)",
+}
+# Kinds that may hold such a beginning within: RIFF has room for the frames of any codec.
+_ROOMY = {"WAV", "WAVEX", "RF64", "AIFF", "W64", "CAF", "caf", "asf", "matroska"}
+
+
+def _another(data: Bytes, kind: str) -> str | None:
+    """The kind of another file that begins within this one, behind its first kilobyte."""
+    for other, mark in _OTHERS.items():
+        own = other == kind or other == "WAV" and kind in _ROOMY
+        if own or other == "MP3" and kind in _ROOMY:
+            continue
+        if any(place.start() > _SLACK for place in re.finditer(mark, data, re.DOTALL)):
+            return other
+    return None
 
 
 def can_count(kind: str) -> bool:
@@ -82,7 +111,8 @@ def _one_form(data: Bytes, first: int, order: str, sound: bytes) -> tuple[Stream
                 continue  # it holds nothing
             fault = None if piped else _short(size, len(data) - place - 8)
             told_not = None if size else place + 4 - first
-            return Stream(first, len(data), fault=fault, size_at=told_not), len(data)
+            whole = Stream(first, len(data), None, not piped, fault, told_not)
+            return whole, len(data)
         place = end + size % 2
         if name == sound and not (_goes_on(data, place, order) or _goes_on(data, end, order)):
             fault = f"has {len(data) - end} bytes after the {size} of sound that its header tells"
@@ -213,37 +243,71 @@ def _marked(data: Bytes, mark: bytes) -> Iterator[Stream]:
 # Ogg: pages ---------------------------------------------------------------------------------
 
 
+class _Page(NamedTuple):
+    begins: bool
+    ends: bool
+    serial: int
+    number: int
+    sound: bool  # whether its bytes are those that were written
+    last: int  # where it ends
+
+
 def _ogg(data: Bytes) -> Iterator[Stream]:
-    """A stream begins with pages that say so; streams side by side begin together."""
+    """A stream begins with pages that say so; streams side by side begin together. Each numbers
+    its pages, and its last one says that it is."""
     first = place = 0
     begun = False  # other pages of the stream were met
+    due: dict[int, int] = {}  # number of the next page, of streams that have not ended
     while place < len(data):
         page = _page(data, place)
-        if page is None:
-            fault = "is cut short: its last page is not whole" if _is_page(data, place) else None
-            yield Stream(first, len(data), fault=fault)
+        fault = _ogg_fault(data, place, page, due)
+        if page is None or fault:
+            yield Stream(first, len(data), told=not due, fault=fault)
             return
-        begins, end = page
-        if begins and begun:
-            yield Stream(first, place)
-            first, begun = place, False
-        begun = begun or not begins
-        place = end
-    yield Stream(first, len(data))
+        if page.begins and begun:
+            yield Stream(first, place, told=not due)
+            first, begun, due = place, False, {}
+        begun = begun or not page.begins
+        due[page.serial] = page.number + 1
+        if page.ends:
+            del due[page.serial]
+        place = page.last
+    yield Stream(first, len(data), told=not due)
 
 
-def _is_page(data: Bytes, place: int) -> bool:
-    return b"OggS".startswith(data[place : place + 4])
+def _ogg_fault(data: Bytes, place: int, page: _Page | None, due: dict[int, int]) -> str | None:
+    if page is None:
+        if b"OggS".startswith(data[place : place + 4]):
+            return "is cut short: its last page is not whole"
+        return f"is damaged or cut short: what stands at byte {place} is no page" if due else None
+    if not page.sound:
+        return f"is damaged: the page at byte {place} has another checksum than it says"
+    if not page.begins and page.number != due.get(page.serial, page.number):
+        return f"lacks the pages before byte {place}: it has been cut"
+    return None
 
 
-def _page(data: Bytes, place: int) -> tuple[bool, int] | None:
-    """(whether it begins a stream, where it ends), or None where no whole page is."""
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _checksum(page: bytes) -> int:
+    """Ogg's CRC (RFC 3533): zlib's with the bits of bytes and result the other way round, and
+    neither begun nor ended with ones."""
+    mirrored = zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
+
+
+def _page(data: Bytes, place: int) -> _Page | None:
+    """The page that begins here, or None where no whole one does."""
     if len(data) - place < 27 or data[place : place + 4] != b"OggS":
         return None
-    segments = data[place + 26]
+    kind, serial, number, told, segments = struct.unpack_from("<xxxxxB8xIIIB", data, place)
     body = place + 27 + segments
-    end = body + sum(data[place + 27 : body])
-    return (bool(data[place + 5] & 2), end) if end <= len(data) else None
+    last = body + sum(data[place + 27 : body])
+    if last > len(data):
+        return None
+    page = data[place : place + 22] + bytes(4) + data[place + 26 : last]
+    return _Page(bool(kind & 2), bool(kind & 4), serial, number, _checksum(page) == told, last)
 
 
 # MP3: frames one after the other --------------------------------------------------------------

@@ -25,6 +25,8 @@ _DELAYS = 4 * 1152
 # Formats and codings in which seeking gives the very samples that decoding from the start gives.
 _EXACT_SEEK = {("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")}
 # soundfile takes a name that ends in .raw for samples without a header: TypeError.
+# FFmpeg's demuxers that guess the length of a file by its first frames.
+_GUESSED = {"aac", "amr"}
 _TEXT = 40  # characters of a text that is no recording
 READ_ERRORS = (soundfile.SoundFileError, OSError, TypeError)
 
@@ -41,6 +43,7 @@ class Header(NamedTuple):
     exact_seek: bool
     parts: tuple[bytes, ...] = ()  # what is decoded one after the other in its place
     demuxer: str | None = None  # FFmpeg's, where libsndfile cannot read it
+    told: bool = True  # whether it would be seen that its end is missing
 
     @property
     def seconds(self) -> float:
@@ -75,13 +78,15 @@ def _held(source: Source, info: Any) -> Header:
         found = containers.streams(data, info.format)
         if fault := next((stream.fault for stream in found if stream.fault), None):
             raise _broken(source, fault)
+        told = all(stream.told for stream in found)
         if len(found) > 1 or found[0].size_at or not _agrees(found[0], info.frames):
             try:
-                return _in_parts(source, [_part(data, stream) for stream in found])
+                parts = [_part(data, stream) for stream in found]
+                return _in_parts(source, parts)._replace(told=told)
             except READ_ERRORS as error:  # what follows the first file is broken
                 raise unreadable(source, error) from error
     exact_seek = (info.format, info.subtype) in _EXACT_SEEK
-    return Header(info.frames, info.samplerate, info.channels, exact_seek)
+    return Header(info.frames, info.samplerate, info.channels, exact_seek, told=told)
 
 
 def _in_parts(source: Source, parts: list[bytes]) -> Header:
@@ -135,6 +140,7 @@ def _foreign(source: Source, error: Exception) -> Header:
     demuxer, called = kind
     with _whole(source) as data:
         found = containers.streams(data, demuxer)
+        told = demuxer not in _GUESSED and not (demuxer == "mov" and data.find(b"moof") > 0)
     if found[-1].fault:
         raise _broken(source, found[-1].fault)
     if len(found) > 1:  # FFmpeg would play the first
@@ -149,11 +155,13 @@ def _foreign(source: Source, error: Exception) -> Header:
         ) from error
     try:
         sound = ffmpeg.sound_of(opened, demuxer)
-        seconds = sound.seconds or _counted(opened, demuxer, sound.rate)
+        known = None if demuxer in _GUESSED else sound.seconds
+        seconds = known or _counted(opened, demuxer, sound.rate)
     except (UserError, *ffmpeg.errors()) as fault:
         raise unreadable(source, fault) from fault
     frames = round(seconds * sound.rate)
-    return Header(frames, sound.rate, sound.channels, exact_seek=False, demuxer=demuxer)
+    told = told and known is not None
+    return Header(frames, sound.rate, sound.channels, False, demuxer=demuxer, told=told)
 
 
 def _counted(opened: str | bytes, demuxer: str, rate: int) -> float:
@@ -207,7 +215,8 @@ def cut_short(source: Source, what: str) -> UserError:
 
 
 def _broken(source: Source, fault: str) -> UserError:
-    return UserError(f"{name_of(source)} {fault}; copy or download it again.")
+    mend = "" if fault.endswith(": split it") else "; copy or download it again"
+    return UserError(f"{name_of(source)} {fault}{mend}.")
 
 
 def damaged(source: Source, error: Exception) -> UserError:

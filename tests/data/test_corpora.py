@@ -191,7 +191,9 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, bad, message):
 def test_an_absolute_path_leaves_the_folder(tmp_path):
     write_wav(tmp_path / "out.wav")
     folder = write_csv(tmp_path / "own", [row("a.wav"), row(str(tmp_path / "out.wav"))])
-    with pytest.raises(UserError, match="leaves the folder"):
+    with pytest.raises(
+        UserError, match=r"line 3: file_name is '.*', a place on somebody's computer"
+    ):
         read_folder(folder, "ca", "train")
 
 
@@ -199,11 +201,11 @@ def test_a_recording_that_no_row_names_is_refused(tmp_path):
     folder = write_csv(tmp_path / "own", [row("a.wav"), row("clips/b.wav")])
     write_wav(folder / "clips" / "extra.FLAC.wav")
     with pytest.raises(
-        UserError, match=r"metadata\.csv: there is no row for clips/extra\.FLAC\.wav; add"
+        UserError, match=r"clips/extra\.FLAC\.wav: no row of metadata\.csv names it; add one"
     ):
         read_folder(folder, "ca", "train")
     (folder / "c.opus").write_bytes(b"")
-    with pytest.raises(UserError, match=r"no row for c\.opus and 1 more; add the rows, or move"):
+    with pytest.raises(UserError, match=r"c\.opus: no row .*extra\.FLAC\.wav: no row"):
         read_folder(folder, "ca", "train")
 
 
@@ -383,7 +385,9 @@ def test_rows_that_no_part_reads_are_told_in_the_data_report(tmp_path):
         {"corpus": "folder/ood", "language": "ca", "split": "train", "rows": 1,
          "where": ["metadata.csv, line 2"]},
     ]  # fmt: skip
-    assert report["sheets"] == {"folder/speech": 5, "folder/ood": 2}
+    assert {name: sheet["rows"] for name, sheet in report["sheets"].items()} == {
+        "folder/speech": 5, "folder/ood": 2,
+    }  # fmt: skip
     assert clips_table(report).iloc[-2:].values.tolist() == [
         ["folder/speech", "not read", "language es, split train", 2,
          "metadata.csv, line 5; metadata.csv, line 6"],

@@ -36,6 +36,7 @@ from distilwhisper_lib.data.checklist import (
     write_data_report,
 )
 from distilwhisper_lib.data.common_voice import unpack_common_voice
+from distilwhisper_lib.data.page import write_page
 from distilwhisper_lib.data.plots import preflight_overview
 from distilwhisper_lib.data.splits import LabelLimit, label_limit, load_data
 from distilwhisper_lib.data.subsets import read_subset, write_subset
@@ -107,7 +108,7 @@ def test_the_report_is_written_with_the_subsets(two_corpora, configure, labels, 
     paths = write_data_report(config, data, report)
     assert len(paths) == 7
     table = pd.read_csv(tmp_path / paths[-2], keep_default_na=False)
-    pd.testing.assert_frame_equal(table, clips_table(report))
+    pd.testing.assert_frame_equal(table, clips_table(report, shown=None))
     assert dict(zip(table["what"], table["part"], strict=True)).keys() == {
         "kept", "changed", "left out",
     }  # fmt: skip
@@ -217,7 +218,7 @@ def test_a_page_says_first_whether_there_is_something_to_mend(
     page = (tmp_path / write_data_report(config, data, report)[-1]).read_text(encoding="utf-8")
     assert "nothing to mend" in page and "folder/ood, test" in page and "In Catalan." in page
     assert FFMPEG_READ in page and lines[0] not in page
-    assert "folder/speech has 12 rows, folder/ood has 4 rows" in page
+    assert "The sheet of folder/speech has 12 rows. The sheet of folder/ood has 4 rows." in page
     notes.append({"id": ids[0], "where": lines[0], "notes": LOUDER})
     page = (tmp_path / write_data_report(config, data, report)[-1]).read_text(encoding="utf-8")
     assert "To look at: 1 clip that looks odd." in page and lines[0] in page
@@ -367,8 +368,63 @@ def test_a_sentence_in_two_parts_is_told_with_its_rows(tmp_path, speech_folder, 
     ]  # fmt: skip
     table = clips_table(report)
     row = table[(table["what"] == "in two parts") & (table["why"] == "the same sentence")]
-    (told,) = row["for example"]
+    (told,) = row["which"]
     assert told == f"train frase b ({', '.join(text['where'])})"
+
+
+def test_segments_that_share_most_of_their_sound_are_told(tmp_path, configure, labels):
+    folder = tmp_path / "data" / "speech"
+    folder.mkdir(parents=True)
+    soundfile.write(folder / "a.wav", np.random.default_rng(0).normal(0, 0.1, 48_000), 16_000)
+    rows = {"train": "0,1.2", "validation": "1.1,1.9", "test": "0.01,1.2"}
+    lines = [f"a.wav,{split},frase {split},ca,{split},{at}" for split, at in rows.items()]
+    header = "file_name,id,text,language,split,start,end"
+    (folder / "metadata.csv").write_text("\n".join([header, *lines]))
+    report = preflight(load_data(configure("folder/speech", "folder/speech")), labels)
+    table = clips_table(report)
+    assert table[table["what"] == "twice"]["which"].tolist() == [
+        "train (metadata.csv, line 2) = test (metadata.csv, line 4)"
+    ]
+
+
+def test_a_length_in_the_sheet_that_is_wrong_leaves_no_clip_out_unheard(
+    tmp_path, speech_folder, configure
+):
+    (tmp_path / "data").mkdir()
+    path = speech_folder("data/speech") / "metadata.csv"
+    table = pd.read_csv(path).assign(seconds="")
+    table.loc[1, "seconds"] = "4000"
+    table.to_csv(path, index=False)
+    with pytest.raises(Faults, match="line 3: train1.wav decodes to 0.75 s, and a row says that"):
+        load_data(configure("folder/speech", "folder/speech"))
+
+
+def test_clips_over_the_models_own_window_are_left_out(tmp_path, speech_folder, configure):
+    (tmp_path / "data").mkdir()
+    folder = speech_folder("data/speech")
+    noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 4)
+    soundfile.write(folder / "train2.wav", noise, 16_000)  # the demo's student hears 3 s
+    data = load_data(configure("folder/speech", "folder/speech", max_seconds=30))
+    assert [(d.id, d.reason) for d in data.dropped["train"]] == [
+        ("train2", "longer than the window")
+    ]
+
+
+def test_columns_that_nobody_reads_are_named_on_the_page(
+    tmp_path, speech_folder, configure, labels
+):
+    (tmp_path / "data").mkdir()
+    path = speech_folder("data/speech") / "metadata.csv"
+    pd.read_csv(path).assign(start_time=0, Einde=1).to_csv(path, index=False)
+    data = load_data(config := configure("folder/speech", "folder/speech"))
+    page = Path(write_data_report(config, data, preflight(data, labels))[-1]).read_text()
+    assert "has 12 rows, and columns that are not read: start_time, einde." in page
+
+
+def test_a_cell_that_a_spreadsheet_would_run_is_text_in_the_csv(tmp_path):
+    table = pd.DataFrame({"which": ["=1+1", "a"], "count": [1, 2]})
+    csv_file, page = write_page(tmp_path / "x.json", "t", "v", table)
+    assert "'=1+1" in csv_file.read_text() and "'=1+1" not in page.read_text()
 
 
 def test_texts_that_look_odd_are_used_and_told_with_their_lines(
@@ -382,7 +438,7 @@ def test_texts_that_look_odd_are_used_and_told_with_their_lines(
     assert report["parts"]["train"]["clips"] == 4
     table = clips_table(report)
     odd = table[table["what"] == "look at"]
-    assert odd[["why", "count", "for example"]].values.tolist() == [
+    assert odd[["why", "count", "which"]].values.tolist() == [
         ["a spreadsheet's formula or error for a text", 1, "metadata.csv, line 2"],
         ["UTF-8 that was read as another alphabet", 1, "metadata.csv, line 3"],
         *([["more text than can be said in its time", 1, "metadata.csv, line 10"]] * 2),

@@ -207,6 +207,8 @@ def test_the_tatweel_stretches_a_word_and_is_no_letter():
         "#NAAM?", "#¿NOMBRE?", "#DIV/0!", "#N/A", "#######", "=ALS(A1;2)",  # of a spreadsheet
         "caf\ufffd", "cafÃ©", "Ã\xa0 demain", "PÅ™Ã\xadliÅ¡", "PĹ™Ă\xadliĹˇ", "Ð¿Ñ€Ð¸Ð²ÐµÑ‚",
         "< |endoftext| >", "<unk>", "<i>molt</i>", "R&amp;D", "&#233;l",
+        "hola [EOS]", "▁hal ▁lo", "l\\u00e9", "caf√©", "caf├⌐", "=1+1", "<|endoftext hola",
+        "(rialles) sí", "sí [tos] no", "*tos* sí", "♪ la la ♪", "hola,ca,train\nb.wav,dia,ca",
     ],
 )  # fmt: skip
 def test_what_another_program_left_in_a_text_is_noticed(text):

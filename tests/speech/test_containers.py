@@ -18,9 +18,11 @@ from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.speech import audio, containers, ffmpeg, guarded
 from distilwhisper_lib.speech.audio import (
     FFMPEG_READ,
+    HALF_SILENT,
     JOINED,
     LOUDER,
     SAMPLE_RATE,
+    UNTOLD,
     audio_seconds,
     listen,
     read_audio,
@@ -82,6 +84,57 @@ def test_one_file_is_read_as_ever(kind, subtype):
     np.testing.assert_allclose(read_audio(data), decoded, atol=1e-7 if kind == "MP3" else 0)
 
 
+OGG = [("OGG", "VORBIS"), ("OGG", "OPUS")]
+
+
+def pages(data):
+    """Where the pages of an Ogg file begin."""
+    places = [0]
+    while places[-1] < len(data):
+        places.append(containers._page(data, places[-1]).last)
+    return places
+
+
+@pytest.mark.parametrize(("kind", "subtype"), OGG)
+def test_an_ogg_file_that_lost_bytes_is_refused_or_told(kind, subtype):
+    """As copying that stopped, a bad disk and a player that seeks leave it."""
+    data = encoded(
+        tone(20.0) * np.random.default_rng(0).uniform(0.2, 1, 20 * 16_000), kind, subtype
+    )
+    starts, middle = pages(data), len(data) // 2
+    assert len(starts) > 5
+    for tail in (bytes(len(data) - middle), b"\xff" * (len(data) - middle)):
+        with pytest.raises(UserError, match="is damaged|is cut short"):
+            listen(data[:middle] + tail)
+        with pytest.raises(UserError, match="is damaged or cut short: what stands at byte"):
+            listen(data[: starts[3]] + tail)
+    changed = bytearray(data)
+    changed[middle : middle + 40] = bytes(255 - byte for byte in changed[middle : middle + 40])
+    with pytest.raises(UserError, match="has another checksum than it says"):
+        listen(bytes(changed))
+    with pytest.raises(UserError, match="lacks the pages before byte"):
+        listen(data[: starts[3]] + data[starts[4] :])
+    assert UNTOLD in listen(data[: starts[3]]).notes  # cut between two pages
+    assert listen(data + bytes(3000)).notes == ()  # what programs leave behind it
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [("MP3", "WAV"), ("MP3", "OGG"), ("OGG", "MP3"), ("FLAC", "WAV"), ("OGG", "FLAC"),
+     ("WAV", "FLAC"), ("FLAC", "MP3")],
+)  # fmt: skip
+def test_joined_files_of_two_kinds_are_refused(kind, other):
+    data = encoded(tone(2.0), kind) + encoded(tone(2.0), other)
+    with pytest.raises(UserError, match="split it|is damaged|bytes after the"):
+        listen(data)
+
+
+def test_a_recording_that_is_mostly_silent_says_so():
+    samples = np.concatenate([tone(1.0), np.zeros(32_000)])
+    assert listen(encoded(samples, "FLAC")).notes == (HALF_SILENT,)
+    assert listen(encoded(samples[:30_000], "FLAC")).notes == ()
+
+
 def test_joined_recordings_of_two_rates_are_refused():
     data = encoded(tone(), "WAV") + encoded(tone(rate=8_000), "WAV", rate=8_000)
     told = "joins a recording of 16000 Hz and 1 channels with one of 8000 Hz and 1 channels: split"
@@ -98,7 +151,7 @@ def test_a_joined_file_that_is_broken_is_refused_in_a_sentence(kind):
         "OGG": data[:30] + bytes(20) + data[50:],
         "MP3": b"ID3\x04\0\0\0\0\0\x05xxxxx" + data[:4] + bytes(len(data) - 4),
     }[kind]
-    with pytest.raises(UserError, match=r"in memory (cannot be read|is cut short)"):
+    with pytest.raises(UserError, match=r"in memory (cannot be read|is cut short|is damaged)"):
         listen(data + broken)
 
 
@@ -118,7 +171,7 @@ def test_an_mp3_without_a_length_header_is_read_to_its_end():
     path = RECORDINGS / "vbr_noxing.mp3"
     assert soundfile.info(path).duration < 0.6  # a guess from its first bit rate
     heard = listen(path)
-    assert heard.seconds == pytest.approx(SPOKEN, abs=0.05) and heard.notes == ()
+    assert heard.seconds == pytest.approx(SPOKEN, abs=0.05) and heard.notes == (UNTOLD,)
     assert audio_seconds(path) == pytest.approx(heard.seconds)
     assert len(read_audio(path)) / SAMPLE_RATE == pytest.approx(heard.seconds, abs=1e-3)
     end = read_audio(path, 1.0)
@@ -184,7 +237,7 @@ def sized(seconds: float, size: int, after: bytes = b"") -> bytes:
 def test_a_wav_whose_size_was_never_filled_in_goes_to_its_end(tmp_path, size):
     data = sized(2.0, size)
     heard = listen(data)
-    assert heard.seconds == 2.0 and heard.notes == ()
+    assert heard.seconds == 2.0 and heard.notes == (UNTOLD,)
     (path := tmp_path / "clip.wav").write_bytes(data)
     expected = read_audio(encoded(tone(2.0) + 0.01, "WAV"))
     assert np.array_equal(read_audio(path), expected)
@@ -371,6 +424,22 @@ def test_lists_that_name_other_files_are_never_opened(text):
     assert ffmpeg.kind_of(text) is None
     with pytest.raises(UserError, match="cannot be read"):
         listen(text)
+
+
+def test_an_aac_file_is_as_long_as_it_decodes_and_tells_no_length():
+    """FFmpeg guesses it from the first frames' bit rate."""
+    buffer = io.BytesIO()
+    sound = np.concatenate([tone(1.0), 0.001 * tone(4.0)]).astype(np.float32)
+    with av.open(buffer, "w", format="adts") as file:
+        stream = file.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+        frame.sample_rate = SAMPLE_RATE
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            file.mux(packet)
+    heard = listen(data := buffer.getvalue())
+    assert heard.seconds == pytest.approx(5.0, abs=0.2)
+    assert audio.header_of(data).seconds == pytest.approx(heard.seconds, abs=0.01)
+    assert heard.notes == (FFMPEG_READ, UNTOLD)
 
 
 def test_a_film_gives_its_sound_and_one_without_sound_says_so(tmp_path):
