@@ -45,27 +45,39 @@ def streams(data: Bytes, kind: str) -> list[Stream]:
     return found
 
 
-# How files of other kinds begin that `cat` may have joined to one.
-_OTHERS = {
-    "WAV": rb"RIFF....WAVE",
-    "FLAC": rb"fLaC\x00\x00\x00\x22",
-    "OGG": rb"OggS\x00\x02\x00{8}",
-    "MP3": rb"ID3[\x02-\x04]\x00|(?:Xing|Info)\x00\x00\x00",
-    "mov": rb"ftyp(?:M4A|M4V|isom|mp4|3gp)",
-    "matroska": rb"\x1a\x45\xdf\xa3.{1,60}?(?:webm|matroska)",
-}
+# How files of other kinds begin that `cat` may have joined to one: what is quickly looked for, and
+# what has to follow it.
+_OTHERS = (
+    ("WAV", b"RIFF", rb"....WAVE"),
+    ("FLAC", b"fLaC\0\0\0\x22", rb""),
+    ("OGG", b"OggS\0\2", rb"\x00{8}"),
+    ("MP3", b"ID3", rb"[\x02-\x04]\x00[^\x80-\xff]{5}"),
+    ("MP3", b"Xing\0\0\0", rb""),
+    ("MP3", b"Info\0\0\0", rb""),
+    ("mov", b"ftyp", rb"M4A|M4V|isom|mp4|3gp"),
+    ("matroska", b"\x1a\x45\xdf\xa3", rb".{1,60}?(?:webm|matroska)"),
+)
+_BLOCK, _REACH = 2**20, 80
 # Kinds that may hold such a beginning within: RIFF has room for the frames of any codec.
 _ROOMY = {"WAV", "WAVEX", "RF64", "AIFF", "W64", "CAF", "caf", "asf", "matroska"}
 
 
 def _another(data: Bytes, kind: str) -> str | None:
     """The kind of another file that begins within this one, behind its first kilobyte."""
-    for other, mark in _OTHERS.items():
-        own = other == kind or other == "WAV" and kind in _ROOMY
-        if own or other == "MP3" and kind in _ROOMY:
-            continue
-        if any(place.start() > _SLACK for place in re.finditer(mark, data, re.DOTALL)):
-            return other
+    marks = [
+        (other, mark, follows)
+        for other, mark, follows in _OTHERS
+        if not (other == kind or other in ("WAV", "MP3") and kind in _ROOMY)
+    ]
+    for first in range(_SLACK, len(data), _BLOCK):
+        block = data[first : first + _BLOCK + _REACH]  # bytes are searched faster than a mapping
+        for other, mark, follows in marks:
+            place = block.find(mark)
+            while place >= 0:
+                end = place + len(mark)
+                if re.match(follows, block[end : end + _REACH], re.DOTALL):
+                    return other
+                place = block.find(mark, end)
     return None
 
 
