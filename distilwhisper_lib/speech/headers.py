@@ -74,6 +74,11 @@ def _held(source: Source, info: Any) -> Header:
             f"{name_of(source)} is {info.format} by its content, of which nobody would see that a "
             "part is missing: convert it to WAV or FLAC."
         )
+    if info.frames > MAX_SECONDS * MAX_RATE:  # libsndfile's number for a FLAC that tells none
+        raise UserError(
+            f"{name_of(source)} does not tell its length, as {info.format} that was written to a "
+            "pipe: convert it to WAV."
+        )
     with _whole(source) as data:
         found = containers.streams(data, info.format)
         if fault := next((stream.fault for stream in found if stream.fault), None):

@@ -129,6 +129,17 @@ def test_joined_files_of_two_kinds_are_refused(kind, other):
         listen(data)
 
 
+def test_a_flac_that_a_pipe_was_given_says_what_it_is():
+    """Its header says 0 samples, which is "unknown", and libsndfile reads none of it."""
+    data = bytearray(encoded(tone(2.0), "FLAC"))
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    with pytest.raises(
+        UserError, match="does not tell its length, as FLAC that was written to a p"
+    ):
+        listen(bytes(data))
+
+
 def test_a_recording_that_is_mostly_silent_says_so():
     samples = np.concatenate([tone(1.0), np.zeros(32_000)])
     assert listen(encoded(samples, "FLAC")).notes == (HALF_SILENT,)
