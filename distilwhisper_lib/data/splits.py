@@ -315,7 +315,7 @@ def _take(
             if left_out
             else "add rows"
         )
-        name, what = corpus.about["name"], part.replace("_", " ")
+        name, what = corpus.about["name"], "test" if part in TESTS else part
         raise UserError(
             f"corpus {name!r} has no {what} clip in {config.language!r} that can be used "
             f"({_count_reasons(left_out) or 'no rows'}): {mend}"
