@@ -174,8 +174,8 @@ PRESETS: dict[str, Preset] = {
     # Own recordings (data/speech, data/speech_ood) with the paper's models, a few dozen clips or
     # thousands. Experts are trained by the recipe whose gates decide: on real speech the paper's
     # lose to LoRA at six times its size (results/README.md). recipe="paper" has the paper's method.
-    # How much of it: as in "mini", where it was chosen for 200 clips; fewer than 100 are gone
-    # through again until there are about as many.
+    # How much of it: as in "mini", where it was chosen for 200 clips. To go through fewer more than
+    # once an epoch did not help where it was tried (benchmarks/tuning.json, epoch_clips).
     "own": Preset(
         "your recordings in data/speech and data/speech_ood; the paper's models, decisive gates",
         KIT,
@@ -185,7 +185,6 @@ PRESETS: dict[str, Preset] = {
             "recipe": "decisive",
             "hardware": "auto",
             "epochs": 5,
-            "epoch_clips": 100,
             "batch_size": 8,
             "label_smoothing": 0.0,
             "validation_size": 100,
