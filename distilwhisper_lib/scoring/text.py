@@ -82,7 +82,7 @@ _BRACKETS = re.compile(r"[\[(<]")
 _FORMULA = regex.compile(r"\s*(?:=\w+\(|=[\d(+-]|[#]{2,}|#[¡¿]?[\p{Lu}/0]+[!?]?\s*$)")
 _MARKUP = regex.compile(
     r"<[|/]?\w[^<>]{0,40}>|<\s*\|[^<>]{0,40}\|\s*>|<\|\w|&(?:[a-zA-Z]{2,8}|#\d{1,6});"
-    r"|\[(?:UNK|PAD|BOS|EOS|CLS|SEP|MASK)\]|[▁Ġ]|\\(?:[nrt]|u[0-9a-fA-F]{4})"
+    r"|\[(?:UNK|PAD|BOS|EOS|CLS|SEP|MASK)\]|▁|\\(?:[nrt]|u[0-9a-fA-F]{4})"
 )
 # What Whisper's rule takes out, and what else people put around what is not said.
 _BESIDE = regex.compile(r"\[[^\]]+\]|\([^)]+\)|\{[^}]+\}|（[^）]+）|\*\w[^*]*\*|[♪♫♬]")

@@ -219,7 +219,8 @@ def test_what_another_program_left_in_a_text_is_noticed(text):
     "text",
     [
         "molt bé", "CAFÉ", "l'été à Noël", "«Señor», ¿qué?", "příliš žluťoučký kůň", "привет",
-        "ไม่เป็นไร", "1 = 2", "= dos", "#hola", "a < b & c > d", "AT&T; R & D;", "No. #1", "",
+        "ไม่เป็นไร", "1 = 2", "= dos", "#hola", "Il-Ġimgħa Ġorġ", "a < b & c > d",
+        "AT&T; R & D;", "No. #1", "",
     ],
 )  # fmt: skip
 def test_what_people_write_is_not(text):
