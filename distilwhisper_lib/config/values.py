@@ -65,6 +65,7 @@ def coerce(name: str, value: Any, wanted: Any) -> Any:
     )
 
 
+_LONGEST = 30  # seconds: the window of every Whisper
 _POSITIVE = ("batch_size", "micro_batch", "epochs", "gate_dim", "expert_rank", "gate_rate",
              "lora_rank", "max_new_tokens", "eval_batch_size", "learning_rate", "temperature",
              "clip_norm", "lora_alpha", "max_seconds", "train_size", "validation_size", "test_size",
@@ -101,6 +102,11 @@ def check_values(config: Any) -> None:
         raise UserError(f"setting max_steps={config.max_steps} is out of range: expected above 0")
     if not config.student.strip():
         raise UserError("setting student is empty: expected a hub name or a folder")
+    if config.max_seconds > _LONGEST:
+        raise UserError(
+            f"setting max_seconds={config.max_seconds:g} is out of range: Whisper hears "
+            f"{_LONGEST} s at once, and of a longer clip the sound would be cut and the text not"
+        )
     if config.window_seconds is not None and config.window_seconds < config.max_seconds:
         raise UserError(
             f"window_seconds={config.window_seconds} cuts clips of up to max_seconds="

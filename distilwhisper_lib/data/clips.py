@@ -80,8 +80,8 @@ class Corpus:
     says name, licence, source and whatever else it takes to find the same data again; `inspect`
     opens recordings, one result a path in order, and raises `UserError` where the corpus is one in
     which nothing may be broken; `sheet` has the places of all rows of a person's own sheet, by
-    language and split, so that those which nobody reads can be told, and `unread` its columns of
-    which nothing is known; `odd` tells by id what in a
+    language and split, so that those which nobody reads can be told, and `unknown_columns` those
+    that nobody reads either; `odd` tells by id what in a
     text as it was given may not be meant (`scoring.text.oddities`).
     """
 
@@ -91,5 +91,5 @@ class Corpus:
     dropped: list[Dropped] = field(default_factory=list)
     changed: list[Changed] = field(default_factory=list)
     sheet: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
-    unread: Sequence[str] = ()
+    unknown_columns: Sequence[str] = ()
     odd: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

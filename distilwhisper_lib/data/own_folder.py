@@ -62,14 +62,18 @@ def open_folder(rest: str, language: str, split: str, data_dir: str) -> Corpus:
     if Path(rest).is_absolute() or ".." in Path(rest).parts:
         raise UserError(f"Corpus folder {rest!r} leaves {data_dir}: name a folder within it.")
     folder = Path(locate(data_dir)) / rest
-    table, sheet, faults, unread = _read(folder, language, split)
+    read = _read(folder, language, split)
     about = _about(folder, rest, data_dir)
     if _is_embedded(data_dir):
-        return Corpus(table, about, require_as_shipped)
-    checks = RequireWhole(table, folder, folder / MEMORY)
-    if faults:  # with what decoding finds, so that all is told at once
-        raise Faults([*faults, *checks.faults()])
-    return Corpus(table, about, checks, sheet=sheet, unread=unread)
+        if read.faults:
+            raise Faults(read.faults)
+        return Corpus(read.table, about, require_as_shipped)
+    checks = RequireWhole(read.table, folder, folder / MEMORY)
+    if read.faults:  # with what decoding finds, so that all is told at once
+        raise Faults([*read.faults, *checks.faults()])
+    return Corpus(
+        read.table, about, checks, sheet=read.places, unknown_columns=read.unknown_columns
+    )
 
 
 def require_as_shipped(clips: Sequence[Path]) -> list[Inspection]:
@@ -123,18 +127,23 @@ def read_folder(folder: str | Path, language: str, split: str) -> pd.DataFrame:
     or segment that two rows name, recordings in the folder that no row names, and when nothing is
     left.
     """
-    table, _, faults, _ = _read(Path(folder), language, split)
-    if faults:
-        raise Faults(faults)
-    return table
+    read = _read(Path(folder), language, split)
+    if read.faults:
+        raise Faults(read.faults)
+    return read.table
 
 
-def _read(
-    folder: Path, language: str, split: str
-) -> tuple[pd.DataFrame, dict[tuple[str, str], list[str]], list[tuple[str, str]], list[str]]:
-    """`read_folder` of the rows that can be used, the places of all rows that the sheet holds of
-    each language and split, what is wrong, each fault after its place, and columns that nothing is
-    known of."""
+class _Sheet(NamedTuple):
+    """What a sheet says of one language and split, and of itself."""
+
+    table: pd.DataFrame  # the rows that can be used, as `read_folder` has them
+    places: dict[tuple[str, str], list[str]]  # of all its rows, by language and split
+    faults: list[tuple[str, str]]  # as errors.Faults has them
+    unknown_columns: list[str]
+
+
+def _read(folder: Path, language: str, split: str) -> _Sheet:
+    """`read_folder`, its faults told rather than raised."""
     code = find_language(language).code
     path = _find_metadata(folder)
     rows = _rename_text(path, read_sheet(path, [*_NEEDED, "transcription"]))
@@ -161,8 +170,8 @@ def _read(
     faults.found += _left_over(path, [files.meant(row) for row in rows])
     votes = [name for name in VOTES if any(name in fields for _, fields in rows)]
     table = pd.DataFrame.from_records(records, columns=[*COLUMNS, WHERE, *votes])
-    unread = dict.fromkeys(name for _, fields in rows for name in fields if name not in _KNOWN)
-    return table, sheet, faults.found, list(unread)
+    unknown = dict.fromkeys(name for _, fields in rows for name in fields if name not in _KNOWN)
+    return _Sheet(table, sheet, faults.found, list(unknown))
 
 
 class _Line(NamedTuple):

@@ -92,8 +92,7 @@ class Unread(NamedTuple):
     corpus: str
     language: str
     split: str
-    rows: int
-    where: tuple[str, ...]
+    where: tuple[str, ...]  # of each row
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,10 @@ class RunData:
                 if leak.value in places.get(part, ())
             }
             leaks.append(leak._asdict() | {"splits": list(leak.splits), "where": list(rows)})
-        unread = [rows._asdict() | {"where": list(rows.where)} for rows in self.unread]
+        unread = [
+            rest._asdict() | {"rows": len(rest.where), "where": list(rest.where)}
+            for rest in self.unread
+        ]
         sheets = {
             name: {"rows": rows, "columns_not_read": columns}
             for name, (rows, columns) in self.sheets.items()
@@ -266,7 +268,7 @@ def load_data(config: RunConfig) -> RunData:
             continue  # to tell at once all that a person has to mend
         tables[part], dropped[part], about[part] = table, left_out, corpus.about
         if corpus.sheet:
-            sheets[name] = sum(map(len, corpus.sheet.values())), list(corpus.unread)
+            sheets[name] = sum(map(len, corpus.sheet.values())), list(corpus.unknown_columns)
         unread.setdefault(name, dict(corpus.sheet)).pop((config.language, split), None)
         ours = set(table["id"])
         changed[part] = [clip for clip in corpus.changed if clip.id in ours]
@@ -285,7 +287,7 @@ def load_data(config: RunConfig) -> RunData:
         about=about,
         asked=asked,
         unread=[
-            Unread(name, *of, len(places), tuple(places))
+            Unread(name, *of, tuple(places))
             for name, rest in unread.items()
             for of, places in rest.items()
         ],

@@ -410,6 +410,13 @@ def test_clips_over_the_models_own_window_are_left_out(tmp_path, speech_folder, 
     ]
 
 
+def test_no_clip_may_be_longer_than_any_whisper_hears(configure):
+    with pytest.raises(
+        UserError, match="max_seconds=40 is out of range: Whisper hears 30 s at once"
+    ):
+        configure("folder/speech", "folder/speech", max_seconds=40)
+
+
 def test_columns_that_nobody_reads_are_named_on_the_page(
     tmp_path, speech_folder, configure, labels
 ):
