@@ -69,14 +69,10 @@ class Progress:
 
     def _left(self, name: str) -> str:
         """What a task leaves to look at: the page of its data, else its run's folder."""
-        files = [
-            *(Path(file).with_suffix(".html") for t in self._named(name) for file in t.files[-1:]),
-            *(Path(record).parent for t in self._named(name) for record in t.records),
-        ]
-        return next((_relative(str(file)) for file in files if file.exists()), "")
-
-    def _named(self, name: str) -> list[Task]:
-        return [task for task in self.tasks if task.name == name and task.notebook]
+        task = next(task for task in self.tasks if task.name == name)
+        pages = [Path(file).with_suffix(".html") for file in task.files[-1:]]
+        left = [*pages, *(Path(record).parent for record in task.records)] if task.notebook else []
+        return next((_relative(str(place)) for place in left if place.exists()), "")
 
     def tick(self, running: Collection[Task], waiting: int) -> None:
         """Draw the live table again; without a terminal, a line for each epoch that began."""

@@ -38,11 +38,7 @@ def streams(data: Bytes, kind: str) -> list[Stream]:
     A ``fault`` is a promise of the container that the file does not keep.
     """
     count = _COUNTS.get(kind)
-    found = (list(count(data)) if count else []) or [Stream(0, len(data))]
-    if found[-1].fault is None and (other := _another(data, kind)):
-        fault = f"goes on as a file of another kind ({other}), which would not be heard: split it"
-        found[-1] = found[-1]._replace(fault=fault)
-    return found
+    return (list(count(data)) if count else []) or [Stream(0, len(data))]
 
 
 # How files of other kinds begin that `cat` may have joined to one: what is quickly looked for, and
@@ -62,8 +58,8 @@ _BLOCK, _REACH = 2**20, 80
 _ROOMY = {"WAV", "WAVEX", "RF64", "AIFF", "W64", "CAF", "caf", "asf", "matroska"}
 
 
-def _another(data: Bytes, kind: str) -> str | None:
-    """The kind of another file that begins within this one, behind its first kilobyte."""
+def another(data: Bytes, kind: str) -> str | None:
+    """The kind of another file that begins within one of a ``kind``, behind its first kilobyte."""
     marks = [
         (other, mark, follows)
         for other, mark, follows in _OTHERS

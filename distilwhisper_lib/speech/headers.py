@@ -7,6 +7,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +84,7 @@ def _held(source: Source, info: Any) -> Header:
         found = containers.streams(data, info.format)
         if fault := next((stream.fault for stream in found if stream.fault), None):
             raise _broken(source, fault)
+        _refuse_another(source, info.format)
         told = all(stream.told for stream in found)
         if len(found) > 1 or found[0].size_at or not _agrees(found[0], info.frames):
             try:
@@ -92,6 +94,26 @@ def _held(source: Source, info: Any) -> Header:
                 raise unreadable(source, error) from error
     exact_seek = (info.format, info.subtype) in _EXACT_SEEK
     return Header(info.frames, info.samplerate, info.channels, exact_seek, told=told)
+
+
+def _refuse_another(source: Source, kind: str) -> None:
+    """Raise `UserError` where a file goes on as one of another kind, which nobody would hear."""
+    if isinstance(source, bytes):
+        other = containers.another(source, kind)
+    else:
+        status = os.stat(source)
+        other = _other_in(str(source), kind, status.st_mtime_ns, status.st_size)
+    if other:
+        raise UserError(
+            f"{name_of(source)} goes on as a file of another kind ({other}), which would not be "
+            "heard: split it."
+        )
+
+
+@lru_cache(maxsize=2**17)  # a training reads each file of a corpus again in every epoch
+def _other_in(path: str, kind: str, *_: int) -> str | None:
+    with _whole(Path(path)) as data:
+        return containers.another(data, kind)
 
 
 def _in_parts(source: Source, parts: list[bytes]) -> Header:
@@ -148,6 +170,7 @@ def _foreign(source: Source, error: Exception) -> Header:
         told = demuxer not in _GUESSED and not (demuxer == "mov" and data.find(b"moof") > 0)
     if found[-1].fault:
         raise _broken(source, found[-1].fault)
+    _refuse_another(source, demuxer)
     if len(found) > 1:  # FFmpeg would play the first
         raise UserError(
             f"{name_of(source)} is {len(found)} files of {called} joined end to end, of which only "
@@ -220,8 +243,7 @@ def cut_short(source: Source, what: str) -> UserError:
 
 
 def _broken(source: Source, fault: str) -> UserError:
-    mend = "" if fault.endswith(": split it") else "; copy or download it again"
-    return UserError(f"{name_of(source)} {fault}{mend}.")
+    return UserError(f"{name_of(source)} {fault}; copy or download it again.")
 
 
 def damaged(source: Source, error: Exception) -> UserError:
@@ -244,17 +266,13 @@ def unreadable(source: Source, error: Exception) -> UserError:
 
 def _text_in(source: Source) -> str:
     """The first characters of a file that is a text, such as a page that tells of an error."""
-    head = source[:_TEXT] if isinstance(source, bytes) else _head(source)
+    with _whole(source) as data:
+        head = data[:_TEXT]
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError:
         return ""
     return text if "".join(text.split()).isprintable() else ""
-
-
-def _head(path: str | Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(_TEXT)
 
 
 def _said(error: Exception) -> str:
