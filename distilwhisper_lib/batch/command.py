@@ -35,7 +35,7 @@ from distilwhisper_lib.batch.tasks import (
 )
 from distilwhisper_lib.batch.tasks import expand as expand_studies
 from distilwhisper_lib.config.presets import SEED
-from distilwhisper_lib.config.settings import Record, RunConfig, setting_of
+from distilwhisper_lib.config.settings import Record, RunConfig, locate, setting_of
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.results.places import find_records
 from distilwhisper_lib.results.provenance import device_name
@@ -209,14 +209,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def plan(tasks: Sequence[Task]) -> str:
-    """A table of the tasks in order: state, needs, hours; then what is left to do in all.
+    """A table of the tasks in order: state, needs, hours; then what is left to do in all, and which
+    runs the models that lie here cannot do.
 
     state: "done"; "begun", which goes on from a checkpoint; "running" in another process; "to do".
     Hours are those of a record of the same method and model that was made on a machine like this
     one, for as many clips; "?" where there is none (``python -m benchmarks.cost`` estimates such).
     """
-    with contextlib.chdir(tasks[0].root):  # where records are looked for
-        hours = _hours(tasks)
+    with contextlib.chdir(tasks[0].root):  # where records and models are looked for
+        hours, refused = _hours(tasks), _refused([t for t in tasks if not t.is_finished])
     rows = [["", "task", "needs", "hours", "as"]]
     left: list[float] = []
     for task, (its, source) in zip(tasks, hours, strict=True):
@@ -230,7 +231,7 @@ def plan(tasks: Sequence[Task]) -> str:
     told += f": {sum(known):.2f} hours" if known else ""
     if unknown := len(left) - len(known):
         told += f"; nothing is known of {unknown}" + (" of them" if known else "")
-    return f"{aligned(rows)}\n\n{told}."
+    return "\n".join([aligned(rows), "", f"{told}.", *refused])
 
 
 def _order(task: Task) -> str:
@@ -248,6 +249,28 @@ def _state(task: Task) -> str:
                 return "running"
     begun = (Path(record).parent / "checkpoints" for record in task.records if task.notebook)
     return "begun" if any(any(f.glob("checkpoint-*")) for f in begun) else "to do"
+
+
+def _refused(tasks: Sequence[Task]) -> list[str]:
+    """A line for each task whose models, where all of them are folders here, cannot do its runs."""
+    from distilwhisper_lib.model.checkpoint import check_models  # seconds: transformers
+
+    lines, known = [], {}
+    for task in tasks:
+        for config in configs_of(task):
+            named = [config.student, config.teacher][: 1 + config.needs_teacher]
+            if not all(Path(locate(name)).is_dir() for name in named):
+                continue  # the hub is asked when the run begins
+            key = (*named, config.language, config.forgetting, config.window_seconds)
+            if key not in known:
+                try:
+                    known[key] = check_models(config) and ""
+                except UserError as error:
+                    known[key] = f"{error}"
+            if known[key]:
+                lines.append(f"{task.name} cannot start: {known[key]}.")
+                break
+    return lines
 
 
 def _hours(tasks: Sequence[Task]) -> list[tuple[float, str]]:

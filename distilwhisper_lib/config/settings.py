@@ -345,6 +345,11 @@ class RunConfig:
         return self.results_dir / "data" / f"{name}.json"
 
     @property
+    def needs_teacher(self) -> bool:
+        """Whether it hears a teacher, or is one."""
+        return self.method in (*DISTILLED, "teacher")
+
+    @property
     def targets(self) -> str | None:
         """How this run learns from a teacher: "hidden", "top_k", "online", or not at all."""
         if self.method not in DISTILLED:

@@ -145,7 +145,7 @@ def check_teacher(config: Any) -> None:
 
     Not among check_values(): what a run without one would be called can be asked all the same.
     """
-    if config.method in ("teacher", "kl", "js") and not config.teacher.strip():
+    if config.needs_teacher and not config.teacher.strip():
         raise UserError(
             f"method {config.method!r} needs a teacher, and the setting teacher names none: give a "
             "hub name or a folder, or choose another method"

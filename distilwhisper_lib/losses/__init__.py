@@ -10,7 +10,7 @@ __all__, __getattr__, __dir__ = hand_on(
         "divergences": ("combine", "cross_entropy", "divergence", "gate_budget"),
         "chunked": ("token_losses",),
         "objective": ("loss_parts",),
-        "teacher": ("Teacher", "compare_on"),
+        "teacher": ("Teacher", "compare_on", "load_teacher"),
         "targets": ("stored_targets",),
     },
 )

@@ -150,19 +150,25 @@ def _identity(
 ) -> dict[str, Any]:
     """Everything that decides the targets, as JSON has it."""
     compact = {"k": TOP_K, "temperature": config.temperature}
-    return {
-        "mode": config.targets,
-        "teacher": source.about["name"],
-        "teacher_revision": config.teacher_revision,
-        "teacher_weights": source.about["sha256"],
-        "teacher_config": _digest(json.dumps(_architecture(source.config), sort_keys=True)),
-        "data": data_hash,
-        "labels": labels_hash,
-        "tokenizer": _digest(json.dumps(sorted(collator.tokenizer.get_vocab().items()))),
-        "extractor": _digest(json.dumps(collator.extractor.to_dict(), sort_keys=True, default=str)),
-        "precision": precision_here(config.precision),
-        "dtype": "float16",
-    } | (compact if config.targets == "top_k" else {})
+    heard = collator.extractor if source.extractor is None else source.extractor
+    named = {} if source.tokens is None else {"tokens": _digest(json.dumps(source.tokens))}
+    return (
+        {
+            "mode": config.targets,
+            "teacher": source.about["name"],
+            "teacher_revision": config.teacher_revision,
+            "teacher_weights": source.about["sha256"],
+            "teacher_config": _digest(json.dumps(_architecture(source.config), sort_keys=True)),
+            "data": data_hash,
+            "labels": labels_hash,
+            "tokenizer": _digest(json.dumps(sorted(collator.tokenizer.get_vocab().items()))),
+            "extractor": _digest(json.dumps(heard.to_dict(), sort_keys=True, default=str)),
+            "precision": precision_here(config.precision),
+            "dtype": "float16",
+        }
+        | named
+        | (compact if config.targets == "top_k" else {})
+    )
 
 
 def _architecture(config: PretrainedConfig) -> dict[str, Any]:

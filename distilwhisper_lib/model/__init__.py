@@ -10,6 +10,6 @@ __all__, __getattr__, __dir__ = hand_on(
         "whisper": ("DistilWhisperForConditionalGeneration",),
         "clsr": ("CLSR", "Expert", "GateMode"),
         "experts": ("look_for_expert",),
-        "loading": ("load_model", "load_student", "load_teacher", "prepare"),
+        "loading": ("load_model", "load_student", "prepare"),
     },
 )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig, WhisperProcessor
 
-from distilwhisper_lib.config.settings import DISTILLED, RunConfig
+from distilwhisper_lib.config.settings import RunConfig
 from distilwhisper_lib.config.values import check_teacher
 from distilwhisper_lib.errors import UserError, reason
 from distilwhisper_lib.languages import find_language
@@ -31,20 +31,20 @@ def check_models(config: RunConfig) -> float:
     """The seconds that a run's models hear at once; UserError where they cannot do what it asks.
 
     Each must pass check_model(), and have a token for every language that it will hear; a teacher
-    must share tokens, features and window with the student.
+    must pass check_pair() with the student.
     """
     check_teacher(config)
-    with_teacher = config.method in (*DISTILLED, "teacher")
     untrained = [find_language(name).code for name in config.forgetting.split()]
     languages = {"student": [config.spoken, *untrained], "teacher": [config.spoken]}
-    configs = {}
-    for role in ("student", "teacher") if with_teacher else ("student",):
+    checkpoints: dict[str, Checkpoint] = {}
+    for role in ("student", "teacher") if config.needs_teacher else ("student",):
         name, revision = getattr(config, role), getattr(config, f"{role}_revision")
         checkpoint = check_model(name, revision, languages[role], role, config.borrowed)
-        configs[role] = shorten_config(checkpoint.config, config.window_seconds)
-    if with_teacher:
-        check_pair(configs["teacher"], configs["student"])
-    return configs["student"].max_source_positions / POSITIONS_PER_SECOND
+        shorten_config(checkpoint.config, config.window_seconds)
+        checkpoints[role] = checkpoint
+    if config.needs_teacher:
+        check_pair(checkpoints["teacher"], checkpoints["student"])
+    return checkpoints["student"].config.max_source_positions / POSITIONS_PER_SECOND
 
 
 class Checkpoint(NamedTuple):
@@ -130,15 +130,62 @@ def shorten_config(config: PretrainedConfig, seconds: int | None) -> PretrainedC
     return config
 
 
-def check_pair(teacher: PretrainedConfig, student: PretrainedConfig) -> None:
-    """Raise UserError unless both speak the same vocabulary and hear the same mel bins."""
-    for name in ("vocab_size", "num_mel_bins", "max_source_positions"):
-        theirs, mine = getattr(teacher, name), getattr(student, name)
-        if mine != theirs:
+def check_pair(teacher: Checkpoint, student: Checkpoint) -> None:
+    """Raise UserError unless a teacher can be asked in the student's tokens, about what it hears.
+
+    Both must have the same window and the same tokens of text. Mel bins and the places of special
+    tokens may differ, as large-v3's do from those of earlier Whispers.
+    """
+    theirs, mine = teacher.config, student.config
+    if mine.max_source_positions != theirs.max_source_positions:
+        heard = (c.max_source_positions / POSITIONS_PER_SECOND for c in (theirs, mine))
+        raise UserError(
+            "the teacher hears {:g} s at once, the student {:g}: set window_seconds to the shorter "
+            "of them, or take another teacher".format(*heard)
+        )
+    tokens = teacher_tokens(teacher.processor.tokenizer, student.processor.tokenizer)
+    if tokens is None and mine.vocab_size == theirs.vocab_size:
+        return
+    for role, checkpoint in (("teacher", teacher), ("student", student)):
+        rows, names = checkpoint.config.vocab_size, len(checkpoint.processor.tokenizer)
+        if rows != names:
             raise UserError(
-                f"the teacher has {name} {theirs}, the student {mine}: distil between Whispers "
-                "that share tokenizer and features (large-v2, not large-v3, for whisper-small)"
+                f"the {role} has {rows} tokens in its config.json and names for {names}, so that "
+                "the tokens of teacher and student cannot be matched by name: take Whispers as "
+                "they were published"
             )
+
+
+# A token that changed its name with large-v3: there is no speech.
+_RENAMED = {"<|nocaptions|>": "<|nospeech|>", "<|nospeech|>": "<|nocaptions|>"}
+
+
+def teacher_tokens(teacher: Any, student: Any) -> list[int] | None:
+    """The teacher's token for each of the student's, by name; None where all are the same.
+
+    Of two tokenizers. Raises UserError where text is cut into other tokens, and where the teacher
+    lacks one that the student has.
+    """
+    theirs, mine = teacher.get_vocab(), student.get_vocab()
+    if theirs == mine:
+        return None
+    special = student.get_added_vocab()
+    found = [-1] * len(mine)
+    for name, token in mine.items():
+        other = theirs.get(name, theirs.get(_RENAMED.get(name, name)))
+        if name not in special and other != token:
+            raise UserError(
+                f"token {token} of the student is {name!r}, and the teacher's "
+                f"{teacher.convert_ids_to_tokens(token)!r}: take a teacher that cuts text into "
+                "the same tokens, as all multilingual Whispers of OpenAI do"
+            )
+        if other is None:
+            raise UserError(
+                f"the teacher lacks the student's token {name}: take a teacher that has it, as "
+                "large-v3 and turbo have all that other Whispers do"
+            )
+        found[token] = other
+    return found
 
 
 def read_fields(source: Source, name: str = "config.json") -> dict[str, Any]:

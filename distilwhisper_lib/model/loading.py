@@ -53,10 +53,13 @@ def shorten(
     _remake(processor, "chunk_length", seconds)
 
 
-def padding_all(processor: WhisperProcessor) -> WhisperProcessor:
-    """One that pads clips to the whole window, as plain Whisper hears them."""
+def padding_all(processor: WhisperProcessor, seconds: int | None = None) -> WhisperProcessor:
+    """One that pads clips to the whole window, its own or of so many seconds, as plain Whisper
+    hears them."""
     processor = copy.copy(processor)
     _remake(processor, "fit_window", None)
+    if seconds is not None:
+        _remake(processor, "chunk_length", seconds)
     return processor
 
 
@@ -102,12 +105,6 @@ def load_student(
 ) -> tuple[DistilWhisperForConditionalGeneration, WhisperProcessor]:
     """The model that a run starts from, with its processor."""
     return load_model(config.student_or_teacher, config.revision_of_model, **model_settings(config))
-
-
-def load_teacher(config: RunConfig) -> DistilWhisperForConditionalGeneration:
-    """The model that a run learns from."""
-    window = config.window_seconds, False
-    return load_model(config.teacher, config.teacher_revision, *window, config.spoken)[0]
 
 
 def model_settings(config: RunConfig) -> dict[str, Any]:

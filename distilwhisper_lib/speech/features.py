@@ -93,6 +93,8 @@ class Collator:
     - ``audio_positions`` (B,): encoder positions that hold audio rather than padding
     - ``decoder_input_ids`` and ``labels`` (B, T); -100 where there is no label
     - ``language_ids`` (B,): language token of each row
+    - ``teacher_features`` (B, mels, frames) float32, where there is a ``teacher_extractor``: what a
+      teacher of other mel bins hears
     - ``teacher_<name>`` (B, T, ...): the rows' stored teacher targets, where there are any, at the
       labelled positions; zeros elsewhere
 
@@ -107,7 +109,9 @@ class Collator:
         conventions: str = "corrected",
         max_length: int = 448,
         speaks_as: Mapping[str, str] | None = None,
+        teacher_extractor: Any = None,
     ) -> None:
+        self.teacher_extractor = teacher_extractor
         self.extractor = processor.feature_extractor
         self.tokenizer = processor.tokenizer
         self.conventions = conventions
@@ -126,6 +130,8 @@ class Collator:
             "labels": _pad(labels, IGNORE),
             "language_ids": torch.tensor([self._language(row) for row in rows]),
         }
+        if self.teacher_extractor is not None:
+            batch["teacher_features"] = extract_features(self.teacher_extractor, audio)
         for name in rows[0].get("teacher", ()):
             known = [row["teacher"][name] for row in rows]
             batch[f"teacher_{name}"] = _at_labels(batch["labels"], known)

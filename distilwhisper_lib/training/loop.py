@@ -34,10 +34,15 @@ from distilwhisper_lib.gates.recorder import PROMPT_TOKENS
 from distilwhisper_lib.hardware import best_device, peak_memory, precision_here
 from distilwhisper_lib.io.files import alone, flush_to_disk, write_atomic
 from distilwhisper_lib.losses.targets import StoredTargets, stored_targets
-from distilwhisper_lib.losses.teacher import Teacher, TeacherSource
-from distilwhisper_lib.model.checkpoint import check_models, shorten_config
+from distilwhisper_lib.losses.teacher import (
+    Teacher,
+    TeacherSource,
+    load_teacher,
+    own_features,
+)
+from distilwhisper_lib.model.checkpoint import check_models, shorten_config, teacher_tokens
 from distilwhisper_lib.model.hub import Source, loading
-from distilwhisper_lib.model.loading import load_student, load_teacher, prepare, read_trained
+from distilwhisper_lib.model.loading import load_student, padding_all, prepare, read_trained
 from distilwhisper_lib.model.tensors import checkpoint_hash, trained_tensors, weights_hash
 from distilwhisper_lib.training.checkpoints import Clock, last_checkpoint, lighten
 from distilwhisper_lib.training.shares import micro_batches_each
@@ -78,7 +83,7 @@ def _train(config: RunConfig, data: RunData) -> Run:
         return Run(config.output_dir, config, model, processor, models, None)
     source = None
     if config.targets:
-        source = find_teacher(config)
+        source = find_teacher(config, processor)
         models["teacher"] = source.about
     clips = claim(config, data)
     finished, checkpoints = config.output_dir / SUMMARY, config.output_dir / "checkpoints"
@@ -158,20 +163,24 @@ def _check_decoding(config: RunConfig, model: nn.Module) -> None:
 # The teacher -------------------------------------------------------------------------------
 
 
-def find_teacher(config: RunConfig) -> TeacherSource:
-    """A run's teacher: its name, configuration and hash; it is loaded only if it has to be."""
-
-    def load() -> Teacher:
-        return Teacher(load_teacher(config))
-
+def find_teacher(config: RunConfig, processor: WhisperProcessor) -> TeacherSource:
+    """A run's teacher, for a student with such a processor: what is known of it without its
+    weights; it is loaded only if it has to be."""
+    load = partial(load_teacher, config, processor)
     source = Source(locate(config.teacher), {"revision": config.teacher_revision})
     with loading(config.teacher):
         fields = AutoConfig.from_pretrained(source.name, **source.options)
+        its = WhisperProcessor.from_pretrained(source.name, **source.options)
     source = source.at_commit()
     sha256 = checkpoint_hash(source)
     sha256 = sha256 or weights_hash(dict(load().model.named_parameters()))
-    about = _about(config.teacher, source, sha256)
-    return TeacherSource(about, shorten_config(fields, config.window_seconds), load)
+    return TeacherSource(
+        _about(config.teacher, source, sha256),
+        shorten_config(fields, config.window_seconds),
+        load,
+        teacher_tokens(its.tokenizer, processor.tokenizer),
+        own_features(padding_all(its, config.window_seconds), processor),
+    )
 
 
 def teacher_of(
@@ -184,7 +193,7 @@ def teacher_of(
     """What a run learns from: stored targets, built if need be, or the teacher itself."""
     if config.targets == "online":
         return source.load()
-    collator = collator_of(config, processor, student)
+    collator = collator_of(config, processor, student, source.extractor)
     data_hash = data.describe()["train"]["sha256"]
     rows = arranged(config, data.train, collator)
     return stored_targets(config, rows, data_hash, collator, source)
@@ -194,7 +203,7 @@ def build_targets(config: RunConfig, data: RunData) -> None:
     """Work out the teacher targets that a run will read; those that are there are checked."""
     check_models(config)
     base, processor = load_student(config)
-    source = find_teacher(config)
+    source = find_teacher(config, processor)
     teacher_of(config, data, processor, source, base.config)
 
 

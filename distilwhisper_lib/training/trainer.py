@@ -23,6 +23,7 @@ from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerState,
+    WhisperFeatureExtractor,
     WhisperProcessor,
     set_seed,
 )
@@ -326,10 +327,14 @@ def _with_ids(collator: Collator, rows: Sequence[dict[str, Any]]) -> dict[str, A
 
 
 def collator_of(
-    config: RunConfig, processor: WhisperProcessor, model: PretrainedConfig
+    config: RunConfig,
+    processor: WhisperProcessor,
+    model: PretrainedConfig,
+    teacher_extractor: WhisperFeatureExtractor | None = None,
 ) -> Collator:
-    """What makes batches of a run's rows."""
-    return Collator(processor, config.conventions, model.max_target_positions, config.borrowed)
+    """What makes batches of a run's rows, for a teacher with an extractor of its own too."""
+    length = model.max_target_positions
+    return Collator(processor, config.conventions, length, config.borrowed, teacher_extractor)
 
 
 def make_trainer(
@@ -343,7 +348,8 @@ def make_trainer(
     """A trainer over a run's data; a stored teacher's targets come with the rows."""
     config = stage.run
     teacher = teacher if stage.distils else None
-    collator = collator_of(config, processor, model.config)
+    heard = teacher.extractor if isinstance(teacher, Teacher) else None
+    collator = collator_of(config, processor, model.config, heard)
     read = None
     if isinstance(teacher, StoredTargets):
         read, teacher = teacher.read, teacher.teacher()

@@ -23,6 +23,7 @@ from distilwhisper_lib.batch import task as execution
 from distilwhisper_lib.batch.command import plan
 from distilwhisper_lib.batch.progress import Progress, results_grid
 from distilwhisper_lib.batch.task import Outcome, Task, claim, execute_one
+from distilwhisper_lib.config.settings import locate
 from distilwhisper_lib.errors import UserError
 
 
@@ -586,6 +587,22 @@ def test_the_plan_tells_what_is_left_and_what_it_costs_without_writing(kit, caps
     assert rows["teacher_targets-ca"].endswith("?")
     assert lines[-1].startswith("9 of 10 tasks are left: 0.")
     assert lines[-1].endswith("hours; nothing is known of 3 of them.")
+
+
+def test_the_plan_tells_which_runs_the_models_that_lie_here_cannot_do(kit):
+    shutil.copytree(locate("embedded/teacher"), kit / "odd")
+    changed = kit / "odd" / "generation_config.json"
+    fields = json.loads(changed.read_text())
+    del fields["lang_to_id"]["<|cs|>"]
+    changed.write_text(json.dumps(fields))
+    grid = dict(methods=["lora", "js"], languages=["ca", "cs"], tables=False)
+    lines = plan(expand(kit, overrides={"teacher": "odd"}, **grid)).splitlines()
+    told = [line for line in lines if "cannot start" in line]
+    refused = [line.split("-s77")[0] for line in told]
+    assert refused == ["05_js_distillation-cs"], told
+    assert all("'odd' cannot be used: it has no token for the language 'cs'" in x for x in told)
+    elsewhere = expand(kit, overrides={"teacher": "openai/whisper-large-v3"}, **grid)
+    assert "cannot start" not in plan(elsewhere)
 
 
 def test_the_plan_sees_runs_that_go_on_and_checkpoints(kit):

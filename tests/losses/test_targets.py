@@ -40,12 +40,14 @@ def study(study_of, monkeypatch):
 def targets_of(config, data=None):
     data = data or load_data(config)
     student, processor = loading.load_model(config.student)
-    return kit.teacher_of(config, data, processor, kit.find_teacher(config), student.config)
+    return kit.teacher_of(
+        config, data, processor, kit.find_teacher(config, processor), student.config
+    )
 
 
 def no_teacher(monkeypatch):
     """From here on, a teacher that is loaded fails the test."""
-    monkeypatch.setattr(kit, "Teacher", None)
+    monkeypatch.setattr("distilwhisper_lib.losses.teacher.Teacher", None)
 
 
 def files_of(folder):
@@ -182,7 +184,7 @@ def test_a_batch_carries_what_the_teacher_says(mode, study, processor):
     stored = targets_of(config, data)
     batch = Collator(processor)(list(SpeechDataset(data.train, stored.read)))
     kept = batch["labels"] != IGNORE
-    teacher = kit.find_teacher(config).load()
+    teacher = kit.find_teacher(config, processor).load()
     said = teacher.targets(batch).states
     if mode == "hidden":
         torch.testing.assert_close(batch["teacher_states"][kept].float(), said[kept], rtol=1e-3,

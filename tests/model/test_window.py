@@ -53,7 +53,7 @@ def test_a_shorter_window_is_a_whisper_built_with_fewer_positions(configured):
 
 
 @pytest.mark.parametrize("method", ["full", "js"])
-def test_a_run_keeps_its_window(method, configured):
+def test_a_run_keeps_its_window(method, configured, processor):
     config = configured(method, **SHORT)
     assert config.run_id != configured(method, max_seconds=2.0).run_id
     data = load_data(config)
@@ -65,8 +65,8 @@ def test_a_run_keeps_its_window(method, configured):
     said = Transcriber.load(config.output_dir)
     assert said.window == 2
     if method == "js":
-        assert find_teacher(config).config.max_source_positions == 100
-        assert find_teacher(configured(method)).config.max_source_positions == 150
+        assert find_teacher(config, processor).config.max_source_positions == 100
+        assert find_teacher(configured(method), processor).config.max_source_positions == 150
 
 
 def test_a_fully_tuned_model_teaches_the_next_run(configured):
