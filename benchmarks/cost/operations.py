@@ -106,9 +106,9 @@ def stage_operations(stage: Stage, student: Dimensions, labelled: int) -> float:
     body = sum(
         share * counted(mode) for mode, share in (("open", warm), ("learned", 1 - warm)) if share
     )
-    # KL and JS differ from CLSR in their loss alone, and there where they distil.
-    method = "clsr" if config.method in WITH_EXPERTS and not stage.distils else config.method
-    return body + _loss(method, student, labelled, dimensions_of(config.teacher))
+    divergence = config.divergence if stage.distils else None
+    teacher = dimensions_of(config.teacher) if divergence else None
+    return body + _loss(config.method == "full", divergence, student, labelled, teacher)
 
 
 def distilled_share(config: RunConfig) -> float:
@@ -210,18 +210,24 @@ def _step(
 
 
 @lru_cache(maxsize=256)
-def _loss(method: str, student: Dimensions, labelled: int, teacher: Dimensions | None) -> int:
+def _loss(
+    head_trains: bool,
+    divergence: str | None,
+    student: Dimensions,
+    labelled: int,
+    teacher: Dimensions | None,
+) -> int:
     """Head, loss and their gradients, counted on a sample: they grow with positions x words."""
     positions, words = _SAMPLE["positions"], _SAMPLE["vocabulary"]
     states = torch.zeros(positions, student.d_model, requires_grad=True)
-    head = torch.zeros(words, student.d_model, requires_grad=method == "full")
+    head = torch.zeros(words, student.d_model, requires_grad=head_trains)
     target = None
-    if method in ("kl", "js") and teacher is not None:
+    if teacher is not None:
         target = States(
             torch.zeros(positions, teacher.d_model), torch.zeros(words, teacher.d_model)
         )
     labels = torch.zeros(positions, dtype=torch.long)
-    kind: Any = method if target is not None else "js"
+    kind: Any = divergence or "js"
     with FlopCounterMode(display=False) as counter:
         sum(token_losses(States(states, head), labels, target, kind)).backward()
     return counter.get_total_flops() * labelled * student.vocab_size // (positions * words)

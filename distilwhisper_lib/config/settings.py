@@ -11,7 +11,7 @@ import hashlib
 import html
 import json
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -73,8 +73,40 @@ LABELS = {
 
 METHODS = ("teacher", "zero_shot", "full", "lora", "clsr", "kl", "js")
 TRAINED = ("full", "lora", "clsr", "kl", "js")
+BASELINES = ("full", "lora")  # that train, and have no experts
 WITH_EXPERTS = ("clsr", "kl", "js")
 DISTILLED = ("kl", "js")
+
+# What the settings of a baseline make of its name.
+ADAPTERS = {"lora": "+ LoRA", "dora": "+ DoRA", "token": "+ language token"}
+ADAPTED = {"feed_forward": "", "attention": ", attention", "all": ", all linear"}
+TAUGHT = {"none": "", "kl": " + KL", "js": " + JS"}
+# All rows that tables know, in their order: the paper's systems, each with its kinds.
+ROWS = (
+    "Teacher",
+    "Student zero-shot",
+    *(LABELS["full"] + taught for taught in TAUGHT.values()),
+    *(
+        adapter + adapted + taught
+        for adapter in ADAPTERS.values()
+        for adapted in ADAPTED.values()
+        for taught in TAUGHT.values()
+    ),
+    *(LABELS[method] for method in ("clsr", "kl", "js")),
+)
+
+
+def row_of(method: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What a table calls a run of a method with such settings, and the settings left to name."""
+    left = dict(settings)
+    if method not in BASELINES:
+        return LABELS[method], left
+    taught = TAUGHT[left.pop("distil", "none")]
+    if method == "full":
+        return LABELS[method] + taught, left
+    name, where = left.pop("adapter", "lora"), left.pop("lora_layers", "feed_forward")
+    return ADAPTERS[name] + ADAPTED[where] + taught, left
+
 
 # Which notebook runs a method.
 NOTEBOOK_OF = {
@@ -169,6 +201,10 @@ class RunConfig:
     # An epoch goes through fewer training clips as many times as come nearest to this number; 0:
     # once. So few clips are trained for long enough, and validated as seldom as many are.
     epoch_clips: int = _setting(0)
+    # Stop when so many epochs one after another were no better on validation; 0: never.
+    patience: int = _setting(0)
+    # The weights that a run keeps: the best epoch's on validation, or the mean of so many best.
+    averaged: int = _setting(1)
     max_steps: int = _setting(-1)  # above 0: stop each stage there, for smoke runs
     learning_rate: float = _setting(1e-4, PAPER)
     batch_size: int = _setting(16, PAPER)  # per optimiser step; accumulated
@@ -228,6 +264,8 @@ class RunConfig:
     task_weight: float = _setting(1.0, PAPER)
     distil_weight: float = _setting(2.0, PAPER)
     temperature: float = _setting(1.0, PAPER)
+    # What full fine-tuning and LoRA learn from the teacher too; experts' methods say it by name.
+    distil: Literal["none", "kl", "js"] = _setting("none")
     # Which stage of a training with router_epochs learns from the teacher.
     distil_stage: Literal["both", "experts", "router"] = _setting("both")
     # The teacher runs once and its final hidden states are kept, or its likeliest tokens, or it
@@ -235,7 +273,11 @@ class RunConfig:
     teacher_targets: Literal["hidden", "top_k", "online"] = _setting("hidden")
     rebuild_teacher_targets: bool = _setting(False, hashed=False)  # where they are damaged
 
-    # LoRA baseline, on fc1 and fc2 of every layer.
+    # LoRA baseline: of the feed-forward networks (fc1 and fc2), as the authors', of the projections
+    # of attention, or both. "dora": direction and magnitude apart (Liu et al., 2024, eq. 5).
+    # "token": the one embedding of the run's language token trains, and nothing else.
+    adapter: Literal["lora", "dora", "token"] = _setting("lora", CODE)
+    lora_layers: Literal["feed_forward", "attention", "all"] = _setting("feed_forward", CODE)
     lora_rank: int = _setting(64, CODE)
     lora_alpha: int = _setting(64, CODE)
     lora_dropout: float = _setting(0.05, CODE)
@@ -347,12 +389,18 @@ class RunConfig:
     @property
     def needs_teacher(self) -> bool:
         """Whether it hears a teacher, or is one."""
-        return self.method in (*DISTILLED, "teacher")
+        return self.divergence is not None or self.method == "teacher"
+
+    @property
+    def divergence(self) -> str | None:
+        """What it takes from a teacher's distribution: "kl", "js", or None."""
+        distil = self.method if self.method in DISTILLED else self.distil
+        return None if distil == "none" else distil
 
     @property
     def targets(self) -> str | None:
         """How this run learns from a teacher: "hidden", "top_k", "online", or not at all."""
-        if self.method not in DISTILLED:
+        if self.divergence is None:
             return None
         return "online" if self.conventions == "authors" else self.teacher_targets
 
@@ -433,6 +481,9 @@ def resolve(
     # A grid may name any of them for all of its methods.
     idle = ["recipe"] * (method not in WITH_EXPERTS)
     idle += ["window", "pack", "timestamps"] * (method not in TRAINED)
+    if method not in BASELINES:
+        _check_distil(method, overrides.get("distil", "none"))
+        idle += ["distil", "adapter", "lora_layers"]
     settings, overrides = (_without(idle, named) for named in (settings, overrides))
     if method in WITH_EXPERTS:
         settings |= recipe_settings(preset, recipe)
@@ -457,6 +508,15 @@ def resolve(
     config = RunConfig(**identity, **values)
     check_values(config)
     return config
+
+
+def _check_distil(method: str, distil: Any) -> None:
+    """Experts that learn from a teacher are methods of their own."""
+    if method in WITH_EXPERTS and distil not in ("none", method):
+        raise UserError(
+            f"distil={distil!r} with method {method!r}: expected it of full or lora; experts with "
+            "a teacher are the methods js and kl (notebooks 05 and 06)"
+        )
 
 
 def decisive(method: str) -> set[str]:

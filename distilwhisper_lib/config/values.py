@@ -69,9 +69,9 @@ _LONGEST = 30  # seconds: the window of every Whisper
 _POSITIVE = ("batch_size", "micro_batch", "epochs", "gate_dim", "expert_rank", "gate_rate",
              "lora_rank", "max_new_tokens", "eval_batch_size", "learning_rate", "temperature",
              "clip_norm", "lora_alpha", "max_seconds", "train_size", "validation_size", "test_size",
-             "forgetting_clips", "window_seconds")  # fmt: skip
+             "forgetting_clips", "window_seconds", "averaged")  # fmt: skip
 _NOT_NEGATIVE = ("gate_noise", "weight_decay", "gate_weight", "task_weight", "distil_weight",
-                 "router_epochs", "epoch_clips", "workers")  # fmt: skip
+                 "router_epochs", "epoch_clips", "workers", "patience")  # fmt: skip
 _FRACTIONS = ("warmup_fraction", "label_smoothing", "gate_dropout", "expert_dropout", "skip",
               "budget", "lora_dropout", "adam_beta1", "adam_beta2",
               "expert_warmup", "straight_through_from", "timestamps")  # fmt: skip

@@ -104,13 +104,13 @@ def loss_parts(
         student,
         labels,
         teacher,
-        run.method,
+        run.divergence or "js",
         keep=None if authors else labels != IGNORE,
         smoothing=run.label_smoothing,
         temperature=run.temperature,
         epsilon=AUTHORS_EPSILON if authors else 0.0,
     )
-    if run.method not in WITH_EXPERTS:
+    if run.method not in WITH_EXPERTS and teacher is None:
         return combine(ce)
     return combine(
         ce,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, WhisperProcessor
 
@@ -118,26 +118,46 @@ def model_settings(config: RunConfig) -> dict[str, Any]:
 def prepare(model: DistilWhisperForConditionalGeneration, config: RunConfig) -> nn.Module:
     """Give a loaded model what the method trains, and freeze the rest.
 
-    full: every weight of Whisper but its fixed sinusoids. lora: low-rank updates of fc1 and fc2.
-    clsr, kl, js: one language's experts and gates.
+    full: every weight of Whisper but its fixed sinusoids. lora: what peft puts beside it, see
+    adapter_of(). clsr, kl, js: one language's experts and gates.
     """
     if config.method == "full":
         # Frozen by Whisper's constructor, but transformers' from_pretrained forgets that.
         model.model.encoder.embed_positions.requires_grad_(False)
         return model
     if config.method == "lora":
-        lora = LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=["fc1", "fc2"],
-            bias="none",
-            task_type=None,  # Whisper takes features, not input_ids, which peft's seq2seq type adds
-        )
-        return get_peft_model(model, lora)
+        return get_peft_model(model, adapter_of(config, model))
     model.add_expert(config.language, config.expert_rank if config.expert == "low_rank" else None)
     model.freeze_all_but_expert(config.language)
     return model
+
+
+# The linear layers that an adapter changes.
+_LAYERS = {
+    "feed_forward": ["fc1", "fc2"],
+    "attention": ["q_proj", "k_proj", "v_proj", "out_proj"],
+}
+_LAYERS["all"] = _LAYERS["feed_forward"] + _LAYERS["attention"]
+
+
+def adapter_of(config: RunConfig, model: DistilWhisperForConditionalGeneration) -> PeftConfig:
+    """Low-rank updates, of weights or of their directions, or one embedding of the language."""
+    # Whisper takes features, not input_ids, which peft's own type for such models adds.
+    whole = {"task_type": None}
+    if config.adapter == "token":
+        token = model.generation_config.lang_to_id[f"<|{config.spoken}|>"]
+        return TrainableTokensConfig(
+            token_indices=[token], target_modules=["embed_tokens"], **whole
+        )
+    return LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=_LAYERS[config.lora_layers],
+        bias="none",
+        use_dora=config.adapter == "dora",
+        **whole,
+    )
 
 
 def read_trained(

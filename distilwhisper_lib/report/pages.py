@@ -192,14 +192,16 @@ _SOFT_COMPARISONS = (
 def variants(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Each row with changed settings, and the rows that it is to be held against: its method's,
     and of experts CLSR's of the same settings, and LoRA's."""
-    rows = sorted(set(row_labels(records)), key=row_place)
+    methods = (LABELS[record["config"]["method"]] for record in records)
+    rows = dict(zip(row_labels(records), methods, strict=True))
     pairs = []
-    for row in rows:
+    for row, method in sorted(rows.items(), key=lambda item: row_place(item[0])):
         plain, _, settings = row.partition(" (")
-        if settings:
+        if row != method:
             alone = f"{LABELS['clsr']} ({settings}"
             rivals = [alone, LABELS["lora"]] if plain.startswith(LABELS["clsr"]) else []
-            pairs += [(row, rival) for rival in (plain, *rivals) if rival != row]
+            against = dict.fromkeys([plain, method, *rivals])
+            pairs += [(row, rival) for rival in against if rival != row]
     return pairs
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from distilwhisper_lib.config.settings import LABELS, TRAINED, Record
+from distilwhisper_lib.config.settings import LABELS, ROWS, TRAINED, Record
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.results.exports import cell, stacked
@@ -73,7 +73,7 @@ def read_published_values(path: str | Path) -> list[Published]:
 def _value(row: Mapping[str, str | None], where: str) -> Published:
     given = {name: (row.get(name) or "").strip() for name in COLUMNS}
     system = LABELS.get(given["system"], given["system"])
-    if system not in LABELS.values():
+    if system not in ROWS:
         raise UserError(
             f"{where} has system {given['system']!r}, expected one of {', '.join(LABELS)}"
         )

@@ -17,13 +17,14 @@ from distilwhisper_lib.config.changes import changed_settings, named
 from distilwhisper_lib.config.settings import (
     CAME_WITH_KIT,
     DOMAINS,
-    LABELS,
     NORMALIZERS,
     ORIGIN,
+    ROWS,
     TRAINED,
     WITH_EXPERTS,
     Record,
     decisive,
+    row_of,
 )
 from distilwhisper_lib.io.checked import one_of
 from distilwhisper_lib.languages import find_language
@@ -169,7 +170,7 @@ def needs_no_title(titles: Collection[str]) -> bool:
 
 def row_place(row: str) -> tuple[int, str]:
     """What rows are sorted by: the paper's order of systems, each before its variants."""
-    return list(LABELS.values()).index(row.partition(" (")[0]), row
+    return ROWS.index(row.partition(" (")[0]), row
 
 
 def shared_settings(records: Sequence[Record]) -> dict[str, Any]:
@@ -189,7 +190,7 @@ def row_labels(records: Sequence[Record], untold: Collection[str] = ()) -> list[
     not those ``untold``."""
     labels = []
     for record, changed in zip(records, changed_settings(records), strict=True):
-        label = LABELS[record["config"]["method"]]
-        settings = {name: value for name, value in changed.items() if name not in untold}
+        label, settings = row_of(record["config"]["method"], changed)
+        settings = {name: value for name, value in settings.items() if name not in untold}
         labels.append(f"{label} ({', '.join(named(settings))})" if settings else label)
     return labels

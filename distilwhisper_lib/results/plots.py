@@ -211,8 +211,8 @@ def _draw_bars(axis: Axes, table: pd.DataFrame, spread: pd.DataFrame, numbers: b
 def system_style(system: str, index: int) -> tuple[str, str]:
     """The style of a system; rows of their own ("+ LoRA (max_steps=2)") are hatched by position."""
     known = _SYSTEMS.get(system)
-    base = next((style for name, style in _SYSTEMS.items() if system.startswith(f"{name} (")), None)
-    return known or ((base or (PURPLE, ""))[0], ("xx", "..", "oo", "++")[index % 4])
+    base = max((name for name in _SYSTEMS if system.startswith(name)), key=len, default="")
+    return known or (_SYSTEMS.get(base, (PURPLE, ""))[0], ("xx", "..", "oo", "++")[index % 4])
 
 
 def _group_name(heading: str) -> str:

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,21 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that can be gone on with: it is whole, and so is its best one."""
+def best_steps(history: Sequence[Mapping[str, Any]], number: int = 1) -> list[int]:
+    """The steps of a trainer's best validations, the best first, of equal ones the earlier."""
+    told = sorted((entry["eval_wer"], entry["step"]) for entry in history if "eval_wer" in entry)
+    return [step for _, step in told[:number]]
+
+
+def last_checkpoint(folder: Path, averaged: int = 1) -> str | None:
+    """The newest checkpoint that can be gone on with: it is whole, and so are its best ones."""
     steps = {_step(path): path for path in folder.glob("checkpoint-*")}
     for step in sorted(steps, reverse=True):
         path = steps[step]
         if is_whole(path):
-            best = json.loads((path / STATE).read_text(encoding="utf-8"))["best_model_checkpoint"]
-            if best is None or Path(best).name == path.name or is_whole(folder / Path(best).name):
+            said = json.loads((path / STATE).read_text(encoding="utf-8"))
+            best = {*best_steps(said["log_history"], averaged)} - {step}
+            if all(is_whole(checkpoint_path(folder, other)) for other in best):
                 return str(path)
     return None
 
@@ -84,6 +91,23 @@ def lighten(folder: Path) -> None:
 def _step(path: Path) -> int:
     number = path.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
+
+
+def waited_enough(history: Sequence[Mapping[str, Any]], patience: int) -> bool:
+    """Whether so many validations one after another were no better than the best one; 0: never."""
+    told = [entry["eval_wer"] for entry in history if "eval_wer" in entry]
+    return bool(patience and told) and len(told) - 1 - told.index(min(told)) >= patience
+
+
+class Patience(TrainerCallback):
+    """Ends a training early. It counts in what the trainer said, where transformers' own counts by
+    itself, and from nothing after an interruption."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop |= waited_enough(state.log_history, self.patience)
 
 
 MEND = 'lower learning_rate, or set precision to "fp32", and run again'

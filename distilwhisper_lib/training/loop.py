@@ -44,7 +44,7 @@ from distilwhisper_lib.model.checkpoint import check_models, shorten_config, tea
 from distilwhisper_lib.model.hub import Source, loading
 from distilwhisper_lib.model.loading import load_student, padding_all, prepare, read_trained
 from distilwhisper_lib.model.tensors import checkpoint_hash, trained_tensors, weights_hash
-from distilwhisper_lib.training.checkpoints import Clock, last_checkpoint, lighten
+from distilwhisper_lib.training.checkpoints import Clock, best_steps, last_checkpoint, lighten
 from distilwhisper_lib.training.shares import micro_batches_each
 from distilwhisper_lib.training.stages import FOLDER as EXPERTS
 from distilwhisper_lib.training.stages import Stage, stages
@@ -142,7 +142,7 @@ def _train_stage(
     with alone(stage.folder, "training these experts") if mine else nullcontext():
         clock = Clock(stage.folder / "elapsed.json")
         trainer = make_trainer(model, processor, teacher, stage, data, clock)
-        trainer.go_on(ranks.told_by_first(partial(last_checkpoint, stage.folder)))
+        trainer.go_on(ranks.told_by_first(partial(last_checkpoint, stage.folder, run.averaged)))
         ranks.wait()
         if mine:
             lighten(stage.folder)
@@ -261,11 +261,13 @@ def _summary(
     states: list[TrainerState], model: nn.Module, config: RunConfig, seconds: float
 ) -> dict[str, Any]:
     """What a run says of its training; the steps of a later stage are counted on."""
-    history, steps = [], 0
+    history, steps, means = [], 0, {}
     for state in states:
-        history += [e | {"step": steps + e["step"]} for e in state.log_history]
-        best = state.best_model_checkpoint
-        best_step = steps + (int(best.rsplit("-", 1)[1]) if best else state.global_step)
+        history += [e | {"step": steps + e["step"]} for e in state.log_history if "step" in e]
+        best = best_steps(state.log_history)
+        best_step = steps + (best[0] if best else state.global_step)
+        for mean in (entry for entry in state.log_history if "mean_of" in entry):
+            means = {"mean_of": [steps + step for step in mean["mean_of"]]} | _validated(mean, "")
         steps += state.global_step
     tensors = trained_tensors(model)
     return {
@@ -281,19 +283,16 @@ def _summary(
         "best_step": best_step,
         "weights_sha256": weights_hash(tensors),
         "log": [_log_entry(e) for e in history if "loss" in e],
-        "validation": [
-            {"step": e["step"], "wer": e["eval_wer"], "cer": e["eval_cer"]} | _gates_of(e)
-            for e in history
-            if "eval_wer" in e
-        ],
-    }
+        "validation": [{"step": e["step"]} | _validated(e) for e in history if "eval_wer" in e],
+    } | ({"mean": means} if means else {})
 
 
-def _gates_of(entry: dict[str, float]) -> dict[str, float]:
-    """Of a validation: mean gates, hard ("gate_hard") and before that ("gate_soft"), see
-    gate_statistics.mean_shares()."""
-    named = {name.removeprefix("eval_"): value for name, value in entry.items()}
-    return {name: round(v, 6) for name, v in named.items() if name.startswith("gate_")}
+def _validated(entry: dict[str, float], prefix: str = "eval_") -> dict[str, float]:
+    """Of a validation its rates and mean gates, hard ("gate_hard") and before that ("gate_soft"),
+    see gate_statistics.mean_shares()."""
+    named = {name.removeprefix(prefix): value for name, value in entry.items()}
+    gates = {name: round(v, 6) for name, v in named.items() if name.startswith("gate_")}
+    return {"wer": named["wer"], "cer": named["cer"]} | gates
 
 
 def _log_entry(entry: dict[str, float]) -> dict[str, float]:

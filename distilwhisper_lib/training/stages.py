@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from distilwhisper_lib.config.settings import (
-    DISTILLED,
     WITH_EXPERTS,
     RunConfig,
     decisive,
@@ -73,7 +72,7 @@ class Stage:
     @property
     def distils(self) -> bool:
         """Whether it learns from the teacher."""
-        wanted = self.run.method in DISTILLED
+        wanted = self.run.divergence is not None
         return wanted and self.run.distil_stage in ("both", self.name)
 
     @property

@@ -64,11 +64,14 @@ from distilwhisper_lib.training.checkpoints import (
     Clock,
     LogAtEpochEnd,
     LossWatch,
+    Patience,
     TimeLeft,
+    best_steps,
     checkpoint_path,
     keep_only,
     kept,
     seal,
+    waited_enough,
 )
 from distilwhisper_lib.training.shares import MicroBatches, Share, micro_batches_each, seed_of
 from distilwhisper_lib.training.stages import Stage
@@ -113,11 +116,12 @@ class DistilTrainer(Seq2SeqTrainer):
         """Train, from a checkpoint if there is one.
 
         From the last one nothing is left to do, which the Trainer does not see where training
-        ends within an epoch: it would go one step too far.
+        ends within an epoch, and where patience has ended: it would go too far.
         """
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
-            if state.global_step >= state.max_steps:
+            enough = waited_enough(state.log_history, self.run.patience)
+            if enough or state.global_step >= state.max_steps:
                 self.state = state
                 self._load_best_model()
                 return
@@ -272,7 +276,7 @@ class DistilTrainer(Seq2SeqTrainer):
         """The Trainer's, then its seal, and only then the older ones go: see checkpoints.py."""
         check_claim(self.run)
         folder = Path(self.args.output_dir)
-        path, best = checkpoint_path(folder, self.state.global_step), None
+        path = checkpoint_path(folder, self.state.global_step)
         if self.args.should_save:
             shutil.rmtree(path, ignore_errors=True)  # half of it, left by a killed process
         self.accelerator.wait_for_everyone()
@@ -281,8 +285,8 @@ class DistilTrainer(Seq2SeqTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             seal(path)
-            best = self.state.best_model_checkpoint
-            keep_only(folder, path, best)
+            steps = best_steps(self.state.log_history, self.run.averaged)
+            keep_only(folder, path, *(checkpoint_path(folder, step) for step in steps))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
@@ -304,7 +308,16 @@ class DistilTrainer(Seq2SeqTrainer):
         (model or self.model).load_state_dict(tensors, strict=False)
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        """The best checkpoint's weights, or the mean of several, which is then validated too."""
+        steps = best_steps(self.state.log_history, self.run.averaged)
+        paths = (checkpoint_path(self.args.output_dir, step) / WEIGHTS for step in steps)
+        best = [load_file(path) for path in paths]
+        mean = {n: torch.stack([weights[n] for weights in best]).mean(0) for n in best[0]}
+        several = self.run.averaged > 1
+        self.model.load_state_dict(mean if several else best[0], strict=False)
+        if several:
+            found = ranks.told_by_first(self._validate)
+            self.state.log_history.append({"mean_of": steps, **found})
 
     # What the Trainer unpickles when it goes on.
 
@@ -361,7 +374,7 @@ def make_trainer(
         train_dataset=SpeechDataset(train, read),
         eval_dataset=SpeechDataset(data.validation),
         data_collator=partial(_with_ids, collator),
-        callbacks=[LogAtEpochEnd(), clock, time_left],
+        callbacks=[LogAtEpochEnd(), clock, time_left, Patience(config.patience)],
         stage=stage,
         data=data,
         processor=processor,

@@ -72,7 +72,7 @@ def test_layers_that_are_not_built_count_as_if_they_were():
     again = dataclasses.replace(plain, activation_checkpointing=True)
     told = operations.training_operations(again, TINY, 5)
     whole = operations._step(TINY, "ffn", 5, True)  # all four layers
-    assert told - operations._loss("clsr", TINY, 5, None) == whole
+    assert told - operations._loss(False, None, TINY, 5, None) == whole
     # A forward pass once more.
     assert 1.2 < told / operations.training_operations(plain, TINY, 5) < 1.6
 
@@ -85,10 +85,10 @@ def test_low_rank_experts_cost_their_thin_products_and_stages_what_trains_in_the
     d, wide, said = TINY.d_model, TINY.encoder_ffn_dim, PROMPT + 5
     tokens = TINY.encoder_layers * TINY.max_source_positions + TINY.decoder_layers * said
     experts, router = operations.stages(decisive, Path())
-    head = operations._loss("js", TINY, 5, operations.dimensions_of(decisive.teacher))
+    head = operations._loss(False, "js", TINY, 5, operations.dimensions_of(decisive.teacher))
     first, second = (operations.stage_operations(s, TINY, 5) - head for s in (experts, router))
     lora = resolve("lora", "own", "ca", overrides={"lora_rank": 4, "lora_alpha": 4})
-    plain = operations._loss("lora", TINY, 5, None)
+    plain = operations._loss(False, None, TINY, 5, None)
     gate = 2 * tokens * (d * 64 + 64)  # asked in a warm-up too, though nobody heeds it
     # Alone an expert costs what LoRA does.
     assert first == operations.training_operations(lora, TINY, 5) - plain + gate

@@ -77,6 +77,111 @@ def test_each_method_trains_its_own_weights_and_saves_only_them(method, study, p
     assert files == {artifact, "training.json", "data.json"}
 
 
+@pytest.mark.parametrize(
+    ("settings", "each", "layers"),
+    [
+        ({}, 2, ("fc1", "fc2")),
+        ({"lora_layers": "attention"}, 2, ("q_proj", "k_proj", "v_proj", "out_proj")),
+        ({"lora_layers": "all"}, 2, ("fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj")),
+        ({"adapter": "dora"}, 3, ("fc1", "fc2")),
+        ({"adapter": "token"}, 1, ("embed_tokens",)),
+    ],
+)
+def test_adapters_train_what_their_settings_say(settings, each, layers, study, processor):
+    config, data = study("lora", **settings)
+    run = kit.train(config, data)
+    counts = Counter(
+        next(part for part in name.split(".") if part in layers)
+        for name in kit.trained_tensors(run.model)
+    )
+    modules = [name.rsplit(".", 1)[-1] for name, _ in run.model.get_base_model().named_modules()]
+    assert counts == {name: each * modules.count(name) for name in layers}
+    if settings.get("adapter") == "token":
+        assert run.training["trainable_parameters"] == run.model.config.d_model
+        row = processor.tokenizer.convert_tokens_to_ids("<|ca|>")
+        before = loading.load_model("student")[0].get_input_embeddings().weight
+        after = run.model.merge_and_unload().get_input_embeddings().weight
+        assert (before != after).any(1).nonzero().flatten().tolist() == [row]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("distil", ["kl", "js"])
+def test_a_baseline_learns_from_the_teacher_as_experts_do(method, distil, study):
+    plain, data = study(method)
+    config, _ = study(method, distil=distil)
+    run = kit.train(config, data)
+    first = run.training["log"][0]
+    assert first["loss_distil"] > 0 and first["loss_gate"] == 0
+    assert first["loss"] == pytest.approx(first["loss_ce"] + 2 * first["loss_distil"], abs=1e-5)
+    assert run.models["teacher"] and run.training["teacher_targets"]["mode"] == "hidden"
+    alone = kit.train(plain, data)
+    assert alone.models["teacher"] is None
+    assert alone.training["weights_sha256"] != run.training["weights_sha256"]
+    # The first step's loss is the student's own, which no method has changed yet.
+    same = {"label_smoothing": 0.0, "lora_dropout": 0.0, "precision": "fp32"}
+    losses = [
+        kit.train(study(m, distil=distil, **same)[0], data).training["log"][0]["loss_distil"]
+        for m in ("full", "lora")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_experts_are_taught_by_their_method_alone(study):
+    for method, distil in (("clsr", "js"), ("kl", "js")):
+        with pytest.raises(UserError, match=f"distil='js' with method '{method}': expected it of"):
+            study(method, distil=distil)
+    assert study("js", distil="js")[0].run_id == study("js")[0].run_id
+    assert study("clsr", adapter="dora")[0].run_id == study("clsr")[0].run_id
+
+
+def wers(monkeypatch, *told):
+    """Validations that find these error rates, one after another."""
+    left = iter(told)
+    monkeypatch.setattr(
+        trainer.DistilTrainer, "_validate", lambda _: {"wer": next(left), "cer": 0.5}
+    )
+
+
+def test_the_mean_of_the_best_checkpoints_is_kept_and_heard(study, monkeypatch):
+    config, data = study("lora", epochs=4, averaged=2)
+    wers(monkeypatch, 0.5, 0.3, 0.9, 0.4, 0.2)
+    seen = {}
+    save = trainer.DistilTrainer._save
+
+    def remember(self, *args, **kwargs):
+        seen[self.state.global_step] = {
+            name: tensor.clone() for name, tensor in kit.trained_tensors(self.model).items()
+        }
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.DistilTrainer, "_save", remember)
+    run = kit.train(config, data)
+    mean = {name: (seen[6][name] + seen[12][name]) / 2 for name in seen[6]}
+    torch.testing.assert_close(kit.trained_tensors(run.model), mean)
+    assert run.training["mean"] == {"mean_of": [6, 12], "wer": 0.2, "cer": 0.5}
+    assert run.training["best_step"] == 6
+
+
+def test_patience_ends_a_training_and_is_not_asked_twice(study, monkeypatch):
+    config, data = study("lora", epochs=6, patience=2)
+    wers(monkeypatch, 0.5, 0.3, 0.3, 0.4)
+    assert kit.train(config, data).training["steps"] == 4 * 3
+
+    # Killed after its last checkpoint, before it was read: nothing is trained any more.
+    shutil.rmtree(config.output_dir)
+    wers(monkeypatch, 0.5, 0.3, 0.3, 0.4)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.DistilTrainer, "_load_best_model", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kit.train(config, data)
+    monkeypatch.setattr(trainer.DistilTrainer, "compute_loss", None)
+    assert kit.train(config, data).training["steps"] == 4 * 3
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("method", ["clsr", "lora"])
 def test_a_finished_run_is_read_back(method, study, monkeypatch):
     config, data = study(method)
@@ -93,7 +198,14 @@ PACKED = {"pack": True, "batch_size": 1, "micro_batch": 1}  # three windows, a s
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"), [("full", {}), ("lora", {}), ("js", {}), ("js", PACKED)]
+    ("method", "settings"),
+    [
+        ("full", {}),
+        ("lora", {}),
+        ("lora", {"distil": "js", "averaged": 2, "patience": 1}),
+        ("js", {}),
+        ("js", PACKED),
+    ],
 )
 @pytest.mark.parametrize("step", [4, 5])  # in the second epoch, after the first checkpoint
 def test_an_interrupted_run_resumes_to_the_same_weights_and_log(
@@ -336,12 +448,14 @@ def test_activation_checkpointing_gives_the_same_weights(study, pack):
         assert recomputed["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
 
 
-def test_a_teacher_of_another_vocabulary_is_refused_before_training(study, tmp_path, tiny_model):
+def test_a_teacher_with_nameless_tokens_is_refused_before_training(study, tmp_path, tiny_model):
     config, data = study("js")
     other = tiny_model(seed=1)
     other.resize_token_embeddings(other.config.vocab_size + 8)
     other.save_pretrained(tmp_path / "teacher")
-    with pytest.raises(UserError, match="the teacher has vocab_size"):
+    with pytest.raises(
+        UserError, match="the teacher has 468 tokens in its config.json and names f"
+    ):
         kit.train(config, data)
     assert not config.output_dir.exists()
 
