@@ -6,6 +6,7 @@ Its YAML metadata are made here; its text is the template card.md.
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -20,13 +21,33 @@ from distilwhisper_lib.model.hub import could_be_repository
 
 PAPER = "2311.01070"
 _TEMPLATE = PACKAGE / "export" / "card.md"
-METHODS = {
-    "full": "full fine-tuning",
-    "lora": "LoRA on the feed-forward networks",
-    "clsr": "a language expert with gates (CLSR)",
-    "kl": "a language expert with gates (CLSR), distilled with the KL divergence",
-    "js": "a language expert with gates (CLSR), distilled with the Jensen-Shannon divergence",
+_LAYERS = {
+    "feed_forward": "the feed-forward networks",
+    "attention": "the projections of attention",
+    "all": "all linear layers",
 }
+_TAUGHT = {
+    "none": "",
+    "kl": ", distilled with the KL divergence",
+    "js": ", distilled with the Jensen-Shannon divergence",
+}
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    """What was trained, in words."""
+    method = config["method"]
+    if method in WITH_EXPERTS:
+        return f"a language expert with gates (CLSR){_TAUGHT.get(method, '')}"
+    taught = _TAUGHT[config.get("distil", "none")]
+    if method == "full":
+        return f"full fine-tuning{taught}"
+    adapter = config.get("adapter", "lora")
+    if adapter == "token":
+        return f"the embedding of the language's token{taught}"
+    name = {"lora": "LoRA", "dora": "DoRA"}[adapter]
+    return f"{name} on {_LAYERS[config.get('lora_layers', 'feed_forward')]}{taught}"
+
+
 # How the gates of a run with an expert are heard.
 _GATES = {
     "hard": "Each token goes through the base model's network or the expert's, as its gate decides",
@@ -98,7 +119,7 @@ def model_card(
         changes_all=what in _CHANGE_ALL,
         compared=None if comparison is None else comparison.to_dict("index"),
         parts=PARTS,
-        method=METHODS[config["method"]],
+        method=_method(config),
         rules=_RULES,
         paper=PAPER,
         name=_name,

@@ -129,8 +129,20 @@ def test_what_is_no_finished_run_is_named(finished, tmp_path):
 # Plain Whisper ---------------------------------------------------------------------------------
 
 
-def test_the_merged_adapter_computes_what_the_adapter_does(finished, batch, tmp_path):
-    run = finished("lora").run
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "LoRA on the feed-forward networks"),
+        ({"lora_layers": "all", "distil": "js"}, "LoRA on all linear layers, distilled with the J"),
+        ({"adapter": "dora"}, "DoRA on the feed-forward networks"),
+        ({"adapter": "token"}, "the embedding of the language's token"),
+    ],
+)
+def test_the_merged_adapter_computes_what_the_adapter_does(
+    finished, batch, tmp_path, token, settings, words
+):
+    run = finished("lora", **settings).run
+    batch["decoder_input_ids"][:, 1] = token("<|ca|>")
     before = logits(run.model, batch)
     folder = export_run(run, tmp_path / "merged")
     plain = WhisperForConditionalGeneration.from_pretrained(folder)
@@ -139,6 +151,7 @@ def test_the_merged_adapter_computes_what_the_adapter_does(finished, batch, tmp_
     assert torch.equal(logits(run.model, batch), before)  # nothing was merged in place
     stock = WhisperForConditionalGeneration.from_pretrained("student", key_mapping={})
     assert not torch.allclose(logits(stock, batch), before, atol=1e-2)
+    assert words in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("ranks", [None, {"ca": 4}])
