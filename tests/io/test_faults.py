@@ -88,7 +88,9 @@ def checkpoint(folder, step, best=None):
     path = checkpoints.checkpoint_path(folder, step)
     path.mkdir()
     (path / "optimizer.pt").write_bytes(bytes(100))
-    (path / checkpoints.STATE).write_text(json.dumps({"best_model_checkpoint": best}))
+    told = [] if best is None else [(0.5, best), (0.6, step)]
+    history = [{"eval_wer": wer, "step": at} for wer, at in told]
+    (path / checkpoints.STATE).write_text(json.dumps({"log_history": history}))
     checkpoints.seal(path)
     return path
 
@@ -103,7 +105,7 @@ def test_only_whole_checkpoints_are_gone_on_with_whatever_the_clock_says(tmp_pat
     assert checkpoints.last_checkpoint(tmp_path) == str(paths[1])
     (paths[1] / checkpoints.SEAL).unlink()
     assert checkpoints.last_checkpoint(tmp_path) == str(paths[0])
-    newest = checkpoint(tmp_path, 30, best=str(paths[2]))  # whose best one is torn
+    newest = checkpoint(tmp_path, 30, best=20)  # whose best one is torn
     assert checkpoints.last_checkpoint(tmp_path) == str(paths[0])
     checkpoints.keep_only(tmp_path, newest, "elsewhere/checkpoint-9", None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-30", "checkpoint-9"]
