@@ -261,12 +261,14 @@ def _refused(tasks: Sequence[Task]) -> list[str]:
             named = [config.student, config.teacher][: 1 + config.needs_teacher]
             if not all(Path(locate(name)).is_dir() for name in named):
                 continue  # the hub is asked when the run begins
-            key = (*named, config.language, config.forgetting, config.window_seconds)
+            names = ("language", "speaks_as", "forgetting", "window_seconds")
+            key = (*named, *(getattr(config, name) for name in names))
             if key not in known:
+                known[key] = ""
                 try:
-                    known[key] = check_models(config) and ""
+                    check_models(config)
                 except UserError as error:
-                    known[key] = f"{error}"
+                    known[key] = str(error)
             if known[key]:
                 lines.append(f"{task.name} cannot start: {known[key]}.")
                 break

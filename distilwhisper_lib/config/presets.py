@@ -47,8 +47,8 @@ AUTHORS_DISTILLATION = {"task_weight": 0.5 / 1.41**2, "distil_weight": 0.5}
 
 # Ways to train experts and gates, see RunConfig.recipe. "decisive" (KIT): gates that are hard in
 # training, an expert that is a small change of the shared network, experts first and gates after,
-# a budget for each side. A lead of a trial on Czech; what was tried on validation since then is in
-# benchmarks/tuning.json, and no study confirms it yet.
+# a budget for each side. Found in a trial on Czech; what was tried on validation since then is in
+# benchmarks/tuning.json, what the study makes of it in results/README.md.
 PAPERS = "paper"
 RECIPES: dict[str, dict[str, Any]] = {
     PAPERS: {},

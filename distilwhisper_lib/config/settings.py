@@ -11,7 +11,7 @@ import hashlib
 import html
 import json
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -76,37 +76,6 @@ TRAINED = ("full", "lora", "clsr", "kl", "js")
 BASELINES = ("full", "lora")  # that train, and have no experts
 WITH_EXPERTS = ("clsr", "kl", "js")
 DISTILLED = ("kl", "js")
-
-# What the settings of a baseline make of its name.
-ADAPTERS = {"lora": "+ LoRA", "dora": "+ DoRA", "token": "+ language token"}
-ADAPTED = {"feed_forward": "", "attention": ", attention", "all": ", all linear"}
-TAUGHT = {"none": "", "kl": " + KL", "js": " + JS"}
-# All rows that tables know, in their order: the paper's systems, each with its kinds.
-ROWS = (
-    "Teacher",
-    "Student zero-shot",
-    *(LABELS["full"] + taught for taught in TAUGHT.values()),
-    *(
-        adapter + adapted + taught
-        for adapter in ADAPTERS.values()
-        for adapted in ADAPTED.values()
-        for taught in TAUGHT.values()
-    ),
-    *(LABELS[method] for method in ("clsr", "kl", "js")),
-)
-
-
-def row_of(method: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """What a table calls a run of a method with such settings, and the settings left to name."""
-    left = dict(settings)
-    if method not in BASELINES:
-        return LABELS[method], left
-    taught = TAUGHT[left.pop("distil", "none")]
-    if method == "full":
-        return LABELS[method] + taught, left
-    name, where = left.pop("adapter", "lora"), left.pop("lora_layers", "feed_forward")
-    return ADAPTERS[name] + ADAPTED[where] + taught, left
-
 
 # Which notebook runs a method.
 NOTEBOOK_OF = {

@@ -128,6 +128,11 @@ def check_values(config: Any) -> None:
             f"timestamps={config.timestamps:g} with conventions='authors', whose prompt says that "
             "there are none: leave one of them out"
         )
+    if config.adapter == "token" and config.lora_layers != "feed_forward":
+        raise UserError(
+            f"lora_layers={config.lora_layers!r} with adapter='token', which changes no layer: "
+            "leave one of them out"
+        )
     if config.expert_warmup == 1 and not config.router_epochs and config.gate_mode != "open":
         raise UserError(
             "expert_warmup=1 with router_epochs=0 never trains a gate: set router_epochs above 0, "

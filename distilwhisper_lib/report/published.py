@@ -17,11 +17,11 @@ from typing import Any
 
 import pandas as pd
 
-from distilwhisper_lib.config.settings import LABELS, ROWS, TRAINED, Record
+from distilwhisper_lib.config.settings import LABELS, TRAINED, Record
 from distilwhisper_lib.errors import UserError
 from distilwhisper_lib.languages import find_language
 from distilwhisper_lib.results.exports import cell, stacked
-from distilwhisper_lib.results.frame import AVERAGE, blocks, row_place
+from distilwhisper_lib.results.frame import AVERAGE, ROWS, blocks, row_place
 from distilwhisper_lib.results.tables import NOT_RUN, column_place, results_table
 
 PUBLISHED = "published.csv"  # in results/

@@ -15,16 +15,16 @@ import pandas as pd
 
 from distilwhisper_lib.config.changes import changed_settings, named
 from distilwhisper_lib.config.settings import (
+    BASELINES,
     CAME_WITH_KIT,
     DOMAINS,
+    LABELS,
     NORMALIZERS,
     ORIGIN,
-    ROWS,
     TRAINED,
     WITH_EXPERTS,
     Record,
     decisive,
-    row_of,
 )
 from distilwhisper_lib.io.checked import one_of
 from distilwhisper_lib.languages import find_language
@@ -39,6 +39,37 @@ AVERAGE = "average"
 PLACE = ["training", "system", "domain", "language", "seed"]  # of one evaluation in the tables
 _COLUMNS = [*PLACE, "corpus", "rtf", "normalizer", "metric", "error", *COUNTS,
             "record", "evaluation"]  # fmt: skip
+
+
+# What the settings of a baseline make of its name.
+_ADAPTERS = {"lora": "+ LoRA", "dora": "+ DoRA", "token": "+ language token"}
+_ADAPTED = {"feed_forward": "", "attention": ", attention", "all": ", all linear"}
+_TAUGHT = {"none": "", "kl": " + KL", "js": " + JS"}
+# All rows that tables know, in their order: the paper's systems, each with its kinds.
+ROWS = (
+    "Teacher",
+    "Student zero-shot",
+    *(LABELS["full"] + taught for taught in _TAUGHT.values()),
+    *(
+        adapter + adapted + taught
+        for adapter in _ADAPTERS.values()
+        for adapted in _ADAPTED.values()
+        for taught in _TAUGHT.values()
+    ),
+    *(LABELS[method] for method in ("clsr", "kl", "js")),
+)
+
+
+def row_of(method: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What a table calls a run of a method with such settings, and the settings left to name."""
+    left = dict(settings)
+    if method not in BASELINES:
+        return LABELS[method], left
+    taught = _TAUGHT[left.pop("distil", "none")]
+    if method == "full":
+        return LABELS[method] + taught, left
+    name, where = left.pop("adapter", "lora"), left.pop("lora_layers", "feed_forward")
+    return _ADAPTERS[name] + _ADAPTED[where] + taught, left
 
 
 def evaluations(records: Sequence[Record]) -> pd.DataFrame:

@@ -312,10 +312,11 @@ class DistilTrainer(Seq2SeqTrainer):
         steps = best_steps(self.state.log_history, self.run.averaged)
         paths = (checkpoint_path(self.args.output_dir, step) / WEIGHTS for step in steps)
         best = [load_file(path) for path in paths]
-        mean = {n: torch.stack([weights[n] for weights in best]).mean(0) for n in best[0]}
-        several = self.run.averaged > 1
-        self.model.load_state_dict(mean if several else best[0], strict=False)
-        if several:
+        if self.run.averaged == 1:
+            self.model.load_state_dict(best[0], strict=False)
+        else:
+            mean = {n: torch.stack([weights[n] for weights in best]).mean(0) for n in best[0]}
+            self.model.load_state_dict(mean, strict=False)
             found = ranks.told_by_first(self._validate)
             self.state.log_history.append({"mean_of": steps, **found})
 

@@ -130,6 +130,8 @@ def test_experts_are_taught_by_their_method_alone(study):
     for method, distil in (("clsr", "js"), ("kl", "js")):
         with pytest.raises(UserError, match=f"distil='js' with method '{method}': expected it of"):
             study(method, distil=distil)
+    with pytest.raises(UserError, match="lora_layers='all' with adapter='token', which changes no"):
+        study("lora", adapter="token", lora_layers="all")
     assert study("js", distil="js")[0].run_id == study("js")[0].run_id
     assert study("clsr", adapter="dora")[0].run_id == study("clsr")[0].run_id
 
